@@ -1,0 +1,54 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+# `make demo` and `make test` need nothing but Python 3.11 or 3.12; both create .venv on the first call.
+#   make demo ARGS="--seed 1"          more arguments for the main job
+#   make test ARGS="-k simplex -x"     more arguments for pytest
+#   make test PYTHON=python3.12 VENV=.venv312
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+ENV_STAMP := $(VENV)/.installed-test
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow quality format docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+env: $(ENV_STAMP)  ## create .venv and install the package with its test dependencies
+
+demo: $(ENV_STAMP)  ## run the main job: learn a value on grade-school math and spend a step budget
+	$(BIN)/accelerate launch recipes/gsm8k_vgf.py $(ARGS)
+
+test: $(ENV_STAMP)  ## run the tests, except those marked slow
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(ENV_STAMP)  ## run the tests marked slow
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+quality: $(DEV_STAMP)  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_STAMP)  ## let ruff fix and format the tree
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(ENV_STAMP)  ## check the links and the code references of the documentation
+	$(BIN)/python scripts/check_docs.py
+
+clean:  ## remove caches and builds, keep .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(ENV_STAMP): pyproject.toml scripts/setup_env.sh
+	PYTHON="$(PYTHON)" bash scripts/setup_env.sh "$(VENV)" test
+	@touch $@
+
+$(DEV_STAMP): $(ENV_STAMP)
+	PYTHON="$(PYTHON)" bash scripts/setup_env.sh "$(VENV)" dev
+	@touch $@

@@ -1,0 +1,223 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Grade-school math: learn a value from right and wrong answers, then see what the step budget buys.
+
+Without arguments it runs on generated problems with a base model that ships with it, on a laptop, offline:
+
+    accelerate launch recipes/gsm8k_vgf.py
+
+On GSM8K, from the hub or from a folder with `train.jsonl` and `test.jsonl`:
+
+    accelerate launch recipes/gsm8k_vgf.py --config recipes/configs/gsm8k_qwen2.5_0.5b.yaml
+    accelerate launch recipes/gsm8k_vgf.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name path/to/gsm8k
+
+Every field of `VGFConfig` and of TRL's `ModelConfig` is an option; `--help` lists them.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from eval import report, scaling
+from eval.sampling import sample
+from recipes.data import load_math_dataset
+from recipes.embedded_math import BASE_DIR, make_problems
+from reward_models.answers import extract_answer
+from reward_models.verifiable import gsm8k_reward, math_reward
+from vgf_llm import VGFConfig, VGFTrainer
+
+EMBEDDED = "embedded"
+CONFIG_DIR = Path(__file__).parent / "configs"
+EMBEDDED_CONFIG = CONFIG_DIR / "gsm8k_embedded.yaml"
+GRPO_REFERENCE = Path(__file__).parent / "embedded_math" / "grpo_reference.json"
+
+
+@dataclass
+class MathScriptArguments(ScriptArguments):
+    """What to train and measure on, beside TRL's script arguments."""
+
+    dataset_name: str | None = field(
+        default=EMBEDDED, metadata={"help": "`embedded`, a hub id such as `openai/gsm8k`, or a local folder."}
+    )
+    num_train_problems: int | None = field(default=None, metadata={"help": "Training problems; all if left out."})
+    num_validation_problems: int = field(default=200, metadata={"help": "Problems that choose the budget L."})
+    num_test_problems: int = field(default=500, metadata={"help": "Problems that the table is measured on."})
+    budget_steps: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 4, 8, 16], metadata={"help": "Budgets L of the table."}
+    )
+    eval_particles: int = field(default=8, metadata={"help": "Particles N of the table."})
+    eval_rows: int = field(default=512, metadata={"help": "Responses sampled at a time in evaluation."})
+    reward: str = field(
+        default="auto", metadata={"help": "`gsm8k` (exact numbers), `math` (math-verify), or `auto` by the golds."}
+    )
+    conversational: bool = field(default=False, metadata={"help": "Whether prompts are chat messages."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of conversational prompts."})
+    skip_evaluation: bool = field(default=False, metadata={"help": "Whether to stop after training."})
+
+
+def parse(argv: list[str]) -> tuple[MathScriptArguments, VGFConfig, ModelConfig]:
+    """Parses the command line; without a dataset, model or config of the user's, the embedded YAML comes first."""
+    given = {argument.split("=")[0] for argument in argv if argument.startswith("--")}
+    embedded = "embedded" in argv or not given & {"--config", "--dataset_name", "--model_name_or_path"}
+    if embedded and "--config" not in given:
+        argv = ["--config", str(EMBEDDED_CONFIG), *argv]
+    parser = TrlParser((MathScriptArguments, VGFConfig, ModelConfig))
+    return parser.parse_args_and_config(args=argv)
+
+
+def load_problems(args: MathScriptArguments, seed: int) -> dict[str, Dataset]:
+    """Returns the train, validation and test problems, with columns `prompt` and `answer`.
+
+    Raises:
+        ValueError: If the dataset is too small for the numbers asked for.
+    """
+    if args.dataset_name == EMBEDDED:
+        sizes = {
+            "train": args.num_train_problems or 5000,
+            "validation": args.num_validation_problems,
+            "test": args.num_test_problems,
+        }
+        made = {split: make_problems(size, seed=seed, split=split) for split, size in sizes.items()}
+        return {split: dataset.map(lambda row: {"prompt": row["question"] + "\n"}) for split, dataset in made.items()}
+    load = partial(
+        load_math_dataset,
+        args.dataset_name,
+        config_name=args.dataset_config,
+        conversational=args.conversational,
+        system_prompt=args.system_prompt,
+    )
+    train = load(args.dataset_train_split).shuffle(seed=seed)
+    if len(train) <= args.num_validation_problems:
+        raise ValueError(
+            f"`num_validation_problems` is {args.num_validation_problems}, but {args.dataset_name!r} has "
+            f"{len(train)} training problems, from which they are taken. Lower it."
+        )
+    validation = train.select(range(args.num_validation_problems))
+    train = train.select(range(args.num_validation_problems, len(train)))
+    if args.num_train_problems is not None:
+        train = train.select(range(min(args.num_train_problems, len(train))))
+    test = load(args.dataset_test_split).shuffle(seed=seed)
+    return {"train": train, "validation": validation, "test": test.select(range(min(args.num_test_problems, len(test))))}
+
+
+def choose_reward(name: str, answer: str) -> Any:
+    """Returns the reward function `name`; `auto` takes exact numbers for golds in GSM8K's format."""
+    functions = {"gsm8k": gsm8k_reward, "math": math_reward}
+    if name == "auto":
+        name = "gsm8k" if "####" in answer else "math"
+    if name not in functions:
+        raise ValueError(f"`reward` must be one of auto, {', '.join(functions)}; got {name!r}.")
+    return functions[name]
+
+
+def measure(trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args: MathScriptArguments) -> Any:
+    """Measures every method on the test problems; validation problems choose L."""
+    model = trainer.vgf_model.eval()
+    tokenizer = trainer.processing_class
+
+    def bound(split: str) -> Any:
+        return partial(
+            sample,
+            model,
+            tokenizer,
+            problems[split]["prompt"],
+            problems[split]["answer"],
+            check=lambda texts, golds: reward(completions=texts, answer=golds),
+            answer_of=extract_answer,
+            batch_size=args.eval_rows,
+            seed=trainer.args.seed,
+            max_new_tokens=trainer.args.max_completion_length,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    # Top-k and top-p of a model's own generation defaults would cut the base that transport starts from.
+    plain = {"top_k": 0, "top_p": 1.0}
+    return scaling.measure(
+        bound("test"), bound("validation"), steps=args.budget_steps, num_particles=args.eval_particles, sampling=plain
+    )
+
+
+def summarize(result: Any, args: MathScriptArguments, console: Console) -> None:
+    """Prints where single transported samples stand against every baseline, with paired standard errors."""
+    n, best = args.eval_particles, result.chosen_steps
+    ours = f"VGF, one particle, L={best}"
+    console.print(f"\n[bold]One transported sample (L={best}, chosen on validation problems) against:[/bold]")
+    for name in (
+        "greedy",
+        "sampled, T=0.7",
+        f"majority@{n}",
+        f"best-of-{n} by value",
+        f"random direction, L={best}",
+    ):
+        difference, error = report.lead(result.scores[ours], result.scores[name])
+        console.print(f"  {name:28s} {difference:+.3f} ± {error:.3f}  ({difference / max(error, 1e-9):+.1f} s.e.)")
+    control, error = report.lead(result.scores[f"random direction, L={best}"], result.scores["sampled, T=1"])
+    console.print(f"  random direction against the base: {control:+.3f} ± {error:.3f}")
+    if args.dataset_name == EMBEDDED and GRPO_REFERENCE.is_file():
+        reference = json.loads(GRPO_REFERENCE.read_text(encoding="utf-8"))
+        console.print(f"\n[bold]TRL's GRPO at equal completions[/bold] (`{reference['command']}`):")
+        for line in reference["rows"]:
+            console.print(f"  {line}")
+
+
+def main(argv: list[str]) -> None:
+    """Trains, saves, measures and plots."""
+    began = time.perf_counter()
+    args, training_args, model_args = parse(argv)
+    console = Console()
+    problems = load_problems(args, training_args.seed)
+    reward = choose_reward(args.reward, problems["train"]["answer"][0])
+    name = model_args.model_name_or_path or (str(BASE_DIR) if args.dataset_name == EMBEDDED else None)
+    if name is None:
+        raise ValueError("`--model_name_or_path` is missing: name the base model of this dataset.")
+    if model_args.dtype not in (None, "auto", "float32") or args.dataset_name != EMBEDDED:
+        training_args.model_init_kwargs = {
+            **(training_args.model_init_kwargs or {}),
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            "dtype": model_args.dtype,
+        }
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=model_args.trust_remote_code)
+    trainer = VGFTrainer(
+        model=name,
+        reward_funcs=reward,
+        args=training_args,
+        train_dataset=problems["train"],
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    resume = training_args.resume_from_checkpoint
+    if resume in ("True", "true", "last"):
+        resume = get_last_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if not args.skip_evaluation and trainer.accelerator.is_main_process:
+        result = measure(trainer, problems, reward, args)
+        result_dir = Path(training_args.output_dir)
+        meta = {"seed": training_args.seed, "model": Path(name).name, "dataset": args.dataset_name}
+        accuracy = trainer.rounds.gate.accuracy
+        report.save(result.rows, result_dir, {**meta, "within_prompt_accuracy": accuracy, "L": result.chosen_steps})
+        report.print_table(result.rows, f"{len(problems['test'])} test problems, seed {training_args.seed}")
+        summarize(result, args, console)
+        baselines = [row for row in result.rows if row.steps is None and "oracle" not in row.method]
+        plot = result_dir / "accuracy_over_budget.png"
+        report.plot_budget(result.curves, baselines, plot, "What the step budget buys")
+        console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
+        console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
+        console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

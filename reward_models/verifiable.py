@@ -1,0 +1,235 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Rewards that a program can check: final answers of mathematics problems, their format and their length.
+
+All have the signature of TRL's trainers, `f(prompts=, completions=, completion_ids=, **columns, trainer_state=,
+log_extra=, log_metric=)`, and take completions as strings or as lists of messages. `trl.rewards.accuracy_reward` is not
+used: it reads conversations alone, needs the answer in LaTeX, has no time limit outside the main thread, and skips a
+gold answer that does not parse without a word. `trl.rewards.think_format_reward` checks for another format. The length
+reward is TRL's.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trl.rewards import get_soft_overlong_punishment
+
+from reward_models import math_worker
+from reward_models.answers import MAX_ANSWER_CHARS, extract_answer, extract_expression, normalize_number
+
+Completion = str | list[dict[str, Any]]
+LogExtra = Callable[[str, list[str]], None]
+
+_HASH_LINE = re.compile(r"####[ \t]*(-?[$]?-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)")
+
+
+def gsm8k_reward(
+    completions: Sequence[Completion],
+    answer: Sequence[str | None] | None = None,
+    log_extra: LogExtra | None = None,
+    **kwargs: Any,
+) -> list[float | None]:
+    """Gives 1 for a completion whose final number equals the gold one and 0 for any other.
+
+    Numbers are compared exactly. Where the number is looked for is written at `extract_answer`; math-verify is not
+    needed.
+
+    Args:
+        completions: [B] texts, or lists of messages whose last one counts.
+        answer: [B] dataset column: gold solutions that end in `#### n`, or the bare numbers. None skips a row.
+        log_extra: given by the trainer; the extracted answers become a column of the logged completions.
+        **kwargs: the other columns and what else the trainer hands over; not used.
+
+    Returns:
+        [B] 1.0 or 0.0, None for skipped rows.
+
+    Raises:
+        ValueError: the column is missing or of another length, or a gold answer is no number.
+
+    Example:
+        >>> gsm8k_reward(["48 / 2 = 24\\n#### 24", "I do not know."], answer=["... #### 24", "24"])
+        [1.0, 0.0]
+    """
+    golds = _gold_column("answer", answer, completions, kwargs)
+    texts = [completion_text(completion) for completion in completions]
+    answers = [extract_answer(text) for text in texts]
+    _log_answers(log_extra, answers)
+    return [
+        None if gold is None else float(found == _gold_number(gold)) for found, gold in zip(answers, golds, strict=True)
+    ]
+
+
+def math_reward(
+    completions: Sequence[Completion],
+    answer: Sequence[str | None] | None = None,
+    solution: Sequence[str | None] | None = None,
+    log_extra: LogExtra | None = None,
+    *,
+    timeout_seconds: float = 5.0,
+    **kwargs: Any,
+) -> list[float | None]:
+    r"""Gives 1 for a completion whose final expression equals the gold one by math-verify and 0 for any other.
+
+    Every comparison runs in a worker process under a time limit (see `reward_models.math_worker`). An answer that
+    does not parse, is longer than 1000 characters or takes too long counts 0. Where the expression is looked for is
+    written at `extract_expression`.
+
+    Args:
+        completions: [B] texts, or lists of messages whose last one counts.
+        answer: [B] dataset column: gold expressions in LaTeX, or solutions that name theirs. None skips a row.
+        solution: [B] dataset column, read where there is no column `answer`.
+        log_extra: given by the trainer; the extracted answers become a column of the logged completions.
+        timeout_seconds: limit for one comparison.
+        **kwargs: the other columns and what else the trainer hands over; not used.
+
+    Returns:
+        [B] 1.0 or 0.0, None for skipped rows.
+
+    Raises:
+        ImportError: math-verify is not installed.
+        ValueError: both columns are missing, one is of another length, or a gold answer does not parse in time.
+
+    Example:
+        >>> math_reward([r"So \boxed{\frac{2}{4}}.", r"So \boxed{2}."], answer=[r"\frac{1}{2}", r"\frac{1}{2}"])
+        [1.0, 0.0]
+    """
+    if not timeout_seconds > 0:
+        raise ValueError(f"timeout_seconds must be positive; got {timeout_seconds!r}.")
+    if answer is None and solution is not None:
+        golds = _gold_column("solution", solution, completions, kwargs)
+    else:
+        golds = _gold_column("answer", answer, completions, kwargs)
+    answers = [extract_expression(completion_text(completion)) for completion in completions]
+    _log_answers(log_extra, answers)
+    rewards: list[float | None] = []
+    for found, gold in zip(answers, golds, strict=True):
+        if gold is None:
+            rewards.append(None)
+            continue
+        expression = _gold_expression(gold, timeout_seconds)
+        if found is None or len(found) > MAX_ANSWER_CHARS:
+            rewards.append(0.0)
+        else:
+            equal = found == expression or math_worker.compare(expression, found, timeout_seconds) == "correct"
+            rewards.append(float(equal))
+    return rewards
+
+
+def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
+    """Gives 1 for a completion that ends as GSM8K's solutions do, in one line `#### n`, and has no other `####`.
+
+    Args:
+        completions: [B] texts, or lists of messages whose last one counts.
+        **kwargs: the dataset columns and what else the trainer hands over; not used.
+
+    Returns:
+        [B] 1.0 or 0.0.
+
+    Example:
+        >>> format_reward(["48 / 2 = 24\\n#### 24", "24", "#### 2\\n#### 24", "#### 24\\nDone."])
+        [1.0, 0.0, 0.0, 0.0]
+    """
+    return [float(_ends_in_hash_line(completion_text(completion))) for completion in completions]
+
+
+def get_length_reward(max_completion_length: int, soft_length: int) -> Callable[..., list[float]]:
+    """Makes TRL's soft punishment of overlong completions (DAPO, arXiv 2503.14476, equation 13), its arguments checked.
+
+    Args:
+        max_completion_length: tokens from which the reward is -1.
+        soft_length: tokens before that over which it falls from 0 to -1.
+
+    Returns:
+        A reward function of `completion_ids`.
+
+    Raises:
+        ValueError: `soft_length` is not between 1 and `max_completion_length`.
+
+    Example:
+        >>> get_length_reward(100, soft_length=20)(completion_ids=[[0] * 80, [0] * 90, [0] * 101])
+        [0.0, -0.5, -1.0]
+    """
+    if not 1 <= soft_length <= max_completion_length:
+        raise ValueError(
+            f"soft_length must be between 1 and max_completion_length = {max_completion_length}; got {soft_length}."
+        )
+    return get_soft_overlong_punishment(max_completion_length, soft_length)
+
+
+def completion_text(completion: Completion) -> str:
+    """Returns the text of a completion: itself, or the content of its last message.
+
+    Args:
+        completion: a string, or messages whose content is a string, a list of parts, or None (a message of tool calls).
+
+    Raises:
+        TypeError: it is neither.
+
+    Example:
+        >>> completion_text([{"role": "assistant", "content": "#### 24"}])
+        '#### 24'
+    """
+    content: Any = completion
+    if isinstance(completion, list):
+        content = completion[-1].get("content") if completion else None
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    if isinstance(content, str):
+        return content
+    raise TypeError(
+        f"completions must be strings or lists of messages with a 'content'; got {type(completion).__name__}: "
+        f"{str(completion)[:200]!r}."
+    )
+
+
+def _gold_column(
+    name: str, golds: Sequence[str | None] | None, completions: Sequence[Completion], others: dict[str, Any]
+) -> Sequence[str | None]:
+    """Checks that the column of gold answers is there and has a row for each completion."""
+    if golds is None:
+        raise ValueError(
+            f"The reward needs a dataset column {name!r} with the gold answers; the other columns it was given are "
+            f"{sorted(others)}. Rename the column that holds them."
+        )
+    if len(golds) != len(completions):
+        raise ValueError(f"The column {name!r} has {len(golds)} rows for {len(completions)} completions.")
+    return golds
+
+
+def _gold_number(gold: str) -> str:
+    """The number of a gold solution, or of a bare answer."""
+    number = extract_answer(gold) if "####" in gold else normalize_number(gold) or extract_answer(gold)
+    if number is None or normalize_number(number) is None:
+        raise ValueError(
+            f"The gold answer {gold[-200:]!r} holds no number. gsm8k_reward reads '#### n' or a bare number; for "
+            "expressions use math_reward."
+        )
+    return number
+
+
+def _gold_expression(gold: str, timeout_seconds: float) -> str:
+    """The expression of a gold solution or of a bare answer, checked to parse."""
+    named = extract_expression(gold) if "####" in gold or "\\boxed{" in gold else None
+    expression = named or gold.strip()
+    verdict = math_worker.compare(expression, None, timeout_seconds)
+    if verdict in ("bad_gold", "timeout"):
+        problem = "is no expression that math-verify can parse" if verdict == "bad_gold" else "took too long to parse"
+        raise ValueError(
+            f"The gold answer {gold[-200:]!r} {problem} (limit {timeout_seconds} s). Correct the row, or set it to "
+            "None to skip it."
+        )
+    return expression
+
+
+def _ends_in_hash_line(text: str) -> bool:
+    """Whether a text holds `####` once, in its last line, with a number alone."""
+    last_line = text.strip().rpartition("\n")[2].strip()
+    return text.count("####") == 1 and _HASH_LINE.fullmatch(last_line) is not None
+
+
+def _log_answers(log_extra: LogExtra | None, answers: list[str | None]) -> None:
+    """Shows the extracted answers in the trainer's table of completions."""
+    if log_extra is not None:
+        log_extra("extracted_answer", ["[none]" if answer is None else answer for answer in answers])

@@ -1,0 +1,347 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The direction against a transcription of the paper's equation, the transport loop against closed forms."""
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from vgf_llm.functional import flow_direction, median_bandwidth, transport
+
+
+def paper_direction(particles, score, alpha, bandwidth, repulsion):
+    """phi(u_i) = (1/N) sum_j [k(u_j, u_i) grad R(u_j) / alpha + grad_{u_j} k(u_j, u_i)], read off with two loops."""
+    count, width = particles.shape
+    direction = np.zeros((count, width))
+    for i in range(count):
+        for j in range(count):
+            away = particles[j] - particles[i]
+            kernel = np.exp(-np.dot(away, away) / (2 * bandwidth**2))
+            direction[i] += kernel * score[j] / alpha
+            if repulsion:
+                direction[i] += -away / bandwidth**2 * kernel
+    return direction / count
+
+
+def concave(u):
+    """A smooth value that is not a quadratic and whose gradient is bounded."""
+    return -(1 + (u - 1).square().sum(dim=-1)).sqrt() + 0.3 * torch.sin(u).sum(dim=-1)
+
+
+@pytest.mark.parametrize("repulsion", [True, False])
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("bandwidth", [None, 0.9])
+def test_direction_agrees_with_the_paper(alpha, bandwidth, repulsion):
+    particles = torch.randn(2, 5, 3, dtype=torch.float64)
+    score = torch.randn(2, 5, 3, dtype=torch.float64)
+    direction = flow_direction(particles, score, alpha=alpha, bandwidth=bandwidth, repulsion=repulsion)
+    widths = median_bandwidth(particles).tolist() if bandwidth is None else [bandwidth] * 2
+    for b in range(2):
+        expected = paper_direction(particles[b].numpy(), score[b].numpy(), alpha, widths[b], repulsion)
+        np.testing.assert_allclose(direction[b].numpy(), expected, rtol=0, atol=1e-14)
+
+
+def test_direction_takes_a_bandwidth_per_group():
+    particles, score = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(2, 3, 2, dtype=torch.float64)
+    together = flow_direction(particles, score, bandwidth=torch.tensor([0.5, 2.0], dtype=torch.float64))
+    alone = torch.stack([flow_direction(particles[b], score[b], bandwidth=w) for b, w in enumerate([0.5, 2.0])])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-15)
+
+
+def test_direction_of_one_particle_is_the_score():
+    particles, score = torch.randn(4, 1, 3, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64)
+    torch.testing.assert_close(flow_direction(particles, score, alpha=0.5), score / 0.5, rtol=0, atol=0)
+
+
+def test_direction_is_permutation_equivariant():
+    particles, score = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    order = torch.randperm(6)
+    shuffled = flow_direction(particles[order], score[order], alpha=0.7)
+    torch.testing.assert_close(shuffled, flow_direction(particles, score, alpha=0.7)[order], rtol=0, atol=1e-14)
+
+
+def test_repulsion_spreads_and_keeps_the_mean():
+    particles = torch.randn(5, 2, dtype=torch.float64)
+    direction = flow_direction(particles, torch.zeros_like(particles))
+    spread = (particles - particles.mean(dim=0)).square().sum()
+    moved = particles + 0.01 * direction
+    assert (moved - moved.mean(dim=0)).square().sum() > spread
+    torch.testing.assert_close(direction.sum(dim=0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_direction_ignores_a_common_offset():
+    # On a grid of 1/64 a shift by 2^16 is exact in float32.
+    particles, score = (64 * torch.randn(5, 2)).round() / 64, torch.randn(5, 2)
+    near = flow_direction(particles, score, bandwidth=1.0)
+    far = flow_direction(particles + 2.0**16, score, bandwidth=1.0)
+    torch.testing.assert_close(near, far, rtol=0, atol=1e-6)
+
+
+def test_memory_has_no_pairwise_particle_tensor():
+    particles = torch.randn(64, 2048)
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Largest():
+        flow_direction(particles, particles)
+    assert 0 < largest <= particles.numel()
+
+
+def test_linear_value_moves_by_exactly_steps_times_step_size():
+    gradient = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    start = torch.randn(3, 1, 3, dtype=torch.float64)
+    result = transport(start, lambda u: u @ gradient, step_size=0.25, num_steps=12)
+    torch.testing.assert_close(result.distance, torch.full((3, 1), 3.0, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(result.particles, start + 3.0 * gradient, rtol=0, atol=1e-14)
+    rise = result.values - result.values[0]
+    expected = 0.25 * torch.arange(13, dtype=torch.float64)[:, None, None].expand(13, 3, 1)
+    torch.testing.assert_close(rise, expected, rtol=0, atol=1e-13)
+    assert (result.num_steps, result.stop_reason) == (12, "num_steps")
+
+
+def test_quadratic_value_is_a_matrix_power():
+    root = torch.randn(4, 4, dtype=torch.float64)
+    hessian = root @ root.T / 4
+    start = torch.randn(5, 1, 4, dtype=torch.float64)
+    result = transport(
+        start, lambda u: -0.5 * ((u @ hessian) * u).sum(dim=-1), step_size=0.1, num_steps=7, alpha=0.8, repulsion=False
+    )
+    power = torch.linalg.matrix_power(torch.eye(4, dtype=torch.float64) - 0.1 / 0.8 * hessian, 7)
+    torch.testing.assert_close(result.particles, start @ power, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("repulsion", [True, False])
+def test_transport_of_interacting_particles_is_the_loop_of_directions(repulsion):
+    start = torch.randn(2, 4, 3, dtype=torch.float64)
+    result = transport(start, concave, step_size=0.2, num_steps=5, alpha=0.5, repulsion=repulsion)
+    u = start.clone()
+    for _ in range(5):
+        leaf = u.clone().requires_grad_()
+        (score,) = torch.autograd.grad(concave(leaf).sum(), leaf)
+        u = u + 0.2 * flow_direction(u, score, alpha=0.5, repulsion=repulsion)
+    torch.testing.assert_close(result.particles, u, rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.values[-1], concave(u), rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.distance, (u - start).norm(dim=-1), rtol=0, atol=1e-14)
+    assert result.values.shape == (6, 2, 4)
+
+
+def test_transport_is_permutation_equivariant():
+    start, order = torch.randn(5, 3, dtype=torch.float64), torch.randperm(5)
+    straight = transport(start, concave, step_size=0.2, num_steps=4)
+    shuffled = transport(start[order], concave, step_size=0.2, num_steps=4)
+    torch.testing.assert_close(shuffled.particles, straight.particles[order], rtol=0, atol=1e-13)
+    torch.testing.assert_close(shuffled.values, straight.values[:, order], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_no_steps_is_the_identity(num_particles):
+    start = torch.randn(2, num_particles, 3)
+    result = transport(start, concave, step_size=0.5, num_steps=0, max_distance=0.1)
+    assert torch.equal(result.particles, start)
+    assert torch.equal(result.values, concave(start).unsqueeze(0))
+    assert not result.distance.any()
+    assert (result.num_steps, result.stop_reason) == (0, "num_steps")
+
+
+def test_euler_steps_converge_at_first_order_to_the_exact_flow():
+    root = torch.randn(3, 3, dtype=torch.float64)
+    hessian = root @ root.T / 3
+    start = torch.randn(1, 3, dtype=torch.float64)
+    exact = start @ torch.linalg.matrix_exp(-hessian)
+    errors = []
+    for num_steps in (32, 64, 128):
+        result = transport(
+            start, lambda u: -0.5 * ((u @ hessian) * u).sum(dim=-1), step_size=1 / num_steps, num_steps=num_steps
+        )
+        errors.append((result.particles - exact).norm().item())
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(0.95 < order < 1.05 for order in orders), orders
+
+
+def test_interacting_flow_converges_at_first_order():
+    start = torch.randn(3, 2, dtype=torch.float64)
+    ends = [transport(start, concave, step_size=1 / n, num_steps=n).particles for n in (64, 128, 256, 512)]
+    gaps = [(a - b).norm().item() for a, b in pairwise(ends)]
+    orders = [math.log2(a / b) for a, b in pairwise(gaps)]
+    assert all(0.9 < order < 1.1 for order in orders), orders
+
+
+def test_normalized_steps_are_fractions_of_the_start_norm():
+    start = torch.randn(2, 3, 4, dtype=torch.float64)
+    result = transport(start, concave, step_size=0.05, num_steps=1, normalize=True)
+    torch.testing.assert_close(result.distance, 0.05 * start.norm(dim=-1), rtol=1e-12, atol=0)
+    plain = transport(start, concave, step_size=0.05, num_steps=1)
+    along = torch.cosine_similarity(result.particles - start, plain.particles - start, dim=-1)
+    torch.testing.assert_close(along, torch.ones_like(along), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trust_radius_is_never_exceeded(dtype):
+    for radius in (1e-3, 0.1, 1.0):
+        start = 10 * torch.randn(20, 3, 4, dtype=dtype)
+        result = transport(start, concave, step_size=0.7, num_steps=6, max_distance=radius)
+        assert (result.distance <= radius).all()
+        assert ((result.particles - start).norm(dim=-1) <= radius).all()
+        assert result.distance.max() > 0.99 * radius
+
+
+def test_trust_radius_leaves_free_particles_alone_and_projects_along_the_ray():
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    inside = transport(start, lambda u: u[..., 0], step_size=0.1, num_steps=3, max_distance=1.0)
+    free = transport(start, lambda u: u[..., 0], step_size=0.1, num_steps=3)
+    assert torch.equal(inside.particles, free.particles) and inside.stop_reason == "num_steps"
+    clipped = transport(start, lambda u: u @ torch.tensor([3.0, 4.0], dtype=torch.float64), **_one_step, max_distance=2)
+    torch.testing.assert_close(clipped.particles, torch.tensor([[1.2, 1.6]], dtype=torch.float64), rtol=1e-14, atol=0)
+    assert clipped.num_steps == 1
+
+
+_one_step = {"step_size": 1.0, "num_steps": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stops_when_every_particle_presses_against_the_radius(dtype):
+    start = torch.randn(4, 1, 3, dtype=dtype)
+    result = transport(start, lambda u: u.sum(dim=-1), step_size=0.3, num_steps=50, max_distance=1.0)
+    assert result.stop_reason == "max_distance"
+    assert result.num_steps == 2  # 0.3 sqrt(3) a step: the second one reaches the radius
+    assert result.values.shape == (3, 4, 1)
+    torch.testing.assert_close(result.distance, torch.ones(4, 1, dtype=dtype), rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.values[-1], result.particles.sum(dim=-1))
+
+
+def test_particles_that_slide_along_the_radius_keep_going():
+    start = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
+    target = torch.tensor([0.0, 5.0], dtype=torch.float64)
+
+    def bent(u):
+        return u[..., 0] + 3 * torch.tanh(5 * u[..., 0]) * u[..., 1] - 0.01 * (u - target).square().sum(dim=-1)
+
+    result = transport(start, bent, step_size=0.2, num_steps=8, max_distance=0.5)
+    assert result.stop_reason == "num_steps" and result.num_steps == 8
+    assert result.distance.item() == pytest.approx(0.5, abs=1e-12)
+
+
+def test_stationary_and_mixed_stops():
+    start = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]], dtype=torch.float64)
+    still = transport(start, lambda u: (0 * u).sum(dim=-1), step_size=0.5, num_steps=9)
+    assert (still.num_steps, still.stop_reason) == (0, "stationary")
+    assert torch.equal(still.particles, start) and still.values.shape == (1, 2, 1)
+    # The first group rests at a maximum, the second one reaches the radius.
+    mixed = transport(start, lambda u: u.square().sum(dim=-1), step_size=0.5, num_steps=9, max_distance=1.5)
+    assert (mixed.num_steps, mixed.stop_reason) == (2, "max_distance")
+    assert mixed.distance.flatten().tolist() == [0.0, 1.5]
+
+
+def test_normalized_zero_velocity_stays_zero():
+    start = torch.ones(2, 1, 2, dtype=torch.float64)
+    weight = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None]
+    result = transport(start, lambda u: weight * u.sum(dim=-1), step_size=0.1, num_steps=1, normalize=True)
+    torch.testing.assert_close(result.distance[:, 0], torch.tensor([0.0, 0.1 * 2**0.5], dtype=torch.float64))
+
+
+def test_project_is_applied_after_each_step_and_the_radius_has_the_last_word():
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    calls = []
+
+    def onto_first_axis(u):
+        calls.append(u.clone())
+        return u * torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+    result = transport(start, lambda u: u.sum(dim=-1), step_size=0.5, num_steps=3, project=onto_first_axis)
+    assert len(calls) == 3
+    assert result.particles.tolist() == [[1.5, 0.0]]
+    far = transport(start, lambda u: u.sum(dim=-1), **_one_step, project=lambda u: 100 * u, max_distance=1.0)
+    assert far.distance.item() <= 1.0
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(guard):
+    start = torch.randn(3, 2, dtype=torch.float64)
+    expected = transport(start, concave, step_size=0.1, num_steps=3)
+    with guard():
+        result = transport(start.clone(), concave, step_size=0.1, num_steps=3)
+    assert torch.equal(result.particles, expected.particles)
+    assert not result.particles.requires_grad and not result.values.requires_grad
+    assert not result.particles.is_inference()
+
+
+def test_leaves_no_gradient_behind():
+    start = torch.randn(2, 3, requires_grad=True)
+    weight = torch.randn(3, requires_grad=True)
+    result = transport(start, lambda u: u @ weight, step_size=0.1, num_steps=2)
+    assert start.grad is None and weight.grad is None
+    assert not any(t.requires_grad for t in (result.particles, result.values, result.distance))
+
+
+def test_result_is_frozen():
+    result = transport(torch.zeros(1, 1), lambda u: u[..., 0], step_size=0.1, num_steps=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.num_steps = 3
+
+
+def _transport(particles=None, value_fn=concave, **changes):
+    arguments = {"step_size": 0.1, "num_steps": 2} | changes
+    return transport(torch.ones(2, 3) if particles is None else particles, value_fn, **arguments)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.1])
+def test_bad_numbers_raise(bad):
+    for name in ("step_size", "alpha", "max_distance"):
+        with pytest.raises(ValueError, match=name):
+            _transport(**{name: bad})
+    with pytest.raises(ValueError, match="alpha"):
+        flow_direction(torch.ones(2, 3), torch.ones(2, 3), alpha=bad)
+
+
+def test_bad_counts_and_types_raise():
+    with pytest.raises(ValueError, match="num_steps"):
+        _transport(num_steps=-1)
+    with pytest.raises(TypeError, match="num_steps"):
+        _transport(num_steps=1.5)
+    with pytest.raises(TypeError, match="step_size"):
+        _transport(step_size=None)
+    with pytest.raises(ValueError, match="alpha"):
+        _transport(alpha=0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_tensors_raise_and_say_which(bad):
+    with pytest.raises(ValueError, match="particles must be finite"):
+        _transport(torch.full((2, 3), bad))
+    with pytest.raises(ValueError, match="score must be finite"):
+        flow_direction(torch.ones(2, 3), torch.full((2, 3), bad))
+    with pytest.raises(ValueError, match="values that value_fn returned after 0 steps"):
+        _transport(value_fn=lambda u: u.sum(dim=-1) * bad)
+    with pytest.raises(ValueError, match="particles after step 1"):
+        _transport(project=lambda u: u * bad)
+
+
+def test_non_finite_gradient_raises():
+    # sqrt has a finite value and an infinite slope at zero.
+    with pytest.raises(ValueError, match="gradient of value_fn after 0 steps"):
+        _transport(torch.zeros(2, 3), lambda u: u.sum(dim=-1).sqrt())
+
+
+def test_bad_value_fn_and_project_raise():
+    with pytest.raises(ValueError, match="output of value_fn must have shape"):
+        _transport(value_fn=lambda u: u)
+    with pytest.raises(ValueError, match="does not depend on the particles"):
+        _transport(value_fn=lambda u: u.detach().sum(dim=-1))
+    with pytest.raises(ValueError, match="does not depend on the particles"):
+        _transport(value_fn=lambda u: torch.ones(2, requires_grad=True))
+    with pytest.raises(ValueError, match="output of project"):
+        _transport(project=lambda u: u[:1])
+    with pytest.raises(ValueError, match="normalize"):
+        _transport(torch.zeros(2, 3), normalize=True)
+    with pytest.raises(ValueError, match="score must have shape"):
+        flow_direction(torch.ones(2, 3), torch.ones(2, 2))

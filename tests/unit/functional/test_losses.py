@@ -1,0 +1,350 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Losses and targets against hand computation, double loops and autograd; masks never leak."""
+
+import math
+
+import pytest
+import torch
+
+from vgf_llm.functional import (
+    bernoulli_value_loss,
+    centre_by_prompt,
+    distillation_loss,
+    expectile_loss,
+    kl_divergence,
+    masked_mean,
+    pairwise_value_loss,
+    regression_value_loss,
+    td_lambda_targets,
+    within_prompt_accuracy,
+)
+
+MASK = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1]])
+NAN = math.nan
+
+TOKEN_LOSSES = {
+    "bernoulli": (bernoulli_value_loss, {}),
+    "regression": (regression_value_loss, {}),
+    "expectile": (expectile_loss, {"expectile": 0.8}),
+}
+
+
+def test_masked_mean():
+    values = torch.tensor([[1.0, 2.0, NAN], [NAN, math.inf, NAN], [3.0, 4.0, 5.0]])
+    assert masked_mean(values, MASK).item() == 3.0
+    assert masked_mean(values, MASK, dim=1).tolist() == [1.5, 0.0, 4.0]
+    assert masked_mean(values, MASK.bool(), dim=0).tolist() == [2.0, 3.0, 5.0]
+    assert masked_mean(values, MASK, dim=(0, 1)).item() == 3.0
+    with pytest.raises(ValueError, match="mask must have shape"):
+        masked_mean(values, MASK[:1])
+
+
+def test_masked_mean_of_nothing_is_a_zero_with_a_gradient():
+    values = torch.full((2, 3), NAN, requires_grad=True)
+    mean = masked_mean(values, torch.zeros(2, 3))
+    mean.backward()
+    assert mean.item() == 0.0 and not values.grad.any()
+
+
+def test_bernoulli_by_hand():
+    logits = torch.tensor([[0.3, -1.0, NAN], [NAN, NAN, NAN], [2.0, 0.0, 1.0]], dtype=torch.float64)
+    outcomes = torch.tensor([1.0, NAN, 0.0])
+
+    def log_sigmoid(x):
+        return -math.log1p(math.exp(-x))
+
+    terms = [log_sigmoid(0.3), log_sigmoid(-1.0), log_sigmoid(-2.0), log_sigmoid(0.0), log_sigmoid(-1.0)]
+    assert bernoulli_value_loss(logits, outcomes, MASK).item() == pytest.approx(-sum(terms) / 5, abs=1e-14)
+
+
+def test_bernoulli_gradient_is_probability_minus_outcome():
+    logits = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    outcomes = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    bernoulli_value_loss(logits, outcomes, MASK).backward()
+    expected = (logits.detach().sigmoid() - outcomes.unsqueeze(-1)) * MASK / 5
+    torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-15)
+
+
+def test_regression_by_hand():
+    values = torch.tensor([[1.0, 2.0, NAN], [NAN, NAN, NAN], [0.0, 0.5, -1.0]], dtype=torch.float64)
+    per_row = regression_value_loss(values, torch.tensor([3.0, NAN, 1.0]), MASK)
+    assert per_row.item() == pytest.approx((4 + 1 + 1 + 0.25 + 4) / 5)
+    targets = torch.tensor([[3.0, 3.0, NAN], [NAN, NAN, NAN], [1.0, 1.0, 1.0]])
+    assert regression_value_loss(values, targets, MASK).item() == per_row.item()
+
+
+def test_expectile_by_hand_and_at_one_half():
+    values, targets = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[2.0, -1.0, 0.0]], dtype=torch.float64)
+    mask = torch.ones(1, 3)
+    expected = (0.9 * 4 + 0.1 * 1 + 0) / 3
+    assert expectile_loss(values, targets, mask, expectile=0.9).item() == pytest.approx(expected, abs=1e-15)
+    half = expectile_loss(values, targets, mask, expectile=0.5)
+    torch.testing.assert_close(2 * half, regression_value_loss(values, targets, mask))
+
+
+def test_minimiser_of_the_expectile_loss_is_the_expectile():
+    targets, tau = torch.tensor([[0.0, 1.0]], dtype=torch.float64), 0.8
+    value = torch.tensor(tau, dtype=torch.float64, requires_grad=True)  # the tau-expectile of a fair coin is tau
+    expectile_loss(value.expand(1, 2), targets, torch.ones(1, 2), expectile=tau).backward()
+    assert value.grad.item() == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_token_losses_pass_gradcheck_and_ignore_masked_positions(name):
+    loss, settings = TOKEN_LOSSES[name]
+    predictions = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0.2, 0.9, 0.6], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: loss(p, targets.detach(), MASK, **settings), (predictions,))
+
+    dirty = torch.where(MASK.bool(), predictions.detach(), NAN).requires_grad_()
+    value = loss(dirty, targets, MASK, **settings)
+    value.backward()
+    torch.testing.assert_close(value, loss(predictions, targets, MASK, **settings))
+    assert dirty.grad.isfinite().all() and not dirty.grad[~MASK.bool()].any()
+    assert targets.grad is None
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_token_losses_of_nothing_are_a_zero_with_a_gradient(name):
+    loss, settings = TOKEN_LOSSES[name]
+    predictions = torch.randn(2, 3, requires_grad=True)
+    value = loss(predictions, torch.full((2,), NAN), torch.zeros(2, 3), **settings)
+    value.backward()
+    assert value.item() == 0.0 and not predictions.grad.any()
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_token_losses_raise_on_bad_input(name, bad):
+    loss, settings = TOKEN_LOSSES[name]
+    predictions, targets = torch.zeros(3, 3), torch.zeros(3)
+    with pytest.raises(ValueError, match="must be finite"):
+        loss(torch.full((3, 3), bad), targets, MASK, **settings)
+    with pytest.raises(ValueError, match=r"(outcomes|targets) must be finite"):
+        loss(predictions, torch.full((3,), bad), MASK, **settings)
+    with pytest.raises(ValueError, match=r"(outcomes|targets) must have shape"):
+        loss(predictions, torch.zeros(2), MASK, **settings)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        loss(predictions, targets, MASK[:2], **settings)
+    with pytest.raises(ValueError, match="must have shape"):
+        loss(torch.zeros(3), targets, MASK, **settings)
+
+
+def test_bernoulli_and_expectile_ranges():
+    with pytest.raises(ValueError, match="outcomes must be in"):
+        bernoulli_value_loss(torch.zeros(2, 3), torch.tensor([-1.0, 1.0]), torch.ones(2, 3))
+    for bad in (0.0, 1.0, NAN):
+        with pytest.raises(ValueError, match="expectile"):
+            expectile_loss(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1), expectile=bad)
+
+
+def ordered_pairs(rewards):
+    """(prompt, better, worse) of every pair that the rewards order."""
+    rows = rewards.tolist()
+    size = range(len(rows[0]))
+    return [(p, i, j) for p, row in enumerate(rows) for i in size for j in size if row[i] > row[j]]
+
+
+REWARDS = torch.tensor([[1.0, 0.0, 0.5, NAN], [1.0, 1.0, 1.0, 1.0], [NAN, 0.0, NAN, 2.0]], dtype=torch.float64)
+
+
+def test_pairwise_loss_against_double_loops():
+    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    pairs = ordered_pairs(REWARDS)
+    assert len(pairs) == 4
+    terms = [-torch.log(torch.sigmoid(scores[p, i] - scores[p, j])) for p, i, j in pairs]
+    loss = pairwise_value_loss(scores, REWARDS)
+    torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda s: pairwise_value_loss(s, REWARDS), (scores,))
+
+
+def test_pairwise_loss_ignores_completions_without_a_reward():
+    scores = torch.randn(3, 4, dtype=torch.float64)
+    dirty = torch.where(REWARDS.isnan(), NAN, scores).requires_grad_()
+    loss = pairwise_value_loss(dirty, REWARDS)
+    loss.backward()
+    torch.testing.assert_close(loss, pairwise_value_loss(scores, REWARDS))
+    assert dirty.grad.isfinite().all() and not dirty.grad[REWARDS.isnan()].any()
+
+
+@pytest.mark.parametrize("rewards", [torch.ones(2, 3), torch.full((2, 3), NAN)])
+def test_pairwise_loss_without_pairs_is_a_zero_with_a_gradient(rewards):
+    scores = torch.randn(2, 3, requires_grad=True)
+    loss = pairwise_value_loss(scores, rewards)
+    loss.backward()
+    assert loss.item() == 0.0 and not scores.grad.any()
+    correct, num_pairs = within_prompt_accuracy(scores, rewards)
+    assert (correct.item(), num_pairs.item()) == (0.0, 0)
+
+
+def test_within_prompt_accuracy_against_double_loops():
+    scores, rewards = torch.randn(6, 5), torch.randint(0, 3, (6, 5)).float()
+    scores[:, 1] = scores[:, 0]
+    expected, pairs = 0.0, ordered_pairs(rewards)
+    for p, i, j in pairs:
+        expected += 1.0 if scores[p, i] > scores[p, j] else 0.5 if scores[p, i] == scores[p, j] else 0.0
+    correct, num_pairs = within_prompt_accuracy(scores, rewards)
+    assert (correct.item(), num_pairs.item()) == (expected, len(pairs))
+
+
+def test_within_prompt_accuracy_is_blind_to_which_prompts_are_hard():
+    rewards = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    by_prompt = rewards.mean(dim=1, keepdim=True).expand(2, 3)
+    correct, num_pairs = within_prompt_accuracy(by_prompt, rewards)
+    assert correct / num_pairs == 0.5
+    assert within_prompt_accuracy(rewards, rewards)[0] == num_pairs
+
+
+@pytest.mark.parametrize("function", [pairwise_value_loss, within_prompt_accuracy])
+def test_pair_functions_raise_on_bad_input(function):
+    with pytest.raises(ValueError, match="scores must be finite"):
+        function(torch.full((1, 2), NAN), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        function(torch.zeros(1, 2), torch.tensor([[math.inf, 0.0]]))
+    with pytest.raises(ValueError, match="rewards must have shape"):
+        function(torch.zeros(1, 2), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="scores must have shape"):
+        function(torch.zeros(2), torch.zeros(2))
+
+
+def test_centre_by_prompt():
+    centred = centre_by_prompt(torch.tensor([[1.0, 2.0, 6.0], [4.0, NAN, 0.0], [NAN, NAN, NAN]]))
+    expected = torch.tensor([[-2.0, -1.0, 3.0], [2.0, NAN, -2.0], [NAN, NAN, NAN]])
+    torch.testing.assert_close(centred, expected, equal_nan=True)
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        centre_by_prompt(torch.tensor([[math.inf, 0.0]]))
+    with pytest.raises(ValueError, match="rewards must have shape"):
+        centre_by_prompt(torch.zeros(3))
+
+
+def td_by_definition(rewards, next_values, td_lambda, gamma):
+    """sum_n (1 - lambda) lambda^(n-1) G^(n), the n-step returns, for one episode without gaps."""
+    length, targets = len(rewards), []
+    for t in range(length):
+        total, steps_left = 0.0, length - t
+        for n in range(1, steps_left + 1):
+            n_step = sum(gamma**k * rewards[t + k] for k in range(n))
+            if n < steps_left:
+                n_step += gamma**n * next_values[t + n - 1]
+                weight = (1 - td_lambda) * td_lambda ** (n - 1)
+            else:
+                weight = td_lambda ** (n - 1)
+            total += weight * n_step
+        targets.append(total)
+    return targets
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_td_lambda_is_the_mixture_of_n_step_returns(td_lambda, gamma):
+    rewards, next_values = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+    targets = td_lambda_targets(rewards, next_values, torch.ones(1, 6), td_lambda=td_lambda, gamma=gamma)
+    expected = td_by_definition(rewards[0].tolist(), next_values[0].tolist(), td_lambda, gamma)
+    torch.testing.assert_close(targets[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+def test_td_lambda_one_is_the_outcome_and_zero_the_next_value():
+    rewards = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    next_values, mask = torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.tensor([[1, 1, 1, 0]])
+    assert td_lambda_targets(rewards, next_values, mask, td_lambda=1.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    one_step = td_lambda_targets(rewards, next_values, mask, td_lambda=0.0)
+    torch.testing.assert_close(one_step, torch.tensor([[0.1, 0.2, 1.0, 0.0]]))
+
+
+def test_td_lambda_skips_what_was_not_sampled():
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
+    rewards, next_values = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    dirty = torch.where(mask.bool(), next_values, NAN)
+    dirty[0, 4] = NAN  # the last sampled token: nothing follows
+    targets = td_lambda_targets(torch.where(mask.bool(), rewards, NAN), dirty, mask, td_lambda=0.7)
+    chosen = [1, 3, 4]
+    packed = td_lambda_targets(rewards[:1, chosen], next_values[:1, chosen], torch.ones(1, 3), td_lambda=0.7)
+    torch.testing.assert_close(targets[0, chosen], packed[0], rtol=0, atol=1e-15)
+    assert not targets[~mask.bool()].any()
+
+
+def test_td_lambda_has_no_gradient_and_raises_on_bad_input():
+    rewards, mask = torch.zeros(1, 3), torch.ones(1, 3)
+    next_values = torch.zeros(1, 3, requires_grad=True)
+    assert not td_lambda_targets(rewards, next_values, mask, td_lambda=0.5).requires_grad
+    for bad in (-0.1, 1.1, NAN):
+        with pytest.raises(ValueError, match="td_lambda"):
+            td_lambda_targets(rewards, next_values, mask, td_lambda=bad)
+        with pytest.raises(ValueError, match="gamma"):
+            td_lambda_targets(rewards, next_values, mask, td_lambda=0.5, gamma=bad)
+    with pytest.raises(ValueError, match="next_values must be finite"):
+        td_lambda_targets(rewards, torch.full((1, 3), NAN), mask, td_lambda=0.5)
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        td_lambda_targets(torch.full((1, 3), NAN), next_values, mask, td_lambda=0.5)
+    with pytest.raises(ValueError, match="must have shape"):
+        td_lambda_targets(rewards, torch.zeros(1, 4), mask, td_lambda=0.5)
+
+
+def random_distillation():
+    vocabulary = torch.randn(2, 3, 7, dtype=torch.float64)
+    policy_logps = vocabulary.log_softmax(dim=-1)[..., :4].clone()
+    target_logits = torch.randn(2, 3, 4, dtype=torch.float64)
+    candidates = torch.tensor([1, 1, 1, 0]).expand(2, 3, 4).bool().clone()
+    candidates[1, 0] = torch.tensor([1, 0, 1, 1]).bool()
+    return vocabulary, policy_logps, target_logits, candidates, torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+def test_distillation_is_the_kl_to_the_whole_policy():
+    vocabulary, policy_logps, target_logits, candidates, mask = random_distillation()
+    full_target = torch.full((2, 3, 7), -math.inf, dtype=torch.float64)
+    full_target[..., :4] = torch.where(candidates, target_logits, -math.inf)
+    expected = kl_divergence(full_target, vocabulary)[mask.bool()].mean()
+    loss = distillation_loss(policy_logps, target_logits, candidates, mask)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-13)
+
+
+def test_distillation_gradient_reaches_the_policy_alone():
+    vocabulary, _, target_logits, candidates, mask = random_distillation()
+    vocabulary.requires_grad_()
+    target_logits.requires_grad_()
+    loss = distillation_loss(vocabulary.log_softmax(dim=-1)[..., :4], target_logits, candidates, mask)
+    loss.backward()
+    assert target_logits.grad is None
+    # Of cross entropy: (softmax - target) / number of states.
+    target = torch.zeros(2, 3, 7, dtype=torch.float64)
+    target[..., :4] = torch.where(candidates, target_logits.detach(), -math.inf).softmax(dim=-1)
+    expected = (vocabulary.detach().softmax(dim=-1) - target) * mask.unsqueeze(-1) / 3
+    torch.testing.assert_close(vocabulary.grad, expected, rtol=0, atol=1e-14)
+
+
+def test_distillation_reads_nothing_that_is_masked():
+    _, policy_logps, target_logits, candidates, mask = random_distillation()
+    counted = candidates & mask.bool().unsqueeze(-1)
+    dirty = torch.where(counted, policy_logps, -math.inf).requires_grad_()
+    loss = distillation_loss(dirty, torch.where(counted, target_logits, NAN), candidates, mask)
+    loss.backward()
+    torch.testing.assert_close(loss, distillation_loss(policy_logps, target_logits, candidates, mask))
+    assert dirty.grad.isfinite().all() and not dirty.grad[~counted].any()
+    # A state without a candidate counts as a state that was not visited.
+    candidates[0, 1] = False
+    without = mask.clone()
+    without[0, 1] = 0
+    torch.testing.assert_close(
+        distillation_loss(policy_logps, target_logits, candidates, mask),
+        distillation_loss(policy_logps, target_logits, candidates, without),
+    )
+
+
+def test_distillation_of_nothing_is_a_zero_with_a_gradient():
+    policy_logps = torch.full((1, 2, 3), NAN, requires_grad=True)
+    loss = distillation_loss(policy_logps, torch.full((1, 2, 3), NAN), torch.ones(1, 2, 3), torch.zeros(1, 2))
+    loss.backward()
+    assert loss.item() == 0.0 and not policy_logps.grad.any()
+
+
+def test_distillation_raises_on_bad_input():
+    good, mask = torch.zeros(1, 2, 3), torch.ones(1, 2)
+    for bad in (NAN, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="policy_logps must be finite"):
+            distillation_loss(good + bad, good, torch.ones(1, 2, 3), mask)
+        with pytest.raises(ValueError, match="target_logits must be finite"):
+            distillation_loss(good, good + bad, torch.ones(1, 2, 3), mask)
+    with pytest.raises(ValueError, match="target_logits must have shape"):
+        distillation_loss(good, good[..., :2], torch.ones(1, 2, 3), mask)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        distillation_loss(good, good, torch.ones(1, 2, 3), torch.ones(1, 3))

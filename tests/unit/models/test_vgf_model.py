@@ -1,0 +1,277 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""`VGFModel`: what trains, what is refused, scores, gradients and candidates."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from tests.layouts import EOS, LAYOUTS, PAD, VOCAB, prompts, shake, tiny_model, vgf_model
+from vgf_llm.functional import candidate_set
+from vgf_llm.generation import mask_after_eos
+from vgf_llm.models import VGFModel, build_value
+
+LOG_RATIO = {"parametrization": "log_ratio", "width": 16, "vocab_size": VOCAB}
+
+
+def responses() -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with responses of 4, 2 and 4 tokens: ids, attention mask, completion mask."""
+    ids, mask = prompts()
+    tokens = torch.tensor([[7, 9, 30, 12], [5, EOS, PAD, PAD], [22, 3, 19, EOS]])
+    completion_mask = mask_after_eos(tokens, [EOS])
+    return torch.cat([ids, tokens], dim=1), torch.cat([mask, completion_mask], dim=1), completion_mask
+
+
+def lora_policy(name: str = "default") -> Any:
+    """A policy with a random LoRA adapter of its own."""
+    policy = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules="all-linear"), adapter_name=name)
+    shake(policy, std=0.1)
+    return policy.eval()
+
+
+def trained(model: VGFModel) -> set[str]:
+    """The parts of a model that hold trained parameters, and "frozen" for parts that hold some of each kind."""
+    parts = set()
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        if part == "policy":
+            part = next((f"policy.{a}" for a in ("value", "default") if f".{a}." in name and "lora_" in name), part)
+        if part == "value_model" and "lm_head" in name:
+            part = "value_model.lm_head"
+        if parameter.requires_grad:
+            parts.add(part)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "backbone", "own_adapter", "value", "policy", "expected"),
+    [
+        ("bilinear", "policy", False, True, False, {"value"}),
+        ("bilinear", "policy", False, True, True, {"value", "policy"}),
+        ("bilinear", "policy", False, False, True, {"policy"}),
+        ("bilinear", "policy", False, False, False, set()),
+        ("bilinear", "policy", True, True, True, {"value", "policy.default"}),
+        ("bilinear", "lora", False, True, False, {"value", "policy.value"}),
+        ("log_ratio", "lora", False, True, False, {"policy.value"}),
+        ("log_ratio", "lora", False, False, True, {"policy"}),
+        ("log_ratio", "lora", True, True, False, {"policy.value"}),
+        ("log_ratio", "lora", True, False, True, {"policy.default"}),
+        ("log_ratio", "lora", True, True, True, {"policy.value", "policy.default"}),
+        ("log_ratio", "copy", False, True, False, {"value_model", "value_model.lm_head"}),
+        ("vocab", "copy", False, True, False, {"value", "value_model"}),
+        ("v_head", "copy", False, True, True, {"value", "value_model", "policy"}),
+    ],
+)
+def test_set_trainable(
+    parametrization: str, backbone: str, own_adapter: bool, value: bool, policy: bool, expected: set[str]
+) -> None:
+    base = lora_policy() if own_adapter else tiny_model("llama")
+    head = build_value(parametrization, width=16, vocab_size=VOCAB)
+    model = VGFModel(base, head, backbone=backbone, ref_model=tiny_model("llama"))
+    assert trained(model) == trained_by_default(parametrization, backbone)
+    model.set_trainable(value=value, policy=policy)
+    assert trained(model) == expected
+
+
+def trained_by_default(parametrization: str, backbone: str) -> set[str]:
+    """A new model trains its value alone."""
+    parts = set() if parametrization == "log_ratio" else {"value"}
+    if backbone == "lora":
+        parts.add("policy.value")
+    if backbone == "copy":
+        parts |= {"value_model"} | ({"value_model.lm_head"} if parametrization == "log_ratio" else set())
+    return parts
+
+
+def test_frozen_models_keep_evaluation_mode() -> None:
+    model = vgf_model(tiny_model("llama"), "log_ratio", "copy", ref_model=tiny_model("llama")).train()
+    assert (model.policy.training, model.value_model.training, model.ref_model.training) == (False, True, False)
+    model.set_trainable(value=False, policy=True)
+    assert (model.policy.training, model.value_model.training, model.ref_model.training) == (True, False, False)
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_value_adapter_leaves_the_policy_as_it_was() -> None:
+    base, (ids, mask) = tiny_model("llama"), prompts()
+    expected = base(ids, attention_mask=mask).logits
+    model = vgf_model(base, "log_ratio", "lora")
+    assert torch.equal(model.policy(ids, attention_mask=mask).logits, expected)
+    policy = lora_policy()
+    expected = policy(ids, attention_mask=mask).logits
+    model = VGFModel(policy, build_value(**LOG_RATIO), backbone="lora")
+    assert torch.equal(model.policy(ids, attention_mask=mask).logits, expected)
+
+
+def test_the_policys_own_adapter_is_the_active_one() -> None:
+    policy = lora_policy()
+    policy.add_adapter("second", LoraConfig(r=2, target_modules="all-linear"))
+    assert VGFModel(policy).policy_adapter == "default"
+    policy.set_adapter("second")
+    assert VGFModel(policy).policy_adapter == "second"
+    assert vgf_model(tiny_model("llama"), "log_ratio", "lora").policy_adapter is None
+
+
+@pytest.mark.parametrize("own_adapter", [False, True])
+@pytest.mark.parametrize("backbone", ["lora", "copy"])
+@torch.no_grad()
+def test_log_ratio_scores_are_log_probability_ratios(backbone: str, own_adapter: bool) -> None:
+    ids, mask, completion_mask = responses()
+    base = lora_policy() if own_adapter else tiny_model("llama")
+    kwargs = {"value_model": tiny_model("llama", seed=5)} if backbone == "copy" else {}
+    model = vgf_model(base, "log_ratio", backbone, **kwargs)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def logps(network: Any) -> Tensor:
+        logits = network(ids, attention_mask=mask, position_ids=positions).logits[:, 4:-1]
+        return logits.log_softmax(-1).gather(-1, ids[:, 5:, None]).squeeze(-1)
+
+    if own_adapter:
+        with model.policy.disable_adapter():
+            ref = logps(model.policy)
+    else:
+        ref = logps(tiny_model("llama"))
+    if backbone == "copy":
+        value = logps(model.value_model)
+    else:
+        model.policy.base_model.enable_adapter_layers()
+        model.policy.set_adapter("value")
+        value = logps(model.policy)
+        model.policy.set_adapter("default") if own_adapter else model.policy.base_model.disable_adapter_layers()
+    real = completion_mask.bool()
+    found = model.score(ids, mask, completion_mask)
+    torch.testing.assert_close(found.token_scores[real], (value - ref)[real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.values, ((value - ref) * completion_mask).sum(-1), atol=1e-5, rtol=1e-4)
+    cached = model(ids, mask, 4, ref_logps=model.ref_logps(ids, mask, 4)).scores
+    torch.testing.assert_close(cached, found.token_scores)
+
+
+@torch.no_grad()
+def test_head_scores_read_the_state_before_a_token_and_v_heads_the_state_after() -> None:
+    ids, mask, completion_mask = responses()
+    base = tiny_model("llama")
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = base.model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    q = vgf_model(base, "bilinear")
+    head = q.value.head
+    expected = (head.out(hidden) * base.lm_head.weight[ids.roll(-1, 1)]).sum(-1) + head.baseline(hidden).squeeze(-1)
+    scored = q.score(ids, mask, completion_mask)
+    torch.testing.assert_close(scored.token_scores, expected[:, 4:-1], atol=1e-5, rtol=1e-4)
+    assert torch.equal(scored.values, scored.token_scores[torch.arange(3), torch.tensor([3, 1, 3])])
+    v = vgf_model(base, "v_head")
+    torch.testing.assert_close(v.score(ids, mask, completion_mask).token_scores, v.value.head(hidden[:, 5:]))
+
+
+def test_an_empty_response_has_value_zero() -> None:
+    ids, mask, completion_mask = responses()
+    completion_mask[1] = 0
+    mask[1, 5:] = 0
+    assert vgf_model(tiny_model("llama"), "vocab").score(ids, mask, completion_mask).values[1] == 0
+
+
+@torch.no_grad()
+def test_candidate_values_are_the_references_candidates_with_their_potentials() -> None:
+    ids, mask, _ = responses()
+    model = vgf_model(tiny_model("llama"), "vocab")
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = model.policy.model(ids, attention_mask=mask, position_ids=positions).last_hidden_state[:, 4:-1]
+    logits = model.policy.lm_head(hidden)
+    found = model.candidate_values(ids, mask, 4, top_k=5, min_prob=0.05)
+    expected_ids, expected_mask = candidate_set(logits, top_k=5, min_prob=0.05)
+    assert torch.equal(found.ids, expected_ids) and torch.equal(found.mask, expected_mask)
+    torch.testing.assert_close(found.logits, logits.log_softmax(-1).gather(-1, found.ids), atol=1e-6, rtol=1e-5)
+    scores = model.value.head.out(hidden).gather(-1, found.ids)
+    torch.testing.assert_close(found.q_values, torch.nn.functional.logsigmoid(scores), atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="does not rank candidate tokens"):
+        vgf_model(tiny_model("llama"), "v_head").candidate_values(ids, mask, 4, top_k=5, min_prob=0.05)
+
+
+def test_policy_logps_are_the_policys_with_its_adapter_and_carry_its_gradient() -> None:
+    ids, mask, _ = responses()
+    model = VGFModel(lora_policy(), build_value(**LOG_RATIO), backbone="lora").eval()
+    model.set_trainable(value=False, policy=True)
+    candidates = torch.randint(VOCAB, (3, 4, 6))
+    found = model(ids, mask, 4, candidate_ids=candidates).policy_logps
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model.policy(ids, attention_mask=mask, position_ids=positions).logits[:, 4:-1]
+    torch.testing.assert_close(found, logits.log_softmax(-1).gather(-1, candidates), atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    assert all((p.grad is not None) == (".default." in name) for name, p in model.policy.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "backbone"), [("log_ratio", "lora"), ("bilinear", "lora"), ("log_ratio", "copy")]
+)
+@pytest.mark.parametrize("layout", ["llama", "gemma2", "gpt2", "gpt_neox", "opt_projected"])
+def test_gradient_checkpointing_changes_no_gradient(layout: str, parametrization: str, backbone: str) -> None:
+    ids, mask, completion_mask = responses()
+    model = vgf_model(tiny_model(layout), parametrization, backbone).train()
+    model.set_trainable(value=True, policy=True)
+    candidates = torch.randint(VOCAB, (3, 4, 6))
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        out = model(ids, mask, 4, candidate_ids=candidates)
+        (out.scores * completion_mask).sum().sub(out.policy_logps.mean()).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable()
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    model.gradient_checkpointing_disable()
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    with pytest.raises(ValueError, match="use_reentrant"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def other_vocabulary() -> Any:
+    return tiny_model("llama", vocab_size=VOCAB + 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: VGFModel(tiny_model(), backbone="adapter"), r"`backbone` must be.*'adapter'"),
+        (lambda: VGFModel(tiny_model(), build_value(**LOG_RATIO)), "log_ratio value needs weights of its own"),
+        (lambda: VGFModel(tiny_model(), value_model=other_vocabulary()), "`value_model` has 41 logits, the policy 40"),
+        (lambda: VGFModel(lora_policy(), backbone="copy"), "`backbone='copy'` copies a plain model"),
+        (
+            lambda: VGFModel(tiny_model(), build_value("bilinear", width=8, vocab_size=VOCAB)),
+            "BilinearQHead of width 8; these models need width 16",
+        ),
+        (
+            lambda: VGFModel(tiny_model(), build_value("v_head", width=8, vocab_size=VOCAB, head_hidden_size=4)),
+            "ValueHead of width 8",
+        ),
+        (
+            lambda: VGFModel(tiny_model(), build_value("vocab", width=16, vocab_size=VOCAB + 1)),
+            "QHead of vocab_size 41; these models need vocab_size 40",
+        ),
+        (
+            lambda: VGFModel(tiny_model(), build_value("bilinear", width=16, vocab_size=VOCAB, embedding_width=9)),
+            "embedding_width 9",
+        ),
+        (lambda: build_value("q_head", width=8, vocab_size=9), "`parametrization` must be one of.*'q_head'"),
+        (lambda: build_value("vocab", width=8, vocab_size=9, reward_kind="gold"), "`reward_kind` must be.*'gold'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_default_model_transports_nothing() -> None:
+    model = VGFModel(tiny_model("llama"))
+    ids, mask, completion_mask = responses()
+    assert model.value.parametrization == "bilinear"
+    assert not model.score(ids, mask, completion_mask).token_scores.any()
+
+
+def test_layouts_are_those_that_the_documentation_names() -> None:
+    assert {"llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "gpt2", "gpt_neox", "opt"} <= set(LAYOUTS)

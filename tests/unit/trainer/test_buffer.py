@@ -1,0 +1,284 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""ValueBuffer: bound, drawing, bit-exact saving, and batches padded as TRL pads them."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vgf_llm.trainer import buffer as buffer_module
+from vgf_llm.trainer.buffer import FILE_NAME, RolloutGroup, ValueBuffer, collate
+
+NAN = math.nan
+
+
+def group(step=0, size=2, rewards=None, logps=True):
+    completions = [[step + row] * (row + 1) for row in range(size)]
+    return RolloutGroup(
+        [step, 7],
+        completions,
+        [float(row) for row in range(size)] if rewards is None else rewards,
+        [torch.randn(len(ids)) for ids in completions] if logps else None,
+        step,
+    )
+
+
+def filled(capacity=100, count=5, **arguments):
+    buffer = ValueBuffer(capacity)
+    buffer.add([group(step, **arguments) for step in range(count)])
+    return buffer
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.step == other.step and one.is_mixed == other.is_mixed
+        for name in ("prompt_ids", "rewards"):
+            assert getattr(one, name).dtype == getattr(other, name).dtype
+            assert getattr(one, name).view(torch.uint8).equal(getattr(other, name).view(torch.uint8)), name
+        for name in ("completion_ids", "ref_logps"):
+            rows, others = getattr(one, name), getattr(other, name)
+            assert (rows is None) == (others is None)
+            for row, other_row in zip(rows or (), others or (), strict=True):
+                assert row.dtype == other_row.dtype and row.view(torch.uint8).equal(other_row.view(torch.uint8)), name
+
+
+def test_the_oldest_groups_leave_first_counted_in_completions():
+    buffer = filled(capacity=7, count=5, size=2)
+    assert len(buffer) == 6
+    assert [item.step for item in buffer.groups] == [2, 3, 4]
+    buffer.add([group(9, size=5)])
+    assert [item.step for item in buffer.groups] == [4, 9] and len(buffer) == 7
+
+
+def test_a_group_larger_than_the_buffer_is_refused_and_nothing_added():
+    buffer = filled(capacity=4, count=1)
+    with pytest.raises(ValueError, match=r"group of 5 completions does not fit a buffer of 4. Raise `buffer_size`"):
+        buffer.add([group(1), group(2, size=5)])
+    assert [item.step for item in buffer.groups] == [0]
+
+
+def test_groups_do_not_keep_the_batch_they_came_from():
+    batch = torch.arange(10, dtype=torch.int32)
+    item = RolloutGroup(batch[:2], [batch[2:4]], [0.0])
+    batch.zero_()
+    assert item.prompt_ids.tolist() == [0, 1] and item.completion_ids[0].tolist() == [2, 3]
+    assert item.prompt_ids.untyped_storage().nbytes() == 8
+
+
+@pytest.mark.parametrize(
+    ("rewards", "mixed"),
+    [([0, 1], True), ([1, 1], False), ([NAN, 1], False), ([NAN, 1, 0], True), ([NAN, NAN], False)],
+)
+def test_mixed_groups(rewards, mixed):
+    assert group(size=len(rewards), rewards=rewards).is_mixed is mixed
+
+
+def test_drawing_is_without_replacement_until_all_were_drawn():
+    buffer = filled(count=5)
+    drawn = [item.step for item in buffer.sample(12)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:10]) == [0, 1, 2, 3, 4]
+    assert len(set(drawn[10:])) == 2
+
+
+def test_drawing_is_uniform():
+    buffer = filled(count=4)
+    counts = torch.zeros(4)
+    for _ in range(2000):
+        counts[buffer.sample(1)[0].step] += 1
+    # Standard deviation of a count is 19.
+    assert (counts - 500).abs().max() < 80
+
+
+def test_drawing_depends_on_the_generator_alone():
+    def draw(seed):
+        return [item.step for item in filled(count=20).sample(10, torch.Generator().manual_seed(seed))]
+
+    first = draw(0)
+    torch.rand(3)
+    assert draw(0) == first != draw(1)
+
+
+def test_drawing_mixed_groups_only():
+    buffer = ValueBuffer(100)
+    buffer.add([group(step, rewards=[1.0, float(step % 2)]) for step in range(6)])
+    assert sorted(item.step for item in buffer.sample(3, mixed_only=True)) == [0, 2, 4]
+    uniform = ValueBuffer(100)
+    uniform.add([group(rewards=[1.0, 1.0])])
+    assert uniform.sample(2, mixed_only=True) == []
+
+
+def test_drawing_from_nothing_gives_nothing():
+    assert ValueBuffer(10).sample(3) == []
+    assert filled().sample(0) == []
+    with pytest.raises(ValueError, match="`num_groups` must be at least 0"):
+        filled().sample(-1)
+
+
+@pytest.mark.parametrize("logps", [True, False])
+def test_saving_is_bit_exact(tmp_path, logps):
+    buffer = filled(logps=logps)
+    buffer.add([group(6, size=3, rewards=[NAN, 0.1, -1 / 3], logps=logps)])
+    path = buffer.save(tmp_path / "checkpoint")
+    assert path == tmp_path / "checkpoint" / "value_buffer.safetensors"
+    assert os.listdir(tmp_path / "checkpoint") == [FILE_NAME]
+    loaded = ValueBuffer(100)
+    loaded.load(tmp_path / "checkpoint")
+    assert len(loaded) == len(buffer)
+    assert_same(loaded.groups, buffer.groups)
+    draws = [source.sample(4, torch.Generator().manual_seed(3)) for source in (buffer, loaded)]
+    assert_same(*draws)
+
+
+def test_groups_with_and_without_log_probabilities_are_saved_together(tmp_path):
+    buffer = ValueBuffer(100)
+    buffer.add([group(0), group(1, logps=False), group(2)])
+    loaded = ValueBuffer(100)
+    buffer.save(tmp_path)
+    loaded.load(tmp_path)
+    assert_same(loaded.groups, buffer.groups)
+
+
+def test_an_empty_buffer_is_saved(tmp_path):
+    ValueBuffer(4).save(tmp_path)
+    loaded = filled()
+    loaded.load(tmp_path)
+    assert len(loaded) == 0 and loaded.groups == []
+
+
+def test_a_smaller_buffer_keeps_the_most_recent_groups():
+    small = ValueBuffer(4)
+    small.load_state_dict(filled(count=5).state_dict())
+    assert [item.step for item in small.groups] == [3, 4] and small.capacity == 4
+
+
+def test_meta_is_json():
+    state = filled().state_dict()
+    assert json.loads(json.dumps(state["meta"])) == state["meta"]
+    assert all(isinstance(value, torch.Tensor) for value in state["tensors"].values())
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    filled(count=1).save(tmp_path)
+
+    def failing(tensors, path, metadata):
+        path.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(buffer_module, "save_file", failing)
+    with pytest.raises(OSError, match="disk full"):
+        filled(count=3).save(tmp_path)
+    assert os.listdir(tmp_path) == [FILE_NAME]
+    loaded = ValueBuffer(10)
+    loaded.load(tmp_path)
+    assert len(loaded) == 2
+
+
+def rewrite(path, **changes):
+    tensors = {**load_file(path), **changes}
+    meta = {"vgf_llm": json.dumps(filled().state_dict()["meta"])}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata=meta)
+
+
+BAD_FILES = [
+    # how the file is spoiled, what the message says
+    (lambda path: path.write_bytes(path.read_bytes()[:-20]), "truncated or foreign"),
+    (lambda path: path.write_bytes(path.read_bytes()[:20]), "truncated or foreign"),
+    (lambda path: path.write_bytes(b""), "truncated or foreign"),
+    (lambda path: path.write_text("not a buffer"), "truncated or foreign"),
+    (lambda path: save_file({"weight": torch.ones(2)}, path), "Expected the format 'vgf-llm value buffer', found {}"),
+    (lambda path: save_file({}, path, metadata={"vgf_llm": "[1"}), "truncated or foreign"),
+    (
+        lambda path: save_file(
+            load_file(path), path, {"vgf_llm": '{"format": "vgf-llm value buffer", "format_version": 9}'}
+        ),
+        "Expected format version 1, found 9",
+    ),
+    (lambda path: rewrite(path, rewards=None), "Expected a flat torch.float64 tensor `rewards`, found nothing"),
+    (lambda path: rewrite(path, rewards=torch.zeros(10)), "`rewards`, found torch.float32"),
+    (lambda path: rewrite(path, rewards=torch.zeros(9).double()), "Expected 10 entries in `rewards`, found 9"),
+    (lambda path: rewrite(path, group_sizes=torch.tensor([-2, 2, 2, 2, 2])), "lengths of at least 0 in `group_sizes`"),
+    (lambda path: rewrite(path, group_sizes=torch.tensor([2, 2])), "Expected 2 entries in `prompt_lengths`"),
+    (lambda path: rewrite(path, ref_logps=torch.zeros(3)), "Expected 15 entries in `ref_logps`, found 3"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_FILES)
+def test_bad_files(tmp_path, spoil, message):
+    spoil(filled().save(tmp_path))
+    loaded = filled(count=1)
+    with pytest.raises(ValueError, match=message) as caught:
+        loaded.load(tmp_path)
+    assert str(tmp_path / FILE_NAME) in str(caught.value)
+    assert len(loaded) == 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*{FILE_NAME}"):
+        ValueBuffer(4).load(tmp_path)
+
+
+def test_a_foreign_state_is_refused():
+    with pytest.raises(ValueError, match="Expected the format"):
+        ValueBuffer(4).load_state_dict({"weight": torch.ones(1)})
+
+
+BAD_GROUPS = [
+    (([], [[1]], [0.0]), "`prompt_ids` is empty"),
+    (([1], [], []), "`completion_ids` is empty"),
+    (([1], [[1], [2]], [0.0]), "`rewards` has 1 entries for 2 completions"),
+    (([1], [[1]], [math.inf]), "`rewards` must be finite or NaN"),
+    (([1], [[1, 2]], [0.0], [[0.5]]), r"`ref_logps` has lengths \[1\], the completions \[2\]"),
+    (([1], [[1], [2]], [0.0, 1.0], [[0.5]]), r"`ref_logps` has lengths \[1\], the completions \[1, 1\]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_GROUPS)
+def test_bad_groups(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RolloutGroup(*arguments)
+
+
+def test_negative_capacity_is_refused():
+    with pytest.raises(ValueError, match="`capacity` must be at least 0"):
+        ValueBuffer(-1)
+
+
+def test_collate_pads_prompts_on_the_left_and_completions_on_the_right():
+    groups = [
+        RolloutGroup([1, 2, 3], [[4], [5, 6]], [0.0, 1.0], [[-0.1], [-0.2, -0.3]]),
+        RolloutGroup([7], [[8, 9, 10], [11]], [NAN, 0.5], [[-0.4, -0.5, -0.6], [-0.7]]),
+    ]
+    batch = collate(groups, pad_token_id=99)
+    assert batch["prompt_ids"].tolist() == [[1, 2, 3], [1, 2, 3], [99, 99, 7], [99, 99, 7]]
+    assert batch["prompt_mask"].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
+    assert batch["completion_ids"].tolist() == [[4, 99, 99], [5, 6, 99], [8, 9, 10], [11, 99, 99]]
+    assert batch["completion_mask"].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    expected = torch.tensor([[-0.1, 0, 0], [-0.2, -0.3, 0], [-0.4, -0.5, -0.6], [-0.7, 0, 0]])
+    torch.testing.assert_close(batch["ref_logps"], expected)
+    torch.testing.assert_close(batch["rewards"], torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
+    assert batch["group_shape"] == (2, 2)
+    assert batch["prompt_ids"].dtype == batch["completion_mask"].dtype == torch.int64
+    assert batch["rewards"].dtype == batch["ref_logps"].dtype == torch.float32
+
+
+def test_collate_rounds_lengths_up_and_leaves_absent_log_probabilities_out():
+    batch = collate([group(logps=False)], pad_token_id=0, pad_to_multiple_of=4)
+    assert batch["prompt_ids"].shape == batch["completion_ids"].shape == (2, 4)
+    assert "ref_logps" not in batch
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([], r"got 0 groups of sizes \[\]"),
+        ([group(size=2), group(size=3)], r"got 2 groups of sizes \[2, 3\]"),
+        ([group(), group(logps=False)], "1 of 2 groups have `ref_logps`"),
+    ],
+)
+def test_collate_refuses_groups_that_make_no_batch(groups, message):
+    with pytest.raises(ValueError, match=message):
+        collate(groups, pad_token_id=0)

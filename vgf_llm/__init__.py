@@ -1,0 +1,28 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""vgf-llm: fine-tune and steer language models by Value Gradient Flow (arXiv 2604.14265)."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vgf_llm.models import TransportConfig, VGFModel
+    from vgf_llm.trainer import VGFConfig, VGFTrainer
+
+__all__ = ["TransportConfig", "VGFConfig", "VGFModel", "VGFTrainer", "__version__"]
+
+_HOMES = {
+    "TransportConfig": "vgf_llm.models",
+    "VGFModel": "vgf_llm.models",
+    "VGFConfig": "vgf_llm.trainer",
+    "VGFTrainer": "vgf_llm.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: `vgf_llm.functional` needs torch alone, not transformers and trl.
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vgf_llm' has no attribute {name!r}")

@@ -1,0 +1,108 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The only module that imports TRL names outside TRL's public API.
+
+TRL moves its private helpers from one minor release to the next. Keeping every such import here makes a new release a
+change of one file, and lets the version be checked before an unrelated ``ImportError`` can hide the reason.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+TRL_SPECIFIER = ">=1.16,<1.17"
+
+
+def check_trl_version(found: str | None) -> None:
+    """Refuse a TRL release whose private helpers this package was not written for.
+
+    Args:
+        found: Version of the installed TRL, or `None` when it is not installed.
+
+    Raises:
+        ImportError: If `found` is `None` or outside `TRL_SPECIFIER`.
+
+    Example:
+        >>> check_trl_version("1.16.0")
+        >>> check_trl_version("0.9.6")
+        Traceback (most recent call last):
+        ...
+        ImportError: vgf-llm needs trl>=1.16,<1.17, found trl 0.9.6. Run `pip install "trl>=1.16,<1.17"`.
+    """
+    if found is None or not SpecifierSet(TRL_SPECIFIER).contains(found, prereleases=True):
+        what = "found no trl" if found is None else f"found trl {found}"
+        raise ImportError(f'vgf-llm needs trl{TRL_SPECIFIER}, {what}. Run `pip install "trl{TRL_SPECIFIER}"`.')
+
+
+def installed_trl_version() -> str | None:
+    """Return the version of the installed TRL distribution, `None` when there is none."""
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return None
+
+
+check_trl_version(installed_trl_version())
+
+# These imports follow the check, so that a wrong TRL is reported as such.
+from trl.extras.profiling import profiling_context, profiling_decorator  # noqa: E402
+from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation  # noqa: E402
+from trl.trainer.base_config import _BaseConfig  # noqa: E402
+from trl.trainer.base_trainer import _BaseTrainer  # noqa: E402
+from trl.trainer.utils import (  # noqa: E402
+    RepeatSampler,
+    create_model_from_path,
+    disable_dropout_in_model,
+    get_callable_name,
+    get_config_model_id,
+    identity,
+    is_async_callable,
+    nanmax,
+    nanmin,
+    nanstd,
+    pad,
+    print_prompt_completions_sample,
+    repeat_iterable_dataset,
+    selective_log_softmax,
+    shutdown_event_loop_in_daemon,
+    split_tensor_dict,
+    start_event_loop_in_daemon,
+)
+
+
+def vllm_generation_class() -> type:
+    """Return TRL's `VLLMGeneration`, imported on first use because it pulls in vLLM where that is installed."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration
+
+
+__all__ = [
+    "TRL_SPECIFIER",
+    "RepeatSampler",
+    "_BaseConfig",
+    "_BaseTrainer",
+    "check_trl_version",
+    "create_model_from_path",
+    "disable_dropout_in_model",
+    "get_callable_name",
+    "get_config_model_id",
+    "identity",
+    "installed_trl_version",
+    "is_async_callable",
+    "nanmax",
+    "nanmin",
+    "nanstd",
+    "pad",
+    "prepare_deepspeed",
+    "prepare_fsdp",
+    "print_prompt_completions_sample",
+    "profiling_context",
+    "profiling_decorator",
+    "repeat_iterable_dataset",
+    "selective_log_softmax",
+    "shutdown_event_loop_in_daemon",
+    "split_tensor_dict",
+    "start_event_loop_in_daemon",
+    "unwrap_model_for_generation",
+    "vllm_generation_class",
+]

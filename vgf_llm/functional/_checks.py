@@ -1,0 +1,66 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Input checks shared by the functions of this package; every message names the argument and the fix."""
+
+import math
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+
+def check_finite(name: str, tensor: Tensor, fix: str = "look for an overflow or a division by zero upstream") -> None:
+    """Raises ValueError when `tensor` holds NaN or an infinity."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise ValueError(
+            f"{name} must be finite, but {bad} of its {tensor.numel()} entries (shape {tuple(tensor.shape)}) are NaN "
+            f"or infinite; {fix}."
+        )
+
+
+def check_number(
+    name: str, value: float, *, low: float = 0.0, high: float = math.inf, low_open: bool = False, fix: str = ""
+) -> None:
+    """Raises TypeError unless `value` is a real number, ValueError unless it is finite and in [low, high].
+
+    With `low_open` the interval is (low, high].
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} ({value!r}); pass a float.")
+    inside = math.isfinite(value) and (low < value if low_open else low <= value) and value <= high
+    if not inside:
+        interval = f"{'(' if low_open else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
+        raise ValueError(f"{name} must be a finite number in {interval}, got {value!r}{f'; {fix}' if fix else ''}.")
+
+
+def check_count(name: str, value: int, *, low: int = 0) -> None:
+    """Raises TypeError unless `value` is an integer, ValueError unless it is at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r}); pass a whole number >= {low}.")
+    if value < low:
+        raise ValueError(f"{name} must be an int >= {low}, got {value}.")
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...] | torch.Size, like: str) -> None:
+    """Raises ValueError when `tensor` has not the shape that the argument `like` asks for."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)} to match {like}, got {tuple(tensor.shape)}.")
+
+
+def check_rank(name: str, tensor: Tensor, rank: int, shape: str) -> None:
+    """Raises ValueError when `tensor` has another number of dimensions than `rank`."""
+    if tensor.ndim != rank:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}.")
+
+
+def check_particles(name: str, particles: Tensor) -> None:
+    """Raises unless `particles` is a finite floating-point tensor of shape [..., N, D] with N >= 1."""
+    if not particles.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {particles.dtype}; convert it with .float().")
+    if particles.ndim < 2 or particles.shape[-2] < 1:
+        raise ValueError(
+            f"{name} must have shape [..., N, D] with N >= 1, got {tuple(particles.shape)}; "
+            f"unsqueeze(-2) turns one vector a row into N = 1."
+        )
+    check_finite(name, particles)

@@ -1,0 +1,237 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Particle flow: the direction of the paper and the transport loop around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._checks import check_count, check_finite, check_number, check_particles, check_shape
+from .kernels import kernel_matrix, median_bandwidth
+
+StopReason = Literal["num_steps", "max_distance", "stationary"]
+
+
+@dataclass(frozen=True)
+class TransportResult:
+    """What `transport` did; every tensor is detached.
+
+    Attributes:
+        particles: Where the particles are, [..., N, D].
+        values: Their value before the first step and after every step, [num_steps + 1, ..., N].
+        distance: How far each particle is from its start (Euclidean), [..., N].
+        num_steps: Steps taken.
+        stop_reason: "num_steps" (the budget is spent), "max_distance" (what still has a velocity presses against the
+            trust radius and no longer moves) or "stationary" (the velocity is zero everywhere).
+    """
+
+    particles: Tensor
+    values: Tensor
+    distance: Tensor
+    num_steps: int
+    stop_reason: StopReason
+
+
+def flow_direction(
+    particles: Tensor,
+    score: Tensor,
+    *,
+    alpha: float = 1.0,
+    bandwidth: float | Tensor | None = None,
+    repulsion: bool = True,
+) -> Tensor:
+    """Velocity that carries the particles towards the Boltzmann distribution of the value.
+
+    phi(u_i) = (1/N) sum_j [k(u_j, u_i) score_j / alpha + grad_{u_j} k(u_j, u_i)]. The sum over gradients is
+    (u_i sum_j k_ij - sum_j k_ij u_j) / bandwidth^2, two matrix products, so that memory is N^2 + N D.
+
+    Args:
+        particles: Particles u, [..., N, D]. Groups along the leading dimensions do not interact.
+        score: Gradient of the value at each particle, [..., N, D].
+        alpha: Temperature of the Boltzmann distribution, positive.
+        bandwidth: Length scale of the kernel, a number or [...]; None takes `median_bandwidth`.
+        repulsion: Whether to keep the second term, which spreads the particles. It is what vanishes beside the first
+            when alpha goes to 0.
+
+    Returns:
+        phi, [..., N, D]. With N = 1 it is score / alpha, plain ascent.
+
+    Raises:
+        TypeError: The particles are not floating point.
+        ValueError: Shapes do not agree, input is not finite, or `alpha` or `bandwidth` is not positive.
+
+    Source:
+        arXiv 2604.14265, the particle update of the discrete gradient flow.
+
+    Example:
+        >>> flow_direction(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), alpha=0.5)
+        tensor([[2., 4.]])
+    """
+    check_particles("particles", particles)
+    check_shape("score", score, particles.shape, "particles")
+    check_finite("score", score)
+    check_number("alpha", alpha, low_open=True, fix="for the limit alpha -> 0 pass repulsion=False and scale step_size")
+    if bandwidth is None:
+        bandwidth = median_bandwidth(particles)
+    kernel = kernel_matrix(particles, particles, bandwidth)
+    velocity = kernel @ (score.to(kernel.dtype) / alpha)
+    if repulsion:
+        # Only differences matter; without the common offset the subtraction below keeps its digits.
+        centred = (particles - particles.mean(dim=-2, keepdim=True)).to(kernel.dtype)
+        width = torch.as_tensor(bandwidth, dtype=kernel.dtype, device=kernel.device)[..., None, None]
+        velocity = velocity + (centred * kernel.sum(dim=-1, keepdim=True) - kernel @ centred) / width**2
+    return (velocity / particles.shape[-2]).to(particles.dtype)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def transport(
+    particles: Tensor,
+    value_fn: Callable[[Tensor], Tensor],
+    *,
+    step_size: float,
+    num_steps: int,
+    alpha: float = 1.0,
+    repulsion: bool = True,
+    normalize: bool = False,
+    max_distance: float | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> TransportResult:
+    """Moves particles along the value gradient for a budget of steps: u <- u + step_size * phi(u).
+
+    The gradient of the value is taken by autograd, also when the caller is inside `no_grad` or `inference_mode`. The
+    bandwidth of the kernel is the median one, taken anew at every step.
+
+    Args:
+        particles: Where to start, [..., N, D].
+        value_fn: Maps particles [..., N, D] to values [..., N]; the value of a particle must depend on it alone.
+        step_size: epsilon >= 0, in the units of phi; with `normalize` a fraction of the start particle's norm.
+        num_steps: L >= 0; 0 returns the start and its values.
+        alpha: Temperature, positive; see `flow_direction`.
+        repulsion: Whether particles repel each other; see `flow_direction`.
+        normalize: Replace each particle's velocity v by v / |v| * |u_start|, so that every step moves every particle by
+            step_size times the norm it had at the start. A zero velocity stays zero.
+        max_distance: Trust radius: no particle ends a step further than this from its start. Steps that leave the ball
+            are pulled back to its surface along the ray from the start.
+        project: Called on the particles after each step, before the trust radius. The radius has the last word; it
+            keeps the particles in any convex set that holds the start.
+
+    Returns:
+        A `TransportResult`.
+
+    Raises:
+        TypeError: `num_steps` is not an int, or the particles are not floating point.
+        ValueError: A number is out of range; particles, values or gradients are not finite; `value_fn` or `project`
+            returns another shape, or values that do not depend on the particles; `normalize` meets a start at zero.
+
+    Source:
+        arXiv 2604.14265, the update u <- u + epsilon phi(u) and its budget of L steps.
+
+    Example:
+        >>> start = torch.zeros(1, 2)
+        >>> result = transport(start, lambda u: u[..., 0], step_size=0.5, num_steps=4)
+        >>> result.particles, result.distance, result.stop_reason
+        (tensor([[2., 0.]]), tensor([2.]), 'num_steps')
+    """
+    check_particles("particles", particles)
+    check_number("step_size", step_size)
+    check_count("num_steps", num_steps)
+    if max_distance is not None:
+        check_number("max_distance", max_distance, fix="None switches the trust radius off")
+    start = particles.clone()
+    scale = _start_norms(start) if normalize else None
+
+    current, values, taken = start, [], 0
+    reason: StopReason = "num_steps"
+    while taken < num_steps:
+        value, score = _value_and_score(value_fn, current, taken)
+        values.append(value)
+        velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion)
+        resting = ~velocity.any(dim=-1)
+        if bool(resting.all()):
+            reason = "stationary"
+            break
+        if scale is not None:
+            velocity = _with_norm(velocity, scale)
+        proposal = current + step_size * velocity
+        if project is not None:
+            proposal = project(proposal)
+            check_shape("the output of project", proposal, current.shape, "particles")
+        check_finite(f"the particles after step {taken + 1}", proposal, "lower step_size or set max_distance")
+        if max_distance is not None:
+            proposal, at_radius = _into_ball(proposal, start, max_distance)
+            if bool((resting | (at_radius & _unmoved(proposal, current, start))).all()):
+                reason = "max_distance"
+                break
+        current, taken = proposal, taken + 1
+    if len(values) == taken:
+        values.append(_checked_values(value_fn, current, taken))
+    return TransportResult(
+        particles=current,
+        values=torch.stack(values),
+        distance=torch.linalg.vector_norm(current - start, dim=-1),
+        num_steps=taken,
+        stop_reason=reason,
+    )
+
+
+def _checked_values(value_fn: Callable[[Tensor], Tensor], particles: Tensor, step: int) -> Tensor:
+    values = value_fn(particles)
+    check_shape("the output of value_fn", values, particles.shape[:-1], "particles [..., N, D]")
+    check_finite(f"the values that value_fn returned after {step} steps", values, "lower step_size or set max_distance")
+    return values
+
+
+def _value_and_score(value_fn: Callable[[Tensor], Tensor], particles: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = particles.detach().requires_grad_()
+        values = _checked_values(value_fn, leaf, step)
+        # Each value depends on its own particle only, so the gradient of the sum is the stack of the gradients.
+        score = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
+    if score is None:
+        raise ValueError(
+            "the output of value_fn does not depend on the particles, so it has no gradient; "
+            "use only differentiable operations in it, and no detach or no_grad."
+        )
+    check_finite(f"the gradient of value_fn after {step} steps", score, "check value_fn for sqrt, log or norm at zero")
+    return values.detach(), score
+
+
+def _start_norms(start: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+    if bool((norms == 0).any()):
+        raise ValueError(
+            f"normalize=True scales steps by the norm of the start particle, but {int((norms == 0).sum())} start "
+            f"particles are zero; pass normalize=False."
+        )
+    return norms
+
+
+def _with_norm(velocity: Tensor, norm: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
+    return velocity / torch.where(length > 0, length, 1.0) * norm
+
+
+def _into_ball(proposal: Tensor, start: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """`proposal` with every particle pulled back into its ball, and which particles were outside [..., N]."""
+    offset = proposal - start
+    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
+    outside = distance > radius
+    shrink = torch.where(outside, radius / torch.where(outside, distance, 1.0), 1.0)
+    slack = torch.finfo(proposal.dtype).eps
+    inside = torch.where(outside, start + shrink * offset, proposal)
+    # Rounding start + offset can leave a particle one bit outside; the cap is a promise, so take that bit back.
+    while bool((over := torch.linalg.vector_norm(inside - start, dim=-1, keepdim=True) > radius).any()):
+        shrink = torch.where(over, shrink * max(0.0, 1.0 - slack), shrink)
+        inside = torch.where(over, start + shrink * offset, inside)
+        slack *= 2
+    return inside, outside.squeeze(-1)
+
+
+def _unmoved(proposal: Tensor, current: Tensor, start: Tensor) -> Tensor:
+    """Which particles moved by no more than rounding, [..., N]."""
+    size = torch.linalg.vector_norm(start, dim=-1) + torch.linalg.vector_norm(current - start, dim=-1)
+    moved = torch.linalg.vector_norm(proposal - current, dim=-1)
+    return moved <= 16 * torch.finfo(proposal.dtype).eps * size

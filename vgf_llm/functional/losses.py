@@ -1,0 +1,325 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Losses, targets and the accuracy gate of value learning, and the distillation loss.
+
+Masks are bool or 0/1; what stands at a masked position is never read, so that it may be NaN. A mean over nothing is a
+zero that is still connected to the graph, so that every process of a distributed run has a backward pass.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._checks import check_finite, check_number, check_rank, check_shape
+from ._masking import as_mask, masked_log_softmax, working_dtype
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Mean of the entries where the mask is true.
+
+    Args:
+        values: Any shape.
+        mask: The shape of `values`.
+        dim: Dimensions to reduce; None reduces all.
+
+    Returns:
+        The mean; 0 where nothing is counted.
+
+    Raises:
+        ValueError: Shapes do not agree.
+
+    Example:
+        >>> masked_mean(torch.tensor([[1.0, 3.0], [5.0, torch.nan]]), torch.tensor([[1, 1], [0, 0]]), dim=1)
+        tensor([2., 0.])
+    """
+    mask = as_mask("mask", mask, values, "values")
+    dims = tuple(range(values.ndim)) if dim is None else dim
+    return torch.where(mask, values, 0.0).sum(dim=dims) / mask.sum(dim=dims).clamp_min(1)
+
+
+def _counted(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    """`values` with zeros at masked positions, put in before the loss: after it a NaN would survive in the gradient."""
+    values = torch.where(mask, values, 0.0)
+    check_finite(name, values)
+    return values
+
+
+def _prepare(
+    name: str, values: Tensor, target_name: str, targets: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked values, targets and mask, all [B, T]; targets [B] are repeated over the tokens."""
+    check_rank(name, values, 2, "[B, T]")
+    mask = as_mask("mask", mask, values, name)
+    if targets.ndim == 1:
+        check_shape(target_name, targets, values.shape[:1], f"{name} [B, T]")
+        targets = targets.unsqueeze(-1).expand_as(values)
+    check_shape(target_name, targets, values.shape, name)
+    targets = targets.detach().to(working_dtype(values))
+    return _counted(name, values, mask), _counted(target_name, targets, mask), mask
+
+
+def _reduce(losses: Tensor, mask: Tensor, reduction: str, rows: str) -> Tensor:
+    """The mean over all counted entries [B, ...], or with `reduction` named after the rows, a mean per row [B]."""
+    if reduction not in ("mean", rows):
+        raise ValueError(f"reduction must be 'mean' or {rows!r}, got {reduction!r}.")
+    return masked_mean(losses, mask, dim=None if reduction == "mean" else tuple(range(1, losses.ndim)))
+
+
+def bernoulli_value_loss(logits: Tensor, outcomes: Tensor, mask: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Negative log-likelihood of a 0/1 outcome at every sampled token.
+
+    Args:
+        logits: Log-odds of success at each token, [B, T].
+        outcomes: Outcome of each completion, 0 or 1 (or a probability), [B]; or a target per token, [B, T].
+        mask: Sampled tokens, [B, T].
+        reduction: `"mean"`, or `"sequence"` for the mean within each completion.
+
+    Returns:
+        The mean over all sampled tokens, a scalar; with `"sequence"` [B], 0 for a row without a sampled token.
+
+    Raises:
+        ValueError: Shapes do not agree, a counted entry is not finite, or a counted outcome is outside [0, 1].
+
+    Example:
+        >>> bernoulli_value_loss(torch.zeros(2, 3), torch.tensor([0.0, 1.0]), torch.ones(2, 3))  # log 2
+        tensor(0.6931)
+    """
+    logits, targets, mask = _prepare("logits", logits, "outcomes", outcomes, mask)
+    if bool(((targets < 0) | (targets > 1)).any()):
+        raise ValueError(
+            f"outcomes must be in [0, 1], got values from {targets.min().item():g} to {targets.max().item():g}; "
+            f"use regression_value_loss for other rewards."
+        )
+    losses = F.binary_cross_entropy_with_logits(logits.to(targets.dtype), targets, reduction="none")
+    return _reduce(losses, mask, reduction, "sequence")
+
+
+def regression_value_loss(values: Tensor, targets: Tensor, mask: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Squared error of the value at every sampled token.
+
+    Args:
+        values: Predicted values, [B, T].
+        targets: Target of each completion [B], or of each token [B, T]; no gradient flows into it.
+        mask: Sampled tokens, [B, T].
+        reduction: `"mean"`, or `"sequence"` for the mean within each completion.
+
+    Returns:
+        The mean over all sampled tokens, a scalar; with `"sequence"` [B], 0 for a row without a sampled token.
+
+    Raises:
+        ValueError: Shapes do not agree, or a counted entry is not finite.
+
+    Example:
+        >>> regression_value_loss(torch.zeros(1, 2), torch.tensor([3.0]), torch.tensor([[1, 0]]))
+        tensor(9.)
+    """
+    values, targets, mask = _prepare("values", values, "targets", targets, mask)
+    return _reduce((values - targets).square(), mask, reduction, "sequence")
+
+
+def expectile_loss(values: Tensor, targets: Tensor, mask: Tensor, *, expectile: float) -> Tensor:
+    """Asymmetric squared error whose minimiser is an expectile of the targets.
+
+    |expectile - 1[target < value]| (target - value)^2: above one half it weighs targets above the value more, an
+    optimistic value; at one half it is half of `regression_value_loss`.
+
+    Args:
+        values: Predicted values, [B, T].
+        targets: Target of each completion [B], or of each token [B, T]; no gradient flows into it.
+        mask: Sampled tokens, [B, T].
+        expectile: In (0, 1).
+
+    Returns:
+        The mean over all sampled tokens, a scalar.
+
+    Raises:
+        ValueError: Shapes do not agree, a counted entry is not finite, or `expectile` is outside (0, 1).
+
+    Source:
+        Kostrikov et al. 2021 (arXiv 2110.06169), equation 4.
+
+    Example:
+        >>> expectile_loss(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), expectile=0.75)
+        tensor(0.5000)
+    """
+    if not 0 < expectile < 1:
+        raise ValueError(f"expectile must be in (0, 1), got {expectile!r}; 0.5 is the mean.")
+    values, targets, mask = _prepare("values", values, "targets", targets, mask)
+    error = targets - values
+    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    return masked_mean(weight * error.square(), mask)
+
+
+def _ordered_pairs(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Score differences s_i - s_j and which pairs have r_i > r_j, both [P, G, G]; NaN rewards are in no pair."""
+    check_rank("scores", scores, 2, "[P, G]")
+    check_shape("rewards", rewards, scores.shape, "scores")
+    scored = ~rewards.isnan()
+    check_finite("rewards", torch.where(scored, rewards, 0.0), "only NaN is allowed, for a completion without a reward")
+    scores = _counted("scores", scores, scored)
+    # A comparison with NaN is false, which is what leaves those completions out.
+    return scores.unsqueeze(-1) - scores.unsqueeze(-2), rewards.unsqueeze(-1) > rewards.unsqueeze(-2)
+
+
+def pairwise_value_loss(scores: Tensor, rewards: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Logistic loss on every pair of completions of one prompt that the rewards order.
+
+    Args:
+        scores: Score of each completion, [P, G], P prompts with G completions each; for a log-ratio value the sum over
+            tokens.
+        rewards: Their rewards, [P, G]; NaN for a completion without one, which is left out.
+        reduction: `"mean"`, or `"prompt"` for the mean within each prompt.
+
+    Returns:
+        The mean of -log sigmoid(s_i - s_j) over all pairs with r_i > r_j, a scalar, or [P] with `"prompt"`; a zero
+        connected to the graph where there is no such pair.
+
+    Raises:
+        ValueError: Shapes do not agree, a reward is infinite, or the score of a counted completion is not finite.
+
+    Source:
+        The Bradley-Terry likelihood (Bradley and Terry 1952).
+
+    Example:
+        >>> pairwise_value_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, torch.nan]]))  # one pair, log 2
+        tensor(0.6931)
+    """
+    differences, ordered = _ordered_pairs(scores, rewards)
+    return _reduce(F.softplus(-differences), ordered, reduction, "prompt")
+
+
+@torch.no_grad()
+def within_prompt_accuracy(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """How often the scores order two completions of one prompt as the rewards do.
+
+    Counts come back, not the ratio, so that they can be summed over batches and processes. Chance is one half.
+
+    Args:
+        scores: Score of each completion, [P, G].
+        rewards: Their rewards, [P, G]; NaN for a completion without one.
+
+    Returns:
+        The number of pairs ordered rightly, a tie of scores counting one half, and the number of pairs that the rewards
+        order; two scalars.
+
+    Raises:
+        ValueError: Shapes do not agree, a reward is infinite, or the score of a counted completion is not finite.
+
+    Example:
+        >>> within_prompt_accuracy(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
+        (tensor(1.5000), tensor(2))
+    """
+    differences, ordered = _ordered_pairs(scores, rewards)
+    right = (differences > 0).to(working_dtype(scores)) + 0.5 * (differences == 0)
+    return (right * ordered).sum(), ordered.sum()
+
+
+def centre_by_prompt(rewards: Tensor) -> Tensor:
+    """Rewards minus the mean over the completions of their prompt.
+
+    Args:
+        rewards: [P, G]; NaN for a completion without a reward, which stays NaN and does not enter the mean.
+
+    Returns:
+        Centred rewards, [P, G].
+
+    Raises:
+        ValueError: `rewards` is not [P, G] or holds an infinity.
+
+    Example:
+        >>> centre_by_prompt(torch.tensor([[1.0, 0.0, torch.nan]]))
+        tensor([[ 0.5000, -0.5000,     nan]])
+    """
+    check_rank("rewards", rewards, 2, "[P, G]")
+    scored = ~rewards.isnan()
+    check_finite("rewards", torch.where(scored, rewards, 0.0), "only NaN is allowed, for a completion without a reward")
+    return rewards - masked_mean(rewards, scored, dim=-1).unsqueeze(-1)
+
+
+@torch.no_grad()
+def td_lambda_targets(
+    rewards: Tensor, next_values: Tensor, mask: Tensor, *, td_lambda: float, gamma: float = 1.0
+) -> Tensor:
+    """TD(lambda) targets of the action value at every sampled token.
+
+    G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), and G = r at the last sampled token, where the completion
+    ends and nothing is bootstrapped. lambda = 1 with gamma = 1 is the Monte-Carlo outcome, lambda = 0 the one-step
+    target. Positions that were not sampled (padding, tool output) are skipped: t+1 is the next sampled token.
+
+    Args:
+        rewards: Reward received for each token, [B, T]; an outcome stands at the last sampled token.
+        next_values: V of the state after each token, [B, T]: the expectation of Q there under the transported policy.
+            It is not read at the last sampled token.
+        mask: Sampled tokens, [B, T].
+        td_lambda: lambda in [0, 1].
+        gamma: Discount in [0, 1].
+
+    Returns:
+        Targets [B, T] without a gradient; 0 at masked positions.
+
+    Raises:
+        ValueError: Shapes do not agree, a number is out of range, or a counted entry is not finite.
+
+    Source:
+        Sutton and Barto 2018, chapter 12; the expectation over transported particles is the target of arXiv 2604.14265.
+
+    Example:
+        >>> rewards, next_values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.2, 0.6, 9.0]])
+        >>> td_lambda_targets(rewards, next_values, torch.ones(1, 3), td_lambda=0.5)
+        tensor([[0.5000, 0.8000, 1.0000]])
+    """
+    check_number("td_lambda", td_lambda, high=1.0)
+    check_number("gamma", gamma, high=1.0)
+    rewards, next_values, mask = _prepare("rewards", rewards, "next_values", _last_unread(next_values, mask), mask)
+    targets = torch.zeros_like(next_values)
+    following = torch.zeros_like(targets[:, 0])
+    has_next = torch.zeros_like(mask[:, 0])
+    for t in reversed(range(targets.shape[1])):
+        bootstrap = (1 - td_lambda) * next_values[:, t] + td_lambda * following
+        current = rewards[:, t] + gamma * torch.where(has_next, bootstrap, 0.0)
+        targets[:, t] = torch.where(mask[:, t], current, 0.0)
+        following = torch.where(mask[:, t], current, following)
+        has_next = has_next | mask[:, t]
+    return targets
+
+
+def _last_unread(next_values: Tensor, mask: Tensor) -> Tensor:
+    """`next_values` with a zero at each row's last sampled token, so that anything may stand there."""
+    check_shape("mask", mask, next_values.shape, "next_values")
+    later = mask.bool().flip(-1).cumsum(dim=-1).flip(-1) > 1
+    return torch.where(later, next_values, 0.0)
+
+
+def distillation_loss(policy_logps: Tensor, target_logits: Tensor, candidate_mask: Tensor, mask: Tensor) -> Tensor:
+    """KL(p_L || pi) from the transported next-token distribution to the policy, at every visited state.
+
+    Only the policy gets a gradient. The policy's log-probabilities are taken as they are: normalised over the whole
+    vocabulary, they make this the divergence over the whole vocabulary, because p_L is zero off the candidates.
+
+    Args:
+        policy_logps: Log-probabilities of the candidates under the policy in training, [B, T, K].
+        target_logits: Logits or log-probabilities of p_L, normalised here over the candidates, [B, T, K].
+        candidate_mask: Which entries are candidates, [B, T, K].
+        mask: Visited states, [B, T]; a state without a candidate is not counted.
+
+    Returns:
+        The mean over the counted states, a scalar.
+
+    Raises:
+        ValueError: Shapes do not agree, or a counted entry is not finite.
+
+    Example:
+        >>> target = torch.tensor([[[2.0, 2.0]]])
+        >>> distillation_loss(torch.tensor([[[0.25, 0.75]]]).log(), target, torch.ones(1, 1, 2), torch.ones(1, 1))
+        tensor(0.1438)
+    """
+    check_rank("policy_logps", policy_logps, 3, "[B, T, K]")
+    check_shape("target_logits", target_logits, policy_logps.shape, "policy_logps")
+    candidates = as_mask("candidate_mask", candidate_mask, policy_logps, "policy_logps")
+    check_shape("mask", mask, policy_logps.shape[:2], "policy_logps [B, T, K]")
+    counted = candidates & mask.bool().unsqueeze(-1)
+    dtype = working_dtype(policy_logps, target_logits)
+    logps = _counted("policy_logps", policy_logps.to(dtype), counted)
+    targets = _counted("target_logits", target_logits.detach().to(dtype), counted)
+    log_target = masked_log_softmax(targets, counted)
+    terms = torch.where(counted, log_target.exp() * (log_target - logps), 0.0)
+    return masked_mean(terms.sum(dim=-1), counted.any(dim=-1))

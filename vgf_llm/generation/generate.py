@@ -1,0 +1,240 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""`VGFModel.generate`: the policy's own `generate`, transported token by token, with selection among particles."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
+
+from vgf_llm.generation.output import VGFGenerateOutput
+from vgf_llm.generation.processor import TransportProcessor
+from vgf_llm.generation.selection import AnswerFn, select
+from vgf_llm.generation.taps import FeatureTap
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.value import StateValue
+from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.spaces import build_space
+from vgf_llm.spaces.base import CONTROLS
+
+_TRANSPORT_FIELDS = tuple(item.name for item in fields(TransportConfig))
+
+
+@torch.no_grad()
+def generate(
+    model: VGFModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    streamer: BaseStreamer | None = None,
+    return_dict_in_generate: bool | None = None,
+    answer_fn: AnswerFn | None = None,
+    control: str | None = None,
+    **kwargs: Any,
+) -> Tensor | VGFGenerateOutput:
+    """Samples `num_particles` responses per prompt under transport and selects one.
+
+    Args:
+        model: The model.
+        input_ids: `[B, P]`, padded left.
+        attention_mask: `[B, P]`; derived from the pad token when left out, as transformers does.
+        generation_config: As for the policy's `generate`.
+        logits_processor: Run before transport.
+        streamer: Receives tokens as they come; one particle and one prompt only.
+        return_dict_in_generate: Whether a `VGFGenerateOutput` is returned instead of the sequences.
+        answer_fn: Maps a response's token ids to its answer, for votes; the ids themselves by default.
+        control: `None`, or `"random"` for directions of the value's norm and random sense.
+        **kwargs: Every field of `TransportConfig` (`transport_steps`, `step_size`, `num_particles`, `selection`,
+            `space`, `metric`, `top_k_candidates`, `min_candidate_prob`, `alpha`, `max_kl`, `min_entropy`,
+            `interaction`, `repulsion`), which override the model's own defaults; all others go to the policy's
+            `generate` (`max_new_tokens`, `do_sample`, `temperature`, ...).
+
+    Returns:
+        The chosen sequences `[B, P + T]` (with `selection="none"` every particle, `[B * N, P + T]`), or a
+        `VGFGenerateOutput`.
+
+    Raises:
+        ValueError: For settings that exclude each other; each message says how to mend it.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        >>> model = VGFModel(LlamaForCausalLM(config))
+        >>> out = generate(model, torch.tensor([[1, 5]]), transport_steps=2, num_particles=2, do_sample=True,
+        ...                max_new_tokens=3, return_dict_in_generate=True)
+        >>> out.values.shape, out.chosen.shape
+        (torch.Size([1, 2]), torch.Size([1]))
+    """
+    if control not in CONTROLS:
+        raise ValueError(f"`control` must be None or 'random', got {control!r}.")
+    transport = replace(model.transport, **{k: kwargs.pop(k) for k in _TRANSPORT_FIELDS if kwargs.get(k) is not None})
+    for name in _TRANSPORT_FIELDS:
+        kwargs.pop(name, None)
+    policy = inner_model(model.policy)
+    if return_dict_in_generate is None:
+        return_dict_in_generate = bool((generation_config or policy.generation_config).return_dict_in_generate)
+    kwargs.update(generation_config=generation_config, logits_processor=logits_processor, streamer=streamer)
+    plain = transport.transport_steps == 0
+    if plain and transport.num_particles == 1 and not return_dict_in_generate:
+        with adapter_rows(model.policy, model.policy_adapter):
+            return policy.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs)
+    _check_decoding(transport, kwargs, policy.generation_config, input_ids)
+    _check_model(model, transport, kwargs)
+    if attention_mask is None:
+        attention_mask = _default_mask(policy, generation_config, kwargs, input_ids)
+    rows = input_ids.repeat_interleave(transport.num_particles, dim=0)
+    mask = attention_mask.repeat_interleave(transport.num_particles, dim=0)
+    processor = None
+    if plain:
+        with adapter_rows(model.policy, model.policy_adapter):
+            raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
+    else:
+        tap = FeatureTap(model, mask, need_hidden=transport.space == "hidden")
+        space = build_space(model.policy, model.value, transport, control=control)
+        wanted = return_dict_in_generate or transport.selection != "none"
+        record = wanted and (transport.num_particles > 1 or return_dict_in_generate)
+        processor = TransportProcessor(space, tap, transport, record=record)
+        kwargs["logits_processor"] = LogitsProcessorList([*(logits_processor or []), processor])
+        with tap.installed():
+            raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
+    if not return_dict_in_generate and (transport.selection == "none" or transport.num_particles == 1):
+        return raw.sequences
+    eos_ids = _eos_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
+    return _finish(model, transport, raw, mask, eos_ids, processor, answer_fn, return_dict_in_generate)
+
+
+def _finish(
+    model: VGFModel,
+    transport: TransportConfig,
+    raw: Any,
+    prompt_mask: Tensor,
+    eos_ids: list[int],
+    processor: TransportProcessor | None,
+    answer_fn: AnswerFn | None,
+    return_dict: bool,
+) -> Tensor | VGFGenerateOutput:
+    """Values every particle, selects one per prompt and packs the output."""
+    prompt_length, n = prompt_mask.shape[1], transport.num_particles
+    tokens = raw.sequences[:, prompt_length:]
+    completion_mask = mask_after_eos(tokens, eos_ids)
+    scores = processor.token_scores(tokens, completion_mask) if processor is not None else None
+    if scores is None:
+        attention = torch.cat([prompt_mask, completion_mask], dim=1)
+        scores = model.score(raw.sequences, attention, completion_mask).token_scores * completion_mask
+    values = model.value.sequence_values(scores, completion_mask).view(-1, n)
+    chosen = torch.zeros(values.shape[0], dtype=torch.long, device=values.device)
+    if transport.selection != "none" and n > 1:
+        answers: Sequence[Any] = ()
+        if transport.selection != "value":
+            answers = _answers(tokens, completion_mask, n, answer_fn)
+        weights = model.value.vote_weights(values)
+        chosen = select(values, transport.selection, answers=answers, weights=weights)
+    particles = raw.sequences.view(-1, n, raw.sequences.shape[1])
+    if transport.selection == "none":
+        sequences = raw.sequences
+    else:
+        sequences = particles[torch.arange(particles.shape[0], device=chosen.device), chosen]
+    if not return_dict:
+        return sequences
+    kl = torch.zeros_like(scores)
+    if processor is not None:
+        kl = processor.token_kl(tokens.shape[1]) * completion_mask
+    return VGFGenerateOutput(
+        sequences=sequences,
+        particle_sequences=particles,
+        values=values,
+        token_scores=scores.view(-1, n, scores.shape[-1]),
+        kl=kl.view(-1, n, kl.shape[-1]),
+        chosen=chosen,
+        scores=raw.scores,
+        logits=raw.logits,
+    )
+
+
+def mask_after_eos(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """Marks response tokens up to and with the first end-of-sequence token.
+
+    Args:
+        tokens: `[B, T]`.
+        eos_token_ids: Every token that ends a response; none means that all tokens count.
+
+    Returns:
+        `[B, T]`, 1 or 0, of dtype long.
+
+    Example:
+        >>> mask_after_eos(torch.tensor([[5, 2, 0], [5, 6, 7]]), [2]).tolist()
+        [[1, 1, 0], [1, 1, 1]]
+    """
+    is_eos = torch.isin(tokens, torch.tensor(list(eos_token_ids), dtype=tokens.dtype, device=tokens.device))
+    ended_before = is_eos.long().cumsum(dim=-1) - is_eos.long()
+    return (ended_before == 0).long()
+
+
+def _eos_ids(eos: Any, *configs: GenerationConfig | None) -> list[int]:
+    for config in configs:
+        if eos is None and config is not None:
+            eos = config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _answers(tokens: Tensor, mask: Tensor, n: int, answer_fn: AnswerFn | None) -> list[list[Any]]:
+    responses = [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)]
+    flat = [answer_fn(response) if answer_fn is not None else tuple(response) for response in responses]
+    return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+
+def _default_mask(policy: Any, config: GenerationConfig | None, kwargs: dict[str, Any], input_ids: Tensor) -> Tensor:
+    pad = kwargs.get("pad_token_id")
+    for source in (config, policy.generation_config):
+        if pad is None and source is not None:
+            pad = source.pad_token_id
+    # A pad token that also ends responses may be a real token of the prompt: transformers masks nothing then.
+    if pad is None or pad in _eos_ids(kwargs.get("eos_token_id"), config, policy.generation_config):
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long()
+
+
+def _check_decoding(
+    transport: TransportConfig, kwargs: dict[str, Any], defaults: GenerationConfig, input_ids: Tensor
+) -> None:
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise ValueError(f"`input_ids` must be a non-empty [B, P] tensor, got shape {tuple(input_ids.shape)}.")
+    config = kwargs.get("generation_config") or defaults
+
+    def setting(name: str, default: Any) -> Any:
+        value = kwargs.get(name, getattr(config, name, None))
+        return default if value is None else value
+
+    if setting("num_beams", 1) > 1:
+        raise ValueError("`num_beams` must be 1: particles take the place of beams. Raise `num_particles` instead.")
+    if setting("num_return_sequences", 1) > 1:
+        raise ValueError(
+            "`num_return_sequences` must be 1: set `num_particles`, with `selection='none'` to get every particle."
+        )
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "guidance_scale"):
+        if setting(name, None) is not None:
+            raise ValueError(f"`{name}` runs the model outside the decode steps that transport sees; leave it out.")
+    if kwargs.get("streamer") is not None and (transport.num_particles > 1 or input_ids.shape[0] > 1):
+        raise ValueError("`streamer` needs `num_particles=1` and one prompt: a stream is one response.")
+    if transport.num_particles > 1 and not setting("do_sample", False):
+        raise ValueError(
+            f"`num_particles={transport.num_particles}` with greedy decoding gives {transport.num_particles} equal "
+            "responses; pass `do_sample=True`."
+        )
+
+
+def _check_model(model: VGFModel, transport: TransportConfig, kwargs: dict[str, Any]) -> None:
+    rows_differ = transport.num_particles > 1 or len(model.value_blocks()) > 1
+    if kwargs.get("past_key_values") is not None and rows_differ:
+        raise ValueError("`past_key_values` has no rows for particles or for a value's adapter; leave it out.")
+    own_features = model.value_model is None and not model.has_value_adapter
+    if transport.space == "hidden" and isinstance(model.value, StateValue) and not own_features:
+        raise ValueError("`space='hidden'` moves the policy's own features: the v_head needs `backbone='policy'`.")

@@ -1,0 +1,55 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Choosing one response among the particles of a prompt."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+AnswerFn = Callable[[list[int]], Hashable | None]
+
+
+def select(
+    values: Tensor, selection: str, *, answers: Sequence[Sequence[Hashable | None]], weights: Tensor | None = None
+) -> Tensor:
+    """Picks one particle per prompt.
+
+    Args:
+        values: `[B, N]`.
+        selection: `"value"`: the highest value; `"majority"`: the most frequent answer; `"weighted_vote"`: the answer
+            whose particles weigh most. A vote returns the answer's particle of highest value. `None` answers have no
+            vote unless nothing else was answered.
+        answers: `B` lists of `N` answers.
+        weights: `[B, N]`, positive, for `"weighted_vote"`.
+
+    Returns:
+        Indices `[B]`.
+
+    Raises:
+        ValueError: For an unknown selection.
+
+    Example:
+        >>> values = torch.tensor([[0.1, 0.9, 0.2]])
+        >>> select(values, "majority", answers=[["a", "b", "a"]]).tolist()
+        [2]
+    """
+    if selection == "value":
+        return values.argmax(dim=-1)
+    if selection not in ("majority", "weighted_vote"):
+        raise ValueError(f"`selection` must be value, weighted_vote or majority here, got {selection!r}.")
+    if selection == "majority" or weights is None:
+        weights = torch.ones_like(values)
+    chosen = []
+    for row, row_weights, row_answers in zip(values.tolist(), weights.tolist(), answers, strict=True):
+        votes: dict[Hashable, float] = defaultdict(float)
+        for answer, weight in zip(row_answers, row_weights, strict=True):
+            if answer is not None:
+                votes[answer] += weight
+        members = list(range(len(row)))
+        if votes:
+            best = max(votes.values())
+            # Among tied answers the one whose best particle has the highest value.
+            members = [i for i, answer in enumerate(row_answers) if answer is not None and votes[answer] == best]
+        chosen.append(max(members, key=row.__getitem__))
+    return torch.tensor(chosen, device=values.device)

@@ -1,0 +1,154 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Where a decode step's features come from, without touching the model's own `generate`.
+
+The policy's last hidden state is seen by a pre-hook on the output embedding. A value with an adapter on the policy
+rides in the same forward: hooks on the model repeat the batch, one row block per adapter, and hand `generate` the
+policy's rows alone. A value with a model of its own keeps its own cache.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.models.language_model import (
+    accepts_argument,
+    inner_model,
+    last_hidden_states,
+    output_embedding,
+    output_weight,
+    position_ids_from_mask,
+    project_hidden,
+)
+from vgf_llm.models.value import StateFeatures
+from vgf_llm.models.vgf_model import VGFModel
+
+
+@dataclass
+class _Captured:
+    hidden: Tensor | None = None  # [blocks * R, D], what entered the output embedding
+    logits: Tensor | None = None  # [blocks * R, V]
+
+
+@dataclass
+class _OwnModel:
+    """Steps a value (or reference) model of its own through the tokens that `generate` chose."""
+
+    model: nn.Module
+    attention_mask: Tensor  # [R, P]
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def step(self, input_ids: Tensor) -> Tensor:
+        """Returns the last hidden state `[R, D]` after the tokens that came since the last step."""
+        seen = self.cache.get_seq_length()
+        grown = input_ids.shape[1] - self.attention_mask.shape[1]
+        mask = torch.nn.functional.pad(self.attention_mask, (0, grown), value=1)
+        kwargs: dict[str, Any] = {}
+        if accepts_argument(inner_model(self.model).base_model, "position_ids"):
+            kwargs["position_ids"] = position_ids_from_mask(mask)[:, seen:]
+        hidden = last_hidden_states(
+            self.model, input_ids[:, seen:], mask, past_key_values=self.cache, use_cache=True, **kwargs
+        )
+        return hidden[:, -1]
+
+
+class FeatureTap:
+    """Gives the value's features of each decode step while `policy.generate` runs.
+
+    Args:
+        model: The model.
+        attention_mask: `[R, P]`, the prompts' mask, one row per particle.
+        need_hidden: Whether the policy's hidden state is wanted even if the value does not read it.
+    """
+
+    def __init__(self, model: VGFModel, attention_mask: Tensor, *, need_hidden: bool) -> None:
+        self.model = model
+        self.rows = attention_mask.shape[0]
+        self.blocks = model.value_blocks()
+        self.need_hidden = need_hidden
+        self._captured = _Captured()
+        value_model, ref_model = model.value_model, model.ref_model
+        self._value_model = _OwnModel(value_model, attention_mask) if value_model is not None else None
+        self._ref_model = _OwnModel(ref_model, attention_mask) if ref_model is not None else None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Installs the hooks for as long as the context lasts."""
+        inner = inner_model(self.model.policy)
+        with ExitStack() as stack:
+            stack.enter_context(adapter_rows(self.model.policy, *self.blocks))
+            hook = output_embedding(inner).register_forward_pre_hook(self._capture_hidden)
+            stack.callback(hook.remove)
+            if len(self.blocks) > 1:
+                stack.callback(inner.register_forward_pre_hook(self._repeat_rows, with_kwargs=True).remove)
+            stack.callback(inner.register_forward_hook(self._keep_policy_rows, with_kwargs=True).remove)
+            yield
+
+    def _capture_hidden(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._captured.hidden = args[0][:, -1]
+
+    def _repeat_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def repeated(x: Any) -> Any:
+            if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[0] == self.rows:
+                return x.repeat(len(self.blocks), *[1] * (x.dim() - 1))
+            return x
+
+        return args, {name: repeated(x) for name, x in kwargs.items()}
+
+    def _keep_policy_rows(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        self._captured.logits = output.logits[:, -1]
+        output.logits = output.logits[: self.rows]
+        return output
+
+    def _block(self, x: Tensor, index: int) -> Tensor:
+        return x[index * self.rows : (index + 1) * self.rows]
+
+    @property
+    def policy_hidden(self) -> Tensor:
+        """`[R, D]`, the policy's last hidden state of this step."""
+        if self._captured.hidden is None:
+            raise RuntimeError(
+                "The policy's forward did not call its output embedding, so its hidden state was not seen. "
+                "A fused or replaced LM head hides it; generate with the plain transformers model."
+            )
+        return self._block(self._captured.hidden, 0)
+
+    def features(self, input_ids: Tensor) -> StateFeatures:
+        """Returns the features `[R, ...]` of the state that the tokens so far led to.
+
+        Args:
+            input_ids: `[R, P + t]`.
+        """
+        model = self.model
+        embedding = output_weight(model.policy)
+        if not model.value.needs_logits:
+            if self._value_model is not None:
+                hidden = self._value_model.step(input_ids)
+            else:
+                hidden = self._block(self._hidden(), 1 if model.has_value_adapter else 0)
+            return StateFeatures(hidden=hidden, embedding=embedding)
+        if self._value_model is not None:
+            value_logits = project_hidden(self._value_model.model, self._value_model.step(input_ids))
+        else:
+            value_logits = self._block(self._logits(), 1)
+        if self._ref_model is not None:
+            ref_logits = project_hidden(self._ref_model.model, self._ref_model.step(input_ids))
+        else:
+            # The policy without an adapter of its own is the reference, else the last block is. Raw logits: what other
+            # processors do to the policy's is no part of the value.
+            ref_logits = self._block(self._logits(), 0 if model.policy_adapter is None else len(self.blocks) - 1)
+        return StateFeatures(value_logits=value_logits, ref_logits=ref_logits)
+
+    def _hidden(self) -> Tensor:
+        self.policy_hidden  # noqa: B018  (raises where nothing was captured)
+        return self._captured.hidden  # type: ignore[return-value]
+
+    def _logits(self) -> Tensor:
+        if self._captured.logits is None:
+            raise RuntimeError("The policy's forward returned no logits for the value's rows.")
+        return self._captured.logits

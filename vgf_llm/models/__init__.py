@@ -1,0 +1,23 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Values over language models: parametrizations, backbones, and `VGFModel`, which joins a value to its policy."""
+
+from vgf_llm.models.config import TransportConfig, VGFModelConfig
+from vgf_llm.models.heads import BilinearQHead, QHead, ValueHead
+from vgf_llm.models.value import LogRatioValue, StateFeatures, StateValue, ValueModel, build_value
+from vgf_llm.models.vgf_model import VGFModel, VGFModelOutput, VGFScore
+
+__all__ = [
+    "BilinearQHead",
+    "LogRatioValue",
+    "QHead",
+    "StateFeatures",
+    "StateValue",
+    "TransportConfig",
+    "VGFModel",
+    "VGFModelConfig",
+    "VGFModelOutput",
+    "VGFScore",
+    "ValueHead",
+    "ValueModel",
+    "build_value",
+]

@@ -1,0 +1,156 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The configuration that a saved VGF model carries, `vgf_config.json`."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+CONFIG_NAME = "vgf_config.json"
+FORMAT_VERSION = 1
+PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head")
+
+
+def check_finite_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
+    """Raises ValueError unless `value` is a finite number above zero (or at zero, where allowed)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not allow_zero):
+        bound = ">= 0" if allow_zero else "> 0"
+        raise ValueError(f"`{name}` must be a finite number {bound}, got {value!r}.")
+
+
+@dataclass
+class TransportConfig:
+    """How far and in which space particles move; the defaults of `VGFModel.generate`.
+
+    Args:
+        transport_steps: L, the step budget; 0 is the base model.
+        step_size: epsilon. In logit space only the product `transport_steps * step_size` matters (the inverse
+            temperature of the KL-regularised optimum).
+        num_particles: N, responses per prompt.
+        selection: `"value"`, `"weighted_vote"`, `"majority"` or `"none"`.
+        space: `"logit"` or `"hidden"`.
+        metric: `"fisher"` (closed form) or `"euclidean"`, for logit space.
+        top_k_candidates: K, the tokens of the base that transport may reach.
+        min_candidate_prob: A candidate's least probability under the base.
+        alpha: Entropy temperature; `None` tilts without end, a number flows to the Boltzmann target of that
+            temperature and no further.
+        max_kl: Cap on each token's KL to the base, in nats.
+        min_entropy: Tokens whose base entropy is below this many nats are left alone.
+        interaction: Whether the particles of one prompt interact through the RBF kernel.
+        repulsion: Whether the interaction includes the kernel's gradient.
+
+    Example:
+        >>> TransportConfig(transport_steps=-1)
+        Traceback (most recent call last):
+        ...
+        ValueError: `transport_steps` must be an integer >= 0, got -1.
+    """
+
+    transport_steps: int = 8
+    step_size: float = 0.125
+    num_particles: int = 1
+    selection: str = "value"
+    space: str = "logit"
+    metric: Literal["fisher", "euclidean"] = "fisher"
+    top_k_candidates: int = 40
+    min_candidate_prob: float = 0.02
+    alpha: float | None = None
+    max_kl: float | None = None
+    min_entropy: float = 0.0
+    interaction: bool = False
+    repulsion: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("transport_steps", 0), ("num_particles", 1), ("top_k_candidates", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+        check_finite_positive("step_size", self.step_size)
+        check_finite_positive("min_entropy", self.min_entropy, allow_zero=True)
+        for name in ("alpha", "max_kl"):
+            if getattr(self, name) is not None:
+                check_finite_positive(name, getattr(self, name))
+        check_finite_positive("min_candidate_prob", self.min_candidate_prob, allow_zero=True)
+        if self.min_candidate_prob >= 1:
+            raise ValueError(f"`min_candidate_prob` must be in [0, 1), got {self.min_candidate_prob!r}.")
+        choices = {
+            "selection": ("value", "weighted_vote", "majority", "none"),
+            "space": ("logit", "hidden"),
+            "metric": ("fisher", "euclidean"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        if self.repulsion and not self.interaction:
+            raise ValueError("`repulsion=True` needs `interaction=True`: particles repel each other by the kernel.")
+
+
+@dataclass
+class VGFModelConfig:
+    """What a saved VGF model is made of.
+
+    Args:
+        parametrization: `"log_ratio"`, `"bilinear"`, `"vocab"` or `"v_head"`.
+        backbone: Where the value reads: `"policy"` (the policy's own features), `"lora"` (an adapter on it) or
+            `"model"` (a model of its own, in `value_model/`).
+        hidden_size: D of the value backbone.
+        vocab_size: V of the policy.
+        head_hidden_size: Width of the head's MLP; `None` for a linear head.
+        reward_kind: `"bernoulli"` or `"regression"`.
+        base_model_name_or_path: The policy's origin, for artefacts that do not hold its weights.
+        base_model_revision: Its revision on the hub.
+        transport: Defaults of `VGFModel.generate`.
+        format_version: Version of this format.
+    """
+
+    parametrization: str
+    backbone: str
+    hidden_size: int
+    vocab_size: int
+    head_hidden_size: int | None = None
+    reward_kind: str = "bernoulli"
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    format_version: int = FORMAT_VERSION
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `vgf_config.json` into `directory`."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        (Path(directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "VGFModelConfig":
+        """Reads `vgf_config.json` from `directory`.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is not JSON, of another format version, or has unknown or missing fields.
+        """
+        path = Path(directory) / CONFIG_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist, so {str(directory)!r} is no saved VGF model. "
+                "Expected the folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote."
+            )
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); the file is truncated or foreign.") from error
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {version!r}; this release reads {FORMAT_VERSION}. "
+                "Upgrade vgf-llm, or save the model again with this release."
+            )
+        known = {item.name for item in fields(cls)}
+        if set(data) - known or not {"parametrization", "backbone", "hidden_size", "vocab_size"} <= set(data):
+            raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
+        transport = data.get("transport", {})
+        known = {item.name for item in fields(TransportConfig)}
+        if set(transport) - known:
+            raise ValueError(f"{path} has transport fields {sorted(transport)}; expected {sorted(known)}.")
+        data["transport"] = TransportConfig(**transport)
+        return cls(**data)

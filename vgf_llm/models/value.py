@@ -1,0 +1,221 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""One interface for every value: Q over the candidates of a state.
+
+Three parametrizations stand behind it. A head reads the last hidden state of a backbone; `log_ratio` is the
+log-probability ratio of an adapted model and the reference, the implicit value of KL-regularised reinforcement
+learning; a `v_head` values the state itself, for flow in hidden space. Where the hidden states come from (the policy's
+own features, a LoRA adapter on it, or a model of its own) is a separate choice, made once in `VGFModel`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vgf_llm.models.heads import BilinearQHead, QHead, ValueHead
+
+
+@dataclass(frozen=True)
+class StateFeatures:
+    """What a value may read of a state, for any leading shape `[...]`.
+
+    Attributes:
+        hidden: `[..., D]`, the value backbone's last hidden state.
+        embedding: `[V, D]`, the frozen output embedding of the policy.
+        value_logits: `[..., V]`, next-token logits of the adapted model (`log_ratio` only).
+        ref_logits: `[..., V]`, next-token logits of the reference (`log_ratio` only).
+    """
+
+    hidden: Tensor | None = None
+    embedding: Tensor | None = None
+    value_logits: Tensor | None = None
+    ref_logits: Tensor | None = None
+
+
+class ValueModel(nn.Module, ABC):
+    """Q over the candidates of a state.
+
+    Args:
+        reward_kind: `"bernoulli"` for 0/1 outcomes: raw scores are logits of success and the potential that moves
+            particles is its log-probability; `"regression"`: raw scores are the expected reward itself.
+    """
+
+    parametrization: ClassVar[str]
+    needs_logits: ClassVar[bool] = False
+
+    def __init__(self, reward_kind: str = "bernoulli") -> None:
+        super().__init__()
+        if reward_kind not in ("bernoulli", "regression"):
+            raise ValueError(f"`reward_kind` must be 'bernoulli' or 'regression', got {reward_kind!r}.")
+        self.reward_kind = reward_kind
+
+    @abstractmethod
+    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns the raw scores `[..., K]` of candidates `[..., K]`; losses act on these."""
+
+    def potential(self, scores: Tensor) -> Tensor:
+        """Maps raw scores to the potential whose gradient moves particles.
+
+        For 0/1 rewards this is the log-probability of success: exp(potential) then weighs a candidate by how often it
+        succeeds, which is the posterior given success when `transport_steps * step_size` is 1.
+        """
+        return F.logsigmoid(scores) if self.reward_kind == "bernoulli" else scores
+
+    def q_values(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns the potential `[..., K]` of candidates `[..., K]`."""
+        return self.potential(self.scores(features, candidate_ids))
+
+    def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Reduces per-token raw scores to one value per response: the score at its last token.
+
+        Args:
+            scores: `[B, T]`.
+            mask: `[B, T]`, 1 on response tokens.
+
+        Returns:
+            `[B]`; 0 for an empty response.
+        """
+        lengths = mask.long().sum(dim=-1)
+        last = scores.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return torch.where(lengths > 0, last, torch.zeros_like(last))
+
+    def vote_weights(self, values: Tensor) -> Tensor:
+        """Maps the values `[B, N]` of one prompt's particles to positive weights `[B, N]` for a weighted vote."""
+        return torch.sigmoid(values) if self.reward_kind == "bernoulli" else torch.softmax(values, dim=-1)
+
+
+class HeadValue(ValueModel):
+    """Q from a head with one row per token of the vocabulary.
+
+    Args:
+        head: The head.
+        reward_kind: See `ValueModel`.
+    """
+
+    parametrization = "vocab"
+
+    def __init__(self, head: QHead, reward_kind: str = "bernoulli") -> None:
+        super().__init__(reward_kind)
+        self.head = head
+
+    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns raw scores `[..., K]`."""
+        return self.head(features.hidden, candidate_ids)
+
+
+class BilinearValue(ValueModel):
+    """Q(h, v) = b(h) + (W h) . E[v] on the policy's frozen output embedding.
+
+    Args:
+        head: The head.
+        reward_kind: See `ValueModel`.
+    """
+
+    parametrization = "bilinear"
+
+    def __init__(self, head: BilinearQHead, reward_kind: str = "bernoulli") -> None:
+        super().__init__(reward_kind)
+        self.head = head
+
+    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns raw scores `[..., K]`."""
+        return self.head(features.hidden, candidate_ids, features.embedding)
+
+
+class StateValue(ValueModel):
+    """V of the state that a token leads to, for flow in hidden space.
+
+    It cannot tell the candidates of a state apart without a forward per candidate, so logit-space transport refuses it.
+
+    Args:
+        head: The head.
+        reward_kind: See `ValueModel`.
+    """
+
+    parametrization = "v_head"
+
+    def __init__(self, head: ValueHead, reward_kind: str = "bernoulli") -> None:
+        super().__init__(reward_kind)
+        self.head = head
+
+    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns V of the state `[..., 1]` broadcast to candidates `[..., K]`."""
+        return self.head(features.hidden).unsqueeze(-1).expand(candidate_ids.shape)
+
+    def state_potential(self, hidden: Tensor) -> Tensor:
+        """Returns the potential `[...]` of hidden states `[..., D]`, differentiable in `hidden`."""
+        return self.potential(self.head(hidden))
+
+
+class LogRatioValue(ValueModel):
+    """Q(s, v) = log pi_theta(v|s) - log mu(v|s), the implicit value of a model adapted from the reference mu.
+
+    Summed over a response it is `log pi_theta(y|x) / mu(y|x)`, which a within-prompt pairwise logistic loss on
+    outcomes fits (the identity behind DPO, arXiv 2305.18290, used here per token). Fisher transport with
+    `transport_steps * step_size = 1` gives pi_theta itself on the reference's support; larger budgets extrapolate.
+    """
+
+    parametrization = "log_ratio"
+    needs_logits = True
+
+    def __init__(self) -> None:
+        super().__init__("regression")
+
+    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        """Returns log-probability ratios `[..., K]`."""
+        if features.value_logits is None or features.ref_logits is None:
+            raise ValueError("`features` lacks the value and reference logits that a log_ratio value reads.")
+        ratios = (
+            chosen.float().gather(-1, candidate_ids) - chosen.float().logsumexp(dim=-1, keepdim=True)
+            for chosen in (features.value_logits, features.ref_logits)
+        )
+        return next(ratios) - next(ratios)
+
+    def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Sums the per-token log-ratios `[B, T]` over response tokens: `log pi_theta(y|x) / mu(y|x)`, `[B]`."""
+        return (scores * mask.to(scores.dtype)).sum(dim=-1)
+
+
+def build_value(
+    parametrization: str,
+    *,
+    width: int,
+    vocab_size: int,
+    embedding_width: int | None = None,
+    head_hidden_size: int | None = None,
+    reward_kind: str = "bernoulli",
+) -> ValueModel:
+    """Builds an untrained value by name.
+
+    Args:
+        parametrization: `"log_ratio"`, `"bilinear"`, `"vocab"` or `"v_head"`.
+        width: D of the value backbone's hidden states.
+        vocab_size: V.
+        embedding_width: Width of the policy's output embedding; `width` when left out.
+        head_hidden_size: Width of the head's MLP; `None` for a linear head.
+        reward_kind: `"bernoulli"` or `"regression"`.
+
+    Returns:
+        The value; every head starts at zero.
+
+    Raises:
+        ValueError: For an unknown name, which lists the known ones.
+
+    Example:
+        >>> build_value("bilinear", width=8, vocab_size=10).parametrization
+        'bilinear'
+    """
+    if parametrization == "log_ratio":
+        return LogRatioValue()
+    if parametrization == "bilinear":
+        return BilinearValue(BilinearQHead(width, embedding_width or width, head_hidden_size), reward_kind)
+    if parametrization == "vocab":
+        return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
+    if parametrization == "v_head":
+        return StateValue(ValueHead(width, head_hidden_size), reward_kind)
+    raise ValueError(
+        f"`parametrization` must be one of 'log_ratio', 'bilinear', 'vocab', 'v_head', got {parametrization!r}."
+    )

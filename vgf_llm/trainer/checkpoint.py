@@ -1,0 +1,173 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints that are whole or absent, and hold all that an uninterrupted run would have known."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from vgf_llm._compat import _BaseTrainer
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_tensors, load_value_adapter, load_value_head
+from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.trainer.buffer import ValueBuffer
+
+if TYPE_CHECKING:
+    from vgf_llm.trainer.rounds import ValueRounds
+
+STATE_NAME = "vgf_state.json"
+ROUND_NAME = "value_round.safetensors"
+_STAGING = ".incomplete"
+
+
+class CheckpointMixin(_BaseTrainer):
+    """Saving and resuming, over `transformers.Trainer`."""
+
+    rounds: "ValueRounds"
+    vgf_model: VGFModel
+    _staging: bool = False
+    _step: int
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return os.path.join(run_dir, _STAGING) if self._staging else run_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint beside its place and moves it there once it is whole."""
+        if self.args.should_save:
+            self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = True
+        try:
+            staged = Path(self._get_output_dir(trial)) / name
+            if self.args.should_save and staged.parent.exists():
+                shutil.rmtree(staged.parent)  # what an interrupted save left
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self._save_round(staged)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish(staged, Path(run_dir))
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, staged: Path, run_dir: Path) -> None:
+        final = run_dir / staged.name
+        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.exists() or best == final):
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(staged, final)
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        rotate_checkpoints(
+            output_dir=str(run_dir),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Writes the model and the tokenizer; within a checkpoint a frozen policy with an origin is named, not copied."""
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir)
+        model = self.vgf_model
+        frozen = self.args.distill_coef == 0 and bool(model.config._name_or_path)
+        model.save_pretrained(directory, save_policy=not (self._staging and frozen))
+        self.processing_class.save_pretrained(directory)
+
+    def _save_round(self, directory: Path) -> None:
+        if not self.args.should_save or self.args.save_only_model:
+            return
+        rounds = self.rounds
+        rounds.buffer.save(directory)
+        fresh = ValueBuffer(capacity=max(1, sum(len(group) for group in rounds.fresh)))
+        fresh.add(rounds.fresh)
+        fresh.save(directory, ROUND_NAME)
+        state = {
+            "format_version": 1,
+            "step": self._step,
+            "held_out": rounds.held_out,
+            "gate": rounds.gate.state(),
+            "value_loss": rounds.loss_kind,
+        }
+        (directory / STATE_NAME).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads weights, and with a full checkpoint the buffer and the round in progress."""
+        directory = Path(resume_from_checkpoint)
+        load_weights(self.vgf_model, directory, policy=self.args.distill_coef > 0)
+        path = directory / STATE_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist: {resume_from_checkpoint!r} was saved with `save_only_model=True` or by another "
+                "trainer. Pass it as `model=` to start from its weights."
+            )
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state.get("format_version") != 1:
+            raise ValueError(f"{path} has format_version {state.get('format_version')!r}; this release reads 1.")
+        fresh = ValueBuffer(capacity=2**62)
+        fresh.load(directory, ROUND_NAME)
+        self.rounds.buffer.load(directory)
+        self.rounds.restore(fresh.groups, state["held_out"], state["value_loss"])
+        self.rounds.gate.load(state["gate"])
+        self._step = state["step"]
+
+    def _load_best_model(self) -> None:
+        load_weights(self.vgf_model, Path(self.state.best_model_checkpoint), policy=self.args.distill_coef > 0)
+
+
+def load_weights(model: VGFModel, directory: Path, *, policy: bool) -> None:
+    """Loads the trained weights of a checkpoint into a model of the same shape.
+
+    Args:
+        model: The model.
+        directory: The checkpoint.
+        policy: Whether the policy was trained.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is truncated or of another shape.
+    """
+    load_value_head(model.value, directory)
+    if model.has_value_adapter:
+        load_value_adapter(model, directory)
+    if model.value_model is not None:
+        _load_language_model(model.value_model, directory / VALUE_MODEL_DIR)
+    if not policy:
+        return
+    if model.policy_adapter is None:
+        _load_language_model(inner_model(model.policy), directory)
+        if model.ref_model is not None:
+            _load_language_model(model.ref_model, directory / REF_MODEL_DIR)
+        return
+    own = {
+        name.replace(f".{model.policy_adapter}.", "."): parameter
+        for name, parameter in model.policy.named_parameters()
+        if ".lora_" in name and f".{model.policy_adapter}." in name
+    }
+    subfolder = directory if model.policy_adapter == "default" else directory / model.policy_adapter
+    found = load_tensors(subfolder / "adapter_model.safetensors", own)
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+
+
+def _load_language_model(model: nn.Module, directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory / 'config.json'} does not exist; the checkpoint is incomplete.")
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=inner_model(model).dtype).state_dict()
+    own = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for name, tensor in loaded.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,159 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The two losses of VGF training on one collated batch: the value's, and the policy's distillation.
+
+Every loss is a mean over prompts (or completions) of a mean within each, so that neither the split into accumulation
+steps nor the number of processes changes it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgf_llm.functional import (
+    bernoulli_value_loss,
+    distillation_loss,
+    expectile_loss,
+    kl_divergence,
+    masked_mean,
+    pairwise_value_loss,
+    regression_value_loss,
+    simplex_flow,
+    td_lambda_targets,
+)
+from vgf_llm.models import LogRatioValue, VGFModel
+from vgf_llm.models.vgf_model import Candidates
+from vgf_llm.trainer.vgf_config import VGFConfig
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Transported:
+    """Transport at the states of a batch.
+
+    Attributes:
+        candidates: Candidates with reference log-probabilities and potentials.
+        logits: `[B, T, K]`, transported log-probabilities of the candidates.
+        kl: `[B, T]`, KL to the reference, in nats.
+        distance: `[B, T]`, total variation to the reference.
+    """
+
+    candidates: Candidates
+    logits: Tensor
+    kl: Tensor
+    distance: Tensor
+
+
+def sequences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Joins prompts and completions: `input_ids` `[R, P + T]`, `attention_mask`, and the completion mask `[R, T]`."""
+    mask = batch["completion_mask"]
+    input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    attention_mask = torch.cat([batch["prompt_mask"], mask], dim=1)
+    return input_ids, attention_mask, mask
+
+
+@torch.no_grad()
+def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transported:
+    """Transports the next-token distributions at every state of a batch.
+
+    Args:
+        model: The unwrapped model.
+        batch: A collated batch.
+        args: Candidates, step size, number of steps, metric and KL cap.
+
+    Returns:
+        The transported distributions and what they spent.
+    """
+    input_ids, attention_mask, mask = sequences(batch)
+    candidates = model.candidate_values(
+        input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
+    )
+    logits = simplex_flow(
+        candidates.logits,
+        candidates.q_values,
+        step_size=args.step_size,
+        num_steps=args.transport_steps,
+        metric=args.transport_metric,
+        candidate_mask=candidates.mask,
+        max_kl=args.max_kl,
+    )
+    start = candidates.logits.masked_fill(~candidates.mask, -torch.inf).log_softmax(dim=-1)
+    distance = 0.5 * (logits.exp() - start.exp()).abs().sum(dim=-1)
+    return Transported(candidates, logits, kl_divergence(logits, start, candidates.mask), distance)
+
+
+def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: VGFConfig) -> Tensor:
+    """The value's loss on one batch.
+
+    Args:
+        kind: `"pairwise"`, `"bernoulli"` or `"regression"`.
+        model: The unwrapped model.
+        scores: `[R, T]`, raw scores of the completion tokens.
+        batch: The batch; `rewards` `[R]` is NaN on rows that do not train.
+        args: The configuration.
+
+    Returns:
+        A scalar.
+    """
+    _, _, mask = sequences(batch)
+    rewards = batch["rewards"]
+    if kind == "pairwise":
+        sequence_values = model.value.sequence_values(scores, mask).view(batch["group_shape"])
+        losses = pairwise_value_loss(sequence_values, rewards.view(batch["group_shape"]), reduction="prompt")
+        return losses.sum() / batch["num_groups"]
+    trained = ~rewards.isnan()
+    mask = mask * trained.unsqueeze(-1)
+    rewards = torch.where(trained, rewards, torch.zeros_like(rewards))
+    if kind == "bernoulli" and isinstance(model.value, LogRatioValue):
+        scores = _prefix_logits(scores, mask, batch)
+    targets = rewards if args.td_lambda == 1.0 else _td_targets(kind, model, rewards, batch, args)
+    if kind == "regression":
+        if args.expectile != 0.5:
+            targets = targets if targets.dim() == 2 else targets.unsqueeze(-1).expand_as(scores)
+            return expectile_loss(scores, targets, mask, expectile=args.expectile)
+        return regression_value_loss(scores, targets, mask, reduction="sequence").mean()
+    return bernoulli_value_loss(scores, targets, mask, reduction="sequence").mean()
+
+
+def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+    """Log-odds of success after each token: the prompt's own, from its other completions, plus the log-ratios so far."""
+    rewards = batch["rewards"].view(batch["group_shape"])
+    scored = ~rewards.isnan()
+    solved = torch.where(scored, rewards, torch.zeros_like(rewards))
+    others = solved.sum(dim=-1, keepdim=True) - solved
+    count = scored.sum(dim=-1, keepdim=True) - scored.long()
+    rate = (others + 0.5) / (count + 1.0)
+    return torch.logit(rate).view(-1, 1) + (scores * mask).cumsum(dim=-1)
+
+
+def _td_targets(kind: str, model: VGFModel, rewards: Tensor, batch: Batch, args: VGFConfig) -> Tensor:
+    """TD(lambda) targets `[R, T]`, bootstrapped by the expectation of Q under the transported policy."""
+    _, _, mask = sequences(batch)
+    moved = transport_batch(model, batch, args)
+    q_values = moved.candidates.q_values.exp() if kind == "bernoulli" else moved.candidates.q_values
+    expected = (moved.logits.exp() * torch.where(moved.candidates.mask, q_values, 0.0)).sum(dim=-1)
+    next_values = torch.nn.functional.pad(expected[:, 1:], (0, 1))
+    last = mask * (mask.cumsum(dim=-1) == mask.sum(dim=-1, keepdim=True))
+    return td_lambda_targets(rewards.unsqueeze(-1) * last, next_values, mask, td_lambda=args.td_lambda)
+
+
+def policy_loss(policy_logps: Tensor, moved: Transported, batch: Batch) -> Tensor:
+    """KL of the transported distribution to the policy's, at every visited state: the distillation loss.
+
+    Args:
+        policy_logps: `[R, T, K]`, with gradients.
+        moved: The targets.
+        batch: The batch.
+
+    Returns:
+        A scalar.
+    """
+    _, _, mask = sequences(batch)
+    return distillation_loss(policy_logps, moved.logits, moved.candidates.mask, mask)
+
+
+def mean_over_tokens(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of `[R, T]` over completion tokens."""
+    return masked_mean(values, batch["completion_mask"])

@@ -1,0 +1,208 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Sampling completions: prompts to token ids, an engine, token ids to completions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import is_conversational
+
+from vgf_llm._compat import pad, vllm_generation_class
+from vgf_llm.generation import mask_after_eos
+from vgf_llm.models import VGFModel
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
+from vgf_llm.trainer.vgf_config import VGFConfig
+
+if TYPE_CHECKING:
+    from vgf_llm.trainer.vgf_trainer import VGFTrainer
+
+Prompt = str | list[dict[str, str]]
+RolloutFunc = Callable[[list[Prompt], "VGFTrainer"], dict[str, Any]]
+
+
+@dataclass
+class Rollout:
+    """The completions of one process, one row per completion.
+
+    Attributes:
+        prompts: As the dataset gave them.
+        prompt_ids: Token ids without padding.
+        completion_ids: Token ids without padding, with the end-of-sequence token where there is one.
+        completions: Texts, or lists of one assistant message for conversational prompts.
+        kl: `[rows]`, mean KL to the base per token in nats, if the rollout was transported.
+        extra: Further columns for the reward functions, from a `rollout_func`.
+    """
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    completions: list[Any]
+    kl: Tensor | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def eos_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns every token that ends a completion: the tokenizer's, and those the model declares."""
+    declared = model.generation_config.eos_token_id
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = tokenizer.eos_token_id
+    return declared if own in declared else [own, *declared]
+
+
+class RolloutEngine:
+    """Samples completions with transformers, vLLM or a function of the caller's.
+
+    Args:
+        trainer: The trainer; its model, tokenizer and accelerator are used.
+        rollout_func: TRL's contract: `(prompts, trainer) -> {"prompt_ids", "completion_ids", ...}`.
+    """
+
+    def __init__(self, trainer: "VGFTrainer", rollout_func: RolloutFunc | None = None) -> None:
+        self.trainer = trainer
+        self.args: VGFConfig = trainer.args
+        self.tokenizer = trainer._tokenizer
+        self.rollout_func = rollout_func
+        self.eos_token_ids = eos_token_ids(trainer.vgf_model, self.tokenizer)
+        self._vllm = self._start_vllm() if self.args.use_vllm else None
+        self._synced_step = -1
+
+    def __call__(self, prompts: list[Prompt]) -> Rollout:
+        """Samples one completion for every prompt (prompts come repeated, as TRL's sampler gives them)."""
+        if self.rollout_func is not None:
+            return self._from_function(prompts)
+        prompt_ids = self.tokenize(prompts)
+        check_prompt_lengths(
+            prompt_ids, self.trainer.vgf_model.config, self.args.max_completion_length, prompts=prompts
+        )
+        kl = None
+        if self._vllm is not None:
+            completion_ids = self._vllm_generate(prompt_ids)
+        else:
+            completion_ids, kl = self._generate(prompt_ids)
+        return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl)
+
+    def tokenize(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Returns the token ids of prompts, through the chat template for conversational ones."""
+        return tokenize_prompts(prompts, self.tokenizer, self.args.chat_template_kwargs)
+
+    def decode(self, prompts: list[Prompt], completion_ids: list[list[int]]) -> list[Any]:
+        """Returns the texts of completions, as messages for conversational prompts."""
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        if is_conversational({"prompt": prompts[0]}):
+            return [[{"role": "assistant", "content": text}] for text in texts]
+        return texts
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None]:
+        trainer, args = self.trainer, self.args
+        tensors = [torch.tensor(ids, device=trainer.accelerator.device) for ids in prompt_ids]
+        options = {"padding_side": "left", "pad_to_multiple_of": args.pad_to_multiple_of}
+        input_ids = pad(tensors, padding_value=self.tokenizer.pad_token_id, **options)
+        attention_mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, **options)
+        steps = args.rollout_transport_steps
+        model = trainer.vgf_model
+        was_training = model.training
+        model.eval()  # dropout has no place in sampling
+        try:
+            with trainer.generation_context():
+                output = model.generate(
+                    input_ids,
+                    attention_mask,
+                    transport_steps=steps,
+                    num_particles=1,
+                    selection="none",
+                    return_dict_in_generate=steps > 0,
+                    **self._sampling_arguments(),
+                )
+        finally:
+            model.train(was_training)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        tokens = sequences[:, input_ids.shape[1] :]
+        mask = mask_after_eos(tokens, self.eos_token_ids)
+        kl = None if isinstance(output, Tensor) else output.kl[:, 0].sum(dim=-1) / mask.sum(dim=-1)
+        return [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)], kl
+
+    def _sampling_arguments(self) -> dict[str, Any]:
+        args = self.args
+        kwargs = {
+            "max_new_tokens": args.max_completion_length,
+            "do_sample": True,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.eos_token_ids,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "cache_implementation": args.cache_implementation,
+            "disable_compile": True,
+        }
+        return {**kwargs, **(args.generation_kwargs or {})}
+
+    def _start_vllm(self) -> Any:
+        args, trainer = self.args, self.trainer
+        if args.rollout_transport_steps > 0:
+            raise ValueError(
+                "`use_vllm=True` samples from the policy without transport; set `rollout_transport_steps=0`, or "
+                "`use_vllm=False` for rounds sampled from the transported policy."
+            )
+        policy = trainer.vgf_model.policy if trainer.vgf_model.policy_adapter else inner_model(trainer.vgf_model.policy)
+        return vllm_generation_class()(
+            model=policy,
+            accelerator=trainer.accelerator,
+            processing_class=self.tokenizer,
+            mode=args.vllm_mode,
+            structured_outputs_regex=args.vllm_structured_outputs_regex,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            group_port=args.vllm_group_port,
+            server_timeout=args.vllm_server_timeout,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            repetition_penalty=args.repetition_penalty,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            max_completion_length=args.max_completion_length,
+            logprobs=None,
+            generation_kwargs=args.generation_kwargs,
+        )
+
+    def _vllm_generate(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        trainer = self.trainer
+        # A frozen policy has the weights that vLLM loaded: only a distilled one is ever pushed to the engine.
+        if self.args.distill_coef > 0 and trainer.state.global_step != self._synced_step:
+            self._vllm.sync_weights()
+            self._synced_step = trainer.state.global_step
+        training = trainer.model.training
+        count = trainer.num_generations if training else trainer.num_generations_eval
+        return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
+
+    def _from_function(self, prompts: list[Prompt]) -> Rollout:
+        output = dict(self.rollout_func(prompts, self.trainer))  # type: ignore[misc]
+        missing = {"prompt_ids", "completion_ids"} - set(output)
+        if missing:
+            raise ValueError(
+                f"`rollout_func` must return 'prompt_ids' and 'completion_ids'; {sorted(missing)} are missing from "
+                f"{sorted(output)}."
+            )
+        prompt_ids, completion_ids = output.pop("prompt_ids"), output.pop("completion_ids")
+        output.pop("logprobs", None)
+        for name, column in {"prompt_ids": prompt_ids, "completion_ids": completion_ids, **output}.items():
+            if len(column) != len(prompts):
+                raise ValueError(
+                    f"`rollout_func` returned {len(column)} {name} for {len(prompts)} prompts; return one per prompt "
+                    "(prompts come repeated `num_generations` times)."
+                )
+        return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), extra=output)

@@ -1,0 +1,157 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The value data of training: the fresh round, the buffer of earlier ones, and their split into micro-batches.
+
+Every process holds all groups, so that the data of a step is the same for one process and for many, and a run may be
+resumed with another number of them.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vgf_llm.trainer.buffer import RolloutGroup, ValueBuffer, collate
+from vgf_llm.trainer.metrics import ValueGate
+from vgf_llm.trainer.vgf_config import VGFConfig
+
+
+def is_held_out(prompt_ids: Sequence[int], ratio: float, seed: int) -> bool:
+    """Says whether the value may not train on a prompt: a property of the prompt, the same in every round and process.
+
+    Args:
+        prompt_ids: Token ids.
+        ratio: Fraction of prompts held out.
+        seed: Seed of the run.
+
+    Returns:
+        True for about `ratio` of all prompts.
+
+    Example:
+        >>> sum(is_held_out([i], 0.25, 0) for i in range(1000)) in range(200, 300)
+        True
+    """
+    text = f"{seed}:{','.join(map(str, prompt_ids))}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) < ratio * 2**64
+
+
+class ValueRounds:
+    """Fresh groups, earlier groups, and the micro-batches made of them.
+
+    Args:
+        args: The configuration.
+        num_processes: Processes of the run.
+        process_index: This process.
+        pad_token_id: Fills padding.
+    """
+
+    def __init__(self, args: VGFConfig, num_processes: int, process_index: int, pad_token_id: int) -> None:
+        self.args = args
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.pad_token_id = pad_token_id
+        self.buffer = ValueBuffer(args.buffer_size)
+        self.gate = ValueGate()
+        self.fresh: list[RolloutGroup] = []
+        self.held_out: list[bool] = []
+        self.loss_kind: str | None = None
+        # Losses that compare completions need whole groups; others take any divisor that fits the batch.
+        whole = args.needs_whole_groups
+        per_device = args.per_device_train_batch_size
+        self.unit = args.num_generations if whole else math.gcd(per_device, args.num_generations)
+
+    def begin(self, groups: list[RolloutGroup]) -> None:
+        """Starts a round with fresh groups; those of the last one go into the buffer."""
+        self.retire()
+        # A shuffled round makes micro-batches exchangeable; seeded by the round, so that all processes agree.
+        order = torch.randperm(len(groups), generator=_generator(self.args.seed, groups[0].step)).tolist()
+        groups = [groups[index] for index in order]
+        self.restore(
+            groups, [is_held_out(g.prompt_ids.tolist(), self.args.value_holdout_ratio, self.args.seed) for g in groups]
+        )
+
+    def restore(self, groups: list[RolloutGroup], held_out: list[bool], loss_kind: str | None = None) -> None:
+        """Puts a round in place as it was."""
+        self.fresh = groups
+        self.held_out = held_out
+        self.loss_kind = loss_kind or self.loss_kind
+
+    def retire(self) -> None:
+        """Moves the fresh groups that may train into the buffer."""
+        if self.args.replay_ratio > 0:
+            keep = zip(self.fresh, self.held_out, strict=True)
+            self.buffer.add([group for group, held in keep if not held and self._teaches(group)])
+        self.fresh, self.held_out = [], []
+
+    def held_out_groups(self) -> list[RolloutGroup]:
+        """Returns this process's share of the round's held-out groups."""
+        held = [group for group, flag in zip(self.fresh, self.held_out, strict=True) if flag]
+        return held[self.process_index :: self.num_processes]
+
+    def micro_batch(self, slice_index: int, step: int, device: torch.device) -> dict[str, Any]:
+        """Returns this process's rows of one micro-batch: fresh ones, then replayed ones.
+
+        Args:
+            slice_index: Which of the round's `steps_per_generation` slices.
+            step: Micro-steps so far, the seed of the replay.
+            device: Where the batch goes.
+
+        Returns:
+            What `collate` returns; held-out rows have a NaN reward, which every loss leaves out. `num_groups` counts
+            the groups before those without a pair to compare were dropped: the mean of the pairwise loss is over it.
+        """
+        per_step = self.args.per_device_train_batch_size * self.num_processes
+        units: list[RolloutGroup] = []
+        for group, held in zip(self.fresh, self.held_out, strict=True):
+            units.extend(_split(_silenced(group) if held else group, self.unit))
+        per_process = self.args.per_device_train_batch_size // self.unit
+        start = slice_index * per_step // self.unit + self.process_index * per_process
+        chosen = units[start : start + per_process] + self._replay(per_process, step)
+        num_groups = len(chosen)
+        if self.loss_kind == "pairwise" and self.args.distill_coef == 0:
+            # A group whose outcomes agree has no pair, hence no gradient; one stays, for a backward in every process.
+            chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
+        batch = collate(chosen, self.pad_token_id, device, self.args.pad_to_multiple_of)
+        return {**batch, "num_groups": num_groups}
+
+    def _teaches(self, group: RolloutGroup) -> bool:
+        if self.loss_kind == "pairwise":
+            return group.is_mixed
+        return not bool(group.rewards.isnan().all())
+
+    def _replay(self, fresh_units: int, step: int) -> list[RolloutGroup]:
+        count = round(fresh_units * self.args.replay_ratio)
+        if count == 0 or len(self.buffer) == 0:
+            return []
+        total = count * self.num_processes
+        groups = self.buffer.sample(
+            math.ceil(total * self.unit / self.args.num_generations), _generator(self.args.seed, step)
+        )
+        units = [unit for group in groups for unit in _split(group, self.unit)]
+        return units[self.process_index * count : (self.process_index + 1) * count]
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    # Derived from the step instead of kept: a resumed run draws what the uninterrupted one would have drawn.
+    generator = torch.Generator()
+    generator.manual_seed((seed + 1) * 1_000_003 + step)
+    return generator
+
+
+def _silenced(group: RolloutGroup) -> RolloutGroup:
+    rewards = torch.full_like(group.rewards, torch.nan)
+    return RolloutGroup(group.prompt_ids, group.completion_ids, rewards, group.ref_logps, group.step)
+
+
+def _split(group: RolloutGroup, unit: int) -> list[RolloutGroup]:
+    if len(group) == unit:
+        return [group]
+    parts = []
+    for start in range(0, len(group), unit):
+        rows = slice(start, start + unit)
+        logps = None if group.ref_logps is None else group.ref_logps[rows]
+        parts.append(
+            RolloutGroup(group.prompt_ids, group.completion_ids[rows], group.rewards[rows], logps, group.step)
+        )
+    return parts

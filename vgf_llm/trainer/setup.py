@@ -1,0 +1,188 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
+
+import copy
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from vgf_llm._compat import create_model_from_path, get_config_model_id
+from vgf_llm.models import TransportConfig, VGFModel, build_value
+from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
+from vgf_llm.trainer.validation import check_tokenizer
+from vgf_llm.trainer.vgf_config import VGFConfig
+
+
+def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) -> nn.Module:
+    """Loads the policy if it is a name, and passes a model through.
+
+    Args:
+        model: A path or hub id, a `PreTrainedModel`, a `PeftModel` or a `VGFModel`.
+        args: The configuration; its `model_init_kwargs` apply to a name.
+        quantization_config: As for `GRPOTrainer`.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: For anything else.
+    """
+    if isinstance(model, str):
+        kwargs = dict(args.model_init_kwargs or {})
+        if quantization_config is not None:
+            if "quantization_config" in kwargs:
+                raise ValueError(
+                    "`quantization_config` is given both as an argument of the trainer and in "
+                    "`args.model_init_kwargs`; give it once."
+                )
+            kwargs["quantization_config"] = quantization_config
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            kwargs["device_map"] = None  # a device map and a distributed run exclude each other
+        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        return create_model_from_path(model, **kwargs)
+    if not isinstance(model, (PreTrainedModel, PeftModel, VGFModel)):
+        raise TypeError(
+            "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "
+            f"got {type(model).__name__}."
+        )
+    return model
+
+
+def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> PreTrainedTokenizerBase:
+    """Loads the policy's tokenizer if none is given, and makes sure that it can pad and end a completion.
+
+    Raises:
+        TypeError: If `processing_class` is no tokenizer.
+        ValueError: If the tokenizer has no end-of-sequence token, or the model names no origin to load one from.
+    """
+    if processing_class is None:
+        origin = get_config_model_id(model.config)
+        if not origin:
+            raise ValueError(
+                "`processing_class` is missing and the model names no origin to load it from; pass the tokenizer."
+            )
+        kwargs = args.model_init_kwargs or {}
+        processing_class = AutoTokenizer.from_pretrained(
+            origin, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    if isinstance(processing_class, ProcessorMixin):
+        raise TypeError("`processing_class` is a multimodal processor; VGFTrainer trains text models: pass a tokenizer.")
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
+    tokenizer = processing_class
+    tokenizer.padding_side = "left"
+    check_tokenizer(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig | None) -> VGFModel:
+    """Puts the value that `args` describes on a policy.
+
+    Args:
+        policy: What `load_policy` returned.
+        args: The configuration.
+        peft_config: LoRA of the policy when `distill_coef > 0`, and of the value when `value_backbone="lora"`.
+
+    Returns:
+        The model, with gradients on exactly what is trained.
+
+    Raises:
+        ValueError: If a PEFT model and `peft_config` are both given.
+    """
+    distil = args.distill_coef > 0
+    if isinstance(policy, VGFModel):
+        if peft_config is not None:
+            raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
+        policy.set_trainable(value=args.value_coef > 0, policy=distil)
+        if distil and policy.policy_adapter is None and policy.ref_model is None:
+            policy.ref_model = copy.deepcopy(inner_model(policy.policy)).requires_grad_(False)
+        return policy
+    if peft_config is not None:
+        if isinstance(policy, PeftModel):
+            raise ValueError(
+                "`peft_config` and a PeftModel exclude each other; pass the plain model with `peft_config`, or the "
+                "PeftModel alone."
+            )
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"`peft_config` must be a peft.PeftConfig, got {type(peft_config).__name__}.")
+    lora_config = value_lora_config(args, peft_config)
+    value_model = None
+    if args.value_backbone not in ("lora", "copy", "policy"):
+        value_model = AutoModelForCausalLM.from_pretrained(
+            args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner_model(policy).dtype
+        )
+    # Copies are taken before adapters are put on: they hold the reference's weights.
+    needs_ref = distil and peft_config is None and not isinstance(policy, PeftModel)
+    ref_model = copy.deepcopy(inner_model(policy)).requires_grad_(False) if needs_ref else None
+    if args.value_backbone == "copy" and not isinstance(policy, PeftModel):
+        value_model = copy.deepcopy(inner_model(policy))
+    if distil and peft_config is not None:
+        policy = get_peft_model(policy, peft_config)
+    width = output_width(value_model if value_model is not None else policy)
+    value = build_value(
+        args.value_parametrization,
+        width=width,
+        vocab_size=output_vocab_size(policy),
+        embedding_width=output_width(policy),
+        head_hidden_size=args.value_head_hidden_size,
+        reward_kind="regression" if args.value_loss == "regression" else "bernoulli",
+    ).to(inner_model(policy).device)
+    backbone = "policy" if value_model is not None else args.value_backbone
+    model = VGFModel(
+        policy,
+        value,
+        backbone=backbone,
+        value_model=value_model,
+        ref_model=ref_model,
+        lora_config=lora_config,
+        transport=transport_config(args),
+    )
+    model.set_trainable(value=args.value_coef > 0, policy=distil)
+    return model
+
+
+def value_lora_config(args: VGFConfig, peft_config: PeftConfig | None) -> LoraConfig:
+    """Returns the LoRA configuration of the value: the user's `peft_config`, else the `value_lora_*` fields."""
+    if isinstance(peft_config, LoraConfig):
+        return copy.deepcopy(peft_config)
+    return LoraConfig(
+        r=args.value_lora_r,
+        lora_alpha=args.value_lora_alpha,
+        target_modules=args.value_lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def transport_config(args: VGFConfig) -> TransportConfig:
+    """Returns the transport that `args` describes, the trained model's defaults at generation."""
+    return TransportConfig(
+        transport_steps=args.transport_steps,
+        step_size=args.step_size,
+        metric=args.transport_metric,
+        top_k_candidates=args.top_k_candidates,
+        min_candidate_prob=args.min_candidate_prob,
+        max_kl=args.max_kl,
+        space="hidden" if args.value_parametrization == "v_head" else "logit",
+    )
+
+
+def align_pad_token(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tells every language model of a `VGFModel` the tokenizer's pad token."""
+    for module in (model.policy, model.value_model, model.ref_model):
+        if module is not None:
+            inner = inner_model(module)
+            inner.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+            if inner.generation_config is not None:
+                inner.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
