@@ -133,9 +133,8 @@ def build_model(policy: PreTrainedModel, row: str) -> VGFModel:
     parametrization, backbone, _ = ROWS[row]
     width, vocab_size = policy.get_output_embeddings().weight.shape[1], policy.get_output_embeddings().weight.shape[0]
     value = build_value(parametrization, width=width, vocab_size=vocab_size)
-    if backbone == "lora":
-        policy = copy.deepcopy(policy)  # adapters are put into the model itself, and the plain call has none
-    model = VGFModel(policy, value, backbone=backbone).to(policy.device).eval()  # type: ignore[arg-type]
+    # A copy: adapters and frozen weights are put into the model itself, and the plain call is of the model as it came.
+    model = VGFModel(copy.deepcopy(policy), value, backbone=backbone).to(policy.device).eval()  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name.startswith("value."):
             torch.nn.init.normal_(parameter, std=0.02)
@@ -160,11 +159,11 @@ def measure(policy: PreTrainedModel, row: str, prompts: Tensor, args: argparse.N
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **length}
     rows = prompts.repeat_interleave(args.num_particles, dim=0)
 
-    def plain() -> None:
-        policy.generate(rows, attention_mask=torch.ones_like(rows), **sampling)
+    def plain() -> Tensor:
+        return policy.generate(rows, attention_mask=torch.ones_like(rows), **sampling)
 
-    def transported() -> None:
-        model.generate(
+    def transported() -> Tensor:
+        return model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             transport_steps=args.transport_steps,
@@ -177,10 +176,15 @@ def measure(policy: PreTrainedModel, row: str, prompts: Tensor, args: argparse.N
     return Row(row, [a for a, _ in pairs], [b for _, b in pairs])
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a result depends on and a baseline must share."""
+    return {name: getattr(args, name) for name in SETTINGS}
+
+
 def report(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Any]:
     """Returns what `--json` writes."""
     return {
-        "settings": {name: getattr(args, name) for name in SETTINGS},
+        "settings": settings(args),
         "rows": {
             row.name: {
                 "ratio": round(row.median, 4),
@@ -193,28 +197,36 @@ def report(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def check(result: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
-    """Compares a report with a baseline.
+def load_baseline(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
+    """Reads a baseline: `settings`, and per row `ratio` and `tolerance`, the excess over it that is let pass.
 
     Args:
-        result: What `report` returned.
-        baseline: The baseline: `settings`, and per row `ratio` and `tolerance`, the excess over it that is let pass.
+        path: The JSON file.
+        ours: The settings of this run.
 
     Returns:
-        One sentence per row whose median is too high; rows without a baseline pass.
+        The baseline.
 
     Raises:
-        ValueError: If the two were measured with different settings.
+        ValueError: If it was measured with other settings.
     """
-    ours, theirs = result["settings"], baseline["settings"]
-    if ours != theirs:
-        differing = {name: (ours[name], theirs.get(name)) for name in ours if ours[name] != theirs.get(name)}
-        raise ValueError(f"The baseline holds for its own settings only; these differ (here, baseline): {differing}.")
+    baseline: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    theirs = baseline["settings"]
+    differing = {name: (ours[name], theirs.get(name)) for name in ours if ours[name] != theirs.get(name)}
+    if differing:
+        raise ValueError(
+            f"{path} holds for its own settings only; these differ (here, there): {differing}. Leave out --check, or "
+            "name a --baseline of these settings."
+        )
+    return baseline
+
+
+def check(result: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
+    """Returns one sentence per row of a report whose median exceeds the baseline; rows that it lacks pass."""
     failures = []
     for name, row in result["rows"].items():
         known = baseline["rows"].get(name)
-        if known is not None and row["ratio"] > known["ratio"] + known["tolerance"]:
-            limit = known["ratio"] + known["tolerance"]
+        if known is not None and row["ratio"] > (limit := known["ratio"] + known["tolerance"]):
             failures.append(f"{name}: {row['ratio']:.3f} times plain generate, allowed is {limit:.3f}.")
     return failures
 
@@ -243,18 +255,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    baseline = load_baseline(args.baseline, settings(args)) if args.check else {"rows": {}}
     console = Console()
     policy = build_policy(args)
     vocab_size = policy.get_output_embeddings().weight.shape[0]
     prompts = torch.randint(3, vocab_size, (args.batch_size, args.prompt_tokens), device=policy.device)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     console.print(f"{type(policy).__name__}, {parameters / 1e6:.1f}M parameters")
-    rows = [measure(policy, name, prompts, args) for name in args.rows]
+    rows = []
+    for name in args.rows:
+        rows.append(measure(policy, name, prompts, args))
+        console.print(f"{name}: {rows[-1].median:.3f}")
     console.print(table(rows, args))
     result = report(rows, args)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    failures = check(result, json.loads(args.baseline.read_text(encoding="utf-8"))) if args.check else []
+    failures = check(result, baseline)
     for failure in failures:
         console.print(f"[red]{failure}")
     return 1 if failures else 0

@@ -51,7 +51,8 @@ def measure(
     *,
     steps: Sequence[int],
     num_particles: int,
-    validation_samples: int = 4,
+    num_baseline: int = 8,
+    validation_samples: int = 2,
     compute_matched: int = 16,
     sampling: dict[str, Any] | None = None,
 ) -> Scaling:
@@ -64,7 +65,8 @@ def measure(
         test: `sample` bound to the test problems; called with `num_samples` and generation arguments.
         validation: The same on validation problems, which choose L.
         steps: The budgets L, 0 included or not.
-        num_particles: N.
+        num_particles: N, the particles of every transported row.
+        num_baseline: Responses of the votes and best-of rows of the base, which are given at N as well.
         validation_samples: Responses per validation problem.
         compute_matched: M of the best-of-M whose cost matches transport's.
         sampling: Further arguments of every sampled run.
@@ -74,43 +76,9 @@ def measure(
     """
     n, result, options = num_particles, Scaling(), sampling or {}
     budgets = sorted({0, *steps})
-    tried = {
-        length: float(
-            validation(
-                num_samples=validation_samples,
-                transport_steps=length,
-                do_sample=True,
-                description=f"validation, L={length}",
-                **options,
-            )
-            .single()
-            .mean()
-        )
-        for length in budgets
-        if length > 0
-    }
-    result.chosen_steps = max(tried, key=lambda length: tried[length])
-    best = result.chosen_steps
-    greedy = test(num_samples=1, transport_steps=0, do_sample=False, description="greedy")
-    result.add("greedy", greedy.single(), greedy, 1)
-    cool = test(num_samples=n, transport_steps=0, do_sample=True, temperature=0.7, description="T=0.7", **options)
-    result.add("sampled, T=0.7", cool.single(), cool, 1)
-    result.add(f"majority@{n}, T=0.7", cool.majority(), cool, n)
-    base = test(
-        num_samples=max(n, compute_matched),
-        transport_steps=0,
-        do_sample=True,
-        with_values=True,
-        description="base",
-        **options,
-    )
-    first = base.take(n)
-    result.add("sampled, T=1", base.single(), base, 1)
-    result.add(f"majority@{n}", first.majority(), first, n)
-    result.add(f"best-of-{n} by value", first.best_of_n(), first, n)
-    result.add(f"best-of-{compute_matched} by value", base.best_of_n(), base, compute_matched)
-    result.add(f"pass@{n} (oracle)", first.any_correct(), first, n)
-    _transport_rows(result, test, first, [length for length in budgets if length > 0], n, options)
+    result.chosen_steps = best = _choose_steps(validation, budgets, validation_samples, options)
+    base = _baseline_rows(result, test, (n, num_baseline), compute_matched, options)
+    _transport_rows(result, test, base.take(n), [length for length in budgets if length > 0], n, options)
     control = test(
         num_samples=n,
         transport_steps=best,
@@ -124,6 +92,48 @@ def measure(
     moved = test(num_samples=1, transport_steps=best, do_sample=False, description=f"VGF greedy, L={best}")
     result.add(f"VGF greedy, L={best}", moved.single(), moved, 1, steps=best)
     return result
+
+
+def _choose_steps(validation: Sampler, budgets: Sequence[int], num_samples: int, options: dict[str, Any]) -> int:
+    """Returns the L of the best single response on validation problems."""
+    accuracy = {}
+    for length in (length for length in budgets if length > 0):
+        samples = validation(
+            num_samples=num_samples,
+            transport_steps=length,
+            do_sample=True,
+            description=f"validation, L={length}",
+            **options,
+        )
+        accuracy[length] = float(samples.single().mean())
+    return max(accuracy, key=lambda length: accuracy[length])
+
+
+def _baseline_rows(
+    result: Scaling, test: Sampler, counts: tuple[int, int], compute_matched: int, options: dict[str, Any]
+) -> Samples:
+    """Adds what the base does without transport; returns its samples."""
+    most = max(counts)
+    greedy = test(num_samples=1, transport_steps=0, do_sample=False, description="greedy")
+    result.add("greedy", greedy.single(), greedy, 1)
+    cool = test(num_samples=most, transport_steps=0, do_sample=True, temperature=0.7, description="T=0.7", **options)
+    result.add("sampled, T=0.7", cool.single(), cool, 1)
+    result.add(f"majority@{most}, T=0.7", cool.majority(), cool, most)
+    base = test(
+        num_samples=max(most, compute_matched),
+        transport_steps=0,
+        do_sample=True,
+        with_values=True,
+        description="base",
+        **options,
+    )
+    result.add("sampled, T=1", base.single(), base, 1)
+    for count in sorted(set(counts)):
+        result.add(f"majority@{count}", base.take(count).majority(), base, count)
+    for count in sorted({*counts, compute_matched}):
+        result.add(f"best-of-{count} by value", base.take(count).best_of_n(), base, count)
+    result.add(f"pass@{most} (oracle)", base.take(most).any_correct(), base, most)
+    return base
 
 
 def _transport_rows(

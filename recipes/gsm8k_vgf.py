@@ -55,7 +55,8 @@ class MathScriptArguments(ScriptArguments):
     budget_steps: list[int] = field(
         default_factory=lambda: [0, 1, 2, 4, 8, 16], metadata={"help": "Budgets L of the table."}
     )
-    eval_particles: int = field(default=8, metadata={"help": "Particles N of the table."})
+    eval_particles: int = field(default=4, metadata={"help": "Particles N of the transported rows of the table."})
+    eval_baseline_samples: int = field(default=8, metadata={"help": "Samples of the base's votes and best-of rows."})
     eval_rows: int = field(default=512, metadata={"help": "Responses sampled at a time in evaluation."})
     reward: str = field(
         default="auto", metadata={"help": "`gsm8k` (exact numbers), `math` (math-verify), or `auto` by the golds."}
@@ -138,18 +139,25 @@ def measure(trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args
             seed=trainer.args.seed,
             max_new_tokens=trainer.args.max_completion_length,
             pad_token_id=tokenizer.pad_token_id,
+            cache_implementation=trainer.args.cache_implementation,
+            disable_compile=True,
         )
 
     # Top-k and top-p of a model's own generation defaults would cut the base that transport starts from.
     plain = {"top_k": 0, "top_p": 1.0}
     return scaling.measure(
-        bound("test"), bound("validation"), steps=args.budget_steps, num_particles=args.eval_particles, sampling=plain
+        bound("test"),
+        bound("validation"),
+        steps=args.budget_steps,
+        num_particles=args.eval_particles,
+        num_baseline=args.eval_baseline_samples,
+        sampling=plain,
     )
 
 
 def summarize(result: Any, args: MathScriptArguments, console: Console) -> None:
     """Prints where single transported samples stand against every baseline, with paired standard errors."""
-    n, best = args.eval_particles, result.chosen_steps
+    n, best = args.eval_baseline_samples, result.chosen_steps
     ours = f"VGF, one particle, L={best}"
     console.print(f"\n[bold]One transported sample (L={best}, chosen on validation problems) against:[/bold]")
     for name in (
@@ -180,14 +188,13 @@ def main(argv: list[str]) -> None:
     name = model_args.model_name_or_path or (str(BASE_DIR) if args.dataset_name == EMBEDDED else None)
     if name is None:
         raise ValueError("`--model_name_or_path` is missing: name the base model of this dataset.")
-    if model_args.dtype not in (None, "auto", "float32") or args.dataset_name != EMBEDDED:
-        training_args.model_init_kwargs = {
-            **(training_args.model_init_kwargs or {}),
-            "revision": model_args.model_revision,
-            "attn_implementation": model_args.attn_implementation,
-            "dtype": model_args.dtype,
-        }
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=model_args.trust_remote_code)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=training_args.trust_remote_code)
     trainer = VGFTrainer(
         model=name,
         reward_funcs=reward,

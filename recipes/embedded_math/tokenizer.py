@@ -19,7 +19,7 @@ _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
-_NUM_TEXTS = 4000  # every word of the templates occurs dozens of times in so many
+_NUM_TEXTS = 1000  # every word of the templates occurs dozens of times in so many
 
 
 def build_tokenizer(max_length: int = 256) -> PreTrainedTokenizerFast:

@@ -36,9 +36,8 @@ class TrainBaseArguments:
     """Settings of the run; the defaults gave the shipped weights."""
 
     output_dir: str = field(metadata={"help": "Folder for the model and its tokenizer."})
-    num_examples: int = field(default=60_000, metadata={"help": "Corpus size, one solution a problem."})
-    num_epochs: int = field(default=2, metadata={"help": "Passes over the corpus."})
-    batch_size: int = field(default=64, metadata={"help": "Sequences a step."})
+    num_examples: int = field(default=80_000, metadata={"help": "Corpus size, one solution a problem, each seen once."})
+    batch_size: int = field(default=32, metadata={"help": "Sequences a step."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak of the cosine schedule."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
@@ -98,31 +97,26 @@ def _pad(rows: tuple[list[int], ...], value: int) -> torch.Tensor:
 
 
 def train(model: LlamaForCausalLM, batches: list[tuple[torch.Tensor, torch.Tensor]], args: TrainBaseArguments) -> None:
-    """Fits `model` to `batches` with AdamW and a cosine schedule, `args.num_epochs` times, in a seeded order."""
-    total = args.num_epochs * len(batches)
+    """Fits `model` to `batches`, each seen once in a seeded order, with AdamW and a cosine schedule."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay
     )
     schedule = LambdaLR(
         optimizer,
-        lambda step: min((step + 1) / args.warmup_steps, 0.5 * (1 + math.cos(math.pi * step / total))),
+        lambda step: min((step + 1) / args.warmup_steps, 0.5 * (1 + math.cos(math.pi * step / len(batches)))),
     )
-    order = random.Random(args.seed)
     model.train()
-    with tqdm(total=total, desc="base") as progress:
-        for _ in range(args.num_epochs):
-            for index in order.sample(range(len(batches)), len(batches)):
-                input_ids, labels = batches[index]
-                # causal attention and right padding: real tokens never see the padding, so no mask is needed
-                logits = model(input_ids=input_ids[:, :-1]).logits
-                loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                progress.update()
+    progress = tqdm(random.Random(args.seed).sample(batches, len(batches)), desc="base")
+    for input_ids, labels in progress:
+        # causal attention and right padding: real tokens never see the padding, so no mask is needed
+        logits = model(input_ids=input_ids[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
 def main(args: TrainBaseArguments) -> None:

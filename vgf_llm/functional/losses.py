@@ -116,7 +116,9 @@ def regression_value_loss(values: Tensor, targets: Tensor, mask: Tensor, *, redu
     return _reduce((values - targets).square(), mask, reduction, "sequence")
 
 
-def expectile_loss(values: Tensor, targets: Tensor, mask: Tensor, *, expectile: float) -> Tensor:
+def expectile_loss(
+    values: Tensor, targets: Tensor, mask: Tensor, *, expectile: float, reduction: str = "mean"
+) -> Tensor:
     """Asymmetric squared error whose minimiser is an expectile of the targets.
 
     |expectile - 1[target < value]| (target - value)^2: above one half it weighs targets above the value more, an
@@ -127,9 +129,10 @@ def expectile_loss(values: Tensor, targets: Tensor, mask: Tensor, *, expectile: 
         targets: Target of each completion [B], or of each token [B, T]; no gradient flows into it.
         mask: Sampled tokens, [B, T].
         expectile: In (0, 1).
+        reduction: `"mean"`, or `"sequence"` for the mean within each completion.
 
     Returns:
-        The mean over all sampled tokens, a scalar.
+        The mean over all sampled tokens, a scalar; with `"sequence"` [B], 0 for a row without a sampled token.
 
     Raises:
         ValueError: Shapes do not agree, a counted entry is not finite, or `expectile` is outside (0, 1).
@@ -146,7 +149,7 @@ def expectile_loss(values: Tensor, targets: Tensor, mask: Tensor, *, expectile: 
     values, targets, mask = _prepare("values", values, "targets", targets, mask)
     error = targets - values
     weight = (expectile - (error < 0).to(error.dtype)).abs()
-    return masked_mean(weight * error.square(), mask)
+    return _reduce(weight * error.square(), mask, reduction, "sequence")
 
 
 def _ordered_pairs(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,24 +275,24 @@ def td_lambda_targets(
     rewards, next_values, mask = _prepare("rewards", rewards, "next_values", _last_unread(next_values, mask), mask)
     targets = torch.zeros_like(next_values)
     following = torch.zeros_like(targets[:, 0])
-    has_next = torch.zeros_like(mask[:, 0])
     for t in reversed(range(targets.shape[1])):
         bootstrap = (1 - td_lambda) * next_values[:, t] + td_lambda * following
-        current = rewards[:, t] + gamma * torch.where(has_next, bootstrap, 0.0)
+        current = rewards[:, t] + gamma * bootstrap
         targets[:, t] = torch.where(mask[:, t], current, 0.0)
         following = torch.where(mask[:, t], current, following)
-        has_next = has_next | mask[:, t]
     return targets
 
 
 def _last_unread(next_values: Tensor, mask: Tensor) -> Tensor:
-    """`next_values` with a zero at each row's last sampled token, so that anything may stand there."""
+    """`next_values` with a zero at each row's last sampled token, where nothing follows whatever stands there."""
     check_shape("mask", mask, next_values.shape, "next_values")
     later = mask.bool().flip(-1).cumsum(dim=-1).flip(-1) > 1
     return torch.where(later, next_values, 0.0)
 
 
-def distillation_loss(policy_logps: Tensor, target_logits: Tensor, candidate_mask: Tensor, mask: Tensor) -> Tensor:
+def distillation_loss(
+    policy_logps: Tensor, target_logits: Tensor, candidate_mask: Tensor, mask: Tensor, *, reduction: str = "mean"
+) -> Tensor:
     """KL(p_L || pi) from the transported next-token distribution to the policy, at every visited state.
 
     Only the policy gets a gradient. The policy's log-probabilities are taken as they are: normalised over the whole
@@ -300,9 +303,10 @@ def distillation_loss(policy_logps: Tensor, target_logits: Tensor, candidate_mas
         target_logits: Logits or log-probabilities of p_L, normalised here over the candidates, [B, T, K].
         candidate_mask: Which entries are candidates, [B, T, K].
         mask: Visited states, [B, T]; a state without a candidate is not counted.
+        reduction: `"mean"`, or `"sequence"` for the mean within each completion.
 
     Returns:
-        The mean over the counted states, a scalar.
+        The mean over the counted states, a scalar; with `"sequence"` [B], 0 for a row without a counted state.
 
     Raises:
         ValueError: Shapes do not agree, or a counted entry is not finite.
@@ -322,4 +326,4 @@ def distillation_loss(policy_logps: Tensor, target_logits: Tensor, candidate_mas
     targets = _counted("target_logits", target_logits.detach().to(dtype), counted)
     log_target = masked_log_softmax(targets, counted)
     terms = torch.where(counted, log_target.exp() * (log_target - logps), 0.0)
-    return masked_mean(terms.sum(dim=-1), counted.any(dim=-1))
+    return _reduce(terms.sum(dim=-1), counted.any(dim=-1), reduction, "sequence")

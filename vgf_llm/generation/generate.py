@@ -97,7 +97,12 @@ def generate(
         with adapter_rows(model.policy, model.policy_adapter):
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     else:
-        tap = FeatureTap(model, mask, need_hidden=transport.space == "hidden")
+        tap = FeatureTap(
+            model,
+            mask,
+            need_hidden=transport.space == "hidden",
+            max_cache_len=_static_cache_len(kwargs, policy.generation_config, rows.shape[1]),
+        )
         space = build_space(model.policy, model.value, transport, control=control)
         wanted = return_dict_in_generate or transport.selection != "none"
         record = wanted and (transport.num_particles > 1 or return_dict_in_generate)
@@ -157,6 +162,20 @@ def _finish(
         scores=raw.scores,
         logits=raw.logits,
     )
+
+
+def _static_cache_len(kwargs: dict[str, Any], defaults: GenerationConfig, prompt_length: int) -> int | None:
+    """The length that a static cache needs, if one was asked for: models of the value's own then use one too."""
+    config = kwargs.get("generation_config") or defaults
+
+    def setting(name: str) -> Any:
+        value = kwargs.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    if setting("cache_implementation") != "static":
+        return None
+    new_tokens = setting("max_new_tokens")
+    return prompt_length + new_tokens if new_tokens is not None else setting("max_length")
 
 
 def mask_after_eos(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import (
@@ -41,7 +41,7 @@ class _OwnModel:
 
     model: nn.Module
     attention_mask: Tensor  # [R, P]
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: Cache = field(default_factory=DynamicCache)
 
     def step(self, input_ids: Tensor) -> Tensor:
         """Returns the last hidden state `[R, D]` after the tokens that came since the last step."""
@@ -57,6 +57,15 @@ class _OwnModel:
         return hidden[:, -1]
 
 
+def _own_model(model: nn.Module | None, attention_mask: Tensor, max_cache_len: int | None) -> _OwnModel | None:
+    if model is None:
+        return None
+    if max_cache_len is None:
+        return _OwnModel(model, attention_mask)
+    cache = StaticCache(config=inner_model(model).config.get_text_config(), max_cache_len=max_cache_len)
+    return _OwnModel(model, attention_mask, cache)
+
+
 class FeatureTap:
     """Gives the value's features of each decode step while `policy.generate` runs.
 
@@ -64,17 +73,19 @@ class FeatureTap:
         model: The model.
         attention_mask: `[R, P]`, the prompts' mask, one row per particle.
         need_hidden: Whether the policy's hidden state is wanted even if the value does not read it.
+        max_cache_len: Length of a static cache for models of the value's own; `None` for a cache that grows.
     """
 
-    def __init__(self, model: VGFModel, attention_mask: Tensor, *, need_hidden: bool) -> None:
+    def __init__(
+        self, model: VGFModel, attention_mask: Tensor, *, need_hidden: bool, max_cache_len: int | None = None
+    ) -> None:
         self.model = model
         self.rows = attention_mask.shape[0]
         self.blocks = model.value_blocks()
         self.need_hidden = need_hidden
         self._captured = _Captured()
-        value_model, ref_model = model.value_model, model.ref_model
-        self._value_model = _OwnModel(value_model, attention_mask) if value_model is not None else None
-        self._ref_model = _OwnModel(ref_model, attention_mask) if ref_model is not None else None
+        self._value_model = _own_model(model.value_model, attention_mask, max_cache_len)
+        self._ref_model = _own_model(model.ref_model, attention_mask, max_cache_len)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -89,8 +100,11 @@ class FeatureTap:
             stack.callback(inner.register_forward_hook(self._keep_policy_rows, with_kwargs=True).remove)
             yield
 
-    def _capture_hidden(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._captured.hidden = args[0][:, -1]
+    def _capture_hidden(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # A prefill's last position is a strided slice; frozen weights then make torch take a slow batched product.
+        hidden = args[0].contiguous()
+        self._captured.hidden = hidden[:, -1]
+        return (hidden if self.model.value.needs_logits else self._block(hidden, 0), *args[1:])
 
     def _repeat_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def repeated(x: Any) -> Any:

@@ -3,8 +3,8 @@
 
 The value of a state and the policy's own logits come from the same weights, once with the value adapter and once
 without. Stacking the two as row blocks of one batch reads the weights once. PEFT's own mixed batches refuse training
-mode and rebuild their hooks at every forward; here the hooks stay for as long as the context does, and a block is a
-slice, so that no index is copied.
+mode and sort rows by adapter at every layer; here a layer's forward is replaced for as long as the context lasts, and a
+block is a slice, so that no index is built or copied.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,28 +50,39 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
         )
 
 
-def _delta(layer: LoraLayer, adapter: str, x: Tensor) -> Tensor:
-    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-    return up(down(layer.lora_dropout[adapter](x.to(down.weight.dtype)))) * layer.scaling[adapter]
+def _blocked_forward(layer: LoraLayer, blocks: AdapterBlocks) -> Callable[..., Tensor]:
+    """Returns a forward for `layer` that adds to each row block the delta of its own adapter."""
+    present = [(index, name) for index, name in enumerate(blocks) if name is not None and name in layer.lora_A]
 
+    def delta(adapter: str, x: Tensor) -> Tensor:
+        down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+        return up(down(layer.lora_dropout[adapter](x.to(down.weight.dtype))))
 
-def _hooks(blocks: AdapterBlocks) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def without_adapters(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "adapter_names": ["__base__"] * args[0].shape[0]}
-
-    def add_deltas(layer: LoraLayer, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Tensor:
-        x = args[0]
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = layer.base_layer(x, *args, **kwargs)
         rows = x.shape[0] // len(blocks)
-        for index, adapter in enumerate(blocks):
-            if adapter is None or adapter not in layer.lora_A:
-                continue
+        for index, adapter in present:
             if len(blocks) == 1:
-                return result + _delta(layer, adapter, x).to(result.dtype)
+                return (result + delta(adapter, x) * layer.scaling[adapter]).to(result.dtype)
             block = slice(index * rows, (index + 1) * rows)
-            result[block] += _delta(layer, adapter, x[block]).to(result.dtype)
+            result[block].add_(delta(adapter, x[block]), alpha=layer.scaling[adapter])
         return result
 
-    return without_adapters, add_deltas
+    return forward
+
+
+def _replace_forward(layer: LoraLayer, forward: Callable[..., Tensor]) -> Callable[[], None]:
+    """Gives `layer` another forward and returns what undoes it."""
+    own = layer.__dict__.get("forward")
+    layer.forward = forward
+
+    def restore() -> None:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
+
+    return restore
 
 
 @contextmanager
@@ -84,6 +95,9 @@ def adapter_rows(model: nn.Module, *blocks: str | None) -> Iterator[None]:
 
     Yields:
         Nothing. Batches inside must have a multiple of `len(blocks)` rows.
+
+    Raises:
+        ValueError: If adapters are merged into the base weights.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -103,11 +117,11 @@ def adapter_rows(model: nn.Module, *blocks: str | None) -> Iterator[None]:
     if not layers:
         yield
         return
-    pre_hook, post_hook = _hooks(blocks)
+    if any(layer.merged for layer in layers):
+        raise ValueError("`model` has merged adapters, which no row can leave out; call `unmerge_adapter()` first.")
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(pre_hook, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(post_hook, with_kwargs=True).remove)
+            stack.callback(_replace_forward(layer, _blocked_forward(layer, blocks)))
         yield
 
 

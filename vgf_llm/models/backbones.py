@@ -14,6 +14,11 @@ from vgf_llm.models.value import ValueModel
 VALUE_ADAPTER = "value"
 
 
+def is_value_adapter(name: str) -> bool:
+    """Tells whether a parameter of the policy, by its name, belongs to the value's adapter."""
+    return ".lora_" in name and f".{VALUE_ADAPTER}." in name
+
+
 def own_adapter(policy: PreTrainedModel | PeftModel) -> str | None:
     """Returns the policy's own adapter, the active one if it has several, or `None` if it has none.
 

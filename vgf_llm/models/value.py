@@ -168,11 +168,8 @@ class LogRatioValue(ValueModel):
         """Returns log-probability ratios `[..., K]`."""
         if features.value_logits is None or features.ref_logits is None:
             raise ValueError("`features` lacks the value and reference logits that a log_ratio value reads.")
-        ratios = (
-            chosen.float().gather(-1, candidate_ids) - chosen.float().logsumexp(dim=-1, keepdim=True)
-            for chosen in (features.value_logits, features.ref_logits)
-        )
-        return next(ratios) - next(ratios)
+        value, ref = features.value_logits.float(), features.ref_logits.float()
+        return value.log_softmax(dim=-1).gather(-1, candidate_ids) - ref.log_softmax(dim=-1).gather(-1, candidate_ids)
 
     def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Sums the per-token log-ratios `[B, T]` over response tokens: `log pi_theta(y|x) / mu(y|x)`, `[B]`."""

@@ -4,12 +4,16 @@
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
@@ -19,6 +23,7 @@ from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
 
 if TYPE_CHECKING:
+    from vgf_llm.trainer.metrics import MetricLog
     from vgf_llm.trainer.rounds import ValueRounds
 
 STATE_NAME = "vgf_state.json"
@@ -29,8 +34,10 @@ _STAGING = ".incomplete"
 class CheckpointMixin(_BaseTrainer):
     """Saving and resuming, over `transformers.Trainer`."""
 
+    metrics: "MetricLog"
     rounds: "ValueRounds"
     vgf_model: VGFModel
+    _set_value_loss: Callable[[str | None], None]
     _staging: bool = False
     _step: int
 
@@ -54,30 +61,31 @@ class CheckpointMixin(_BaseTrainer):
         finally:
             self._staging = False
         self._save_round(staged)
+        final = Path(run_dir) / name
+        best = Path(run_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == final or best.exists()):
+            self.state.best_model_checkpoint = str(best)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._publish(staged, Path(run_dir))
+            self._publish(staged, final)
         self.accelerator.wait_for_everyone()
 
-    def _publish(self, staged: Path, run_dir: Path) -> None:
-        final = run_dir / staged.name
-        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.exists() or best == final):
-            self.state.best_model_checkpoint = str(best)
-            self.state.save_to_json(str(staged / "trainer_state.json"))
+    def _publish(self, staged: Path, final: Path) -> None:
+        """Moves a whole checkpoint to its place. Only renames touch the place, so that it never holds half of one."""
+        self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, staged.parent / "replaced")
         os.replace(staged, final)
         shutil.rmtree(staged.parent, ignore_errors=True)
         rotate_checkpoints(
-            output_dir=str(run_dir),
+            output_dir=str(final.parent),
             save_total_limit=self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=True,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Writes the model and the tokenizer; within a checkpoint a frozen policy with an origin is named, not copied."""
+        """Writes model and tokenizer; within a checkpoint a frozen policy with an origin is named, not copied."""
         if not self.args.should_save:
             return
         directory = Path(output_dir or self.args.output_dir)
@@ -99,32 +107,73 @@ class CheckpointMixin(_BaseTrainer):
             "step": self._step,
             "held_out": rounds.held_out,
             "gate": rounds.gate.state(),
+            "metrics": self.metrics.state(),
             "value_loss": rounds.loss_kind,
         }
         (directory / STATE_NAME).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads weights, and with a full checkpoint the buffer and the round in progress."""
+        """Loads the weights, before the model is wrapped."""
         directory = Path(resume_from_checkpoint)
+        check_whole(directory, with_optimizer=not (self.is_deepspeed_enabled or self.is_fsdp_enabled))
         load_weights(self.vgf_model, directory, policy=self.args.distill_coef > 0)
-        path = directory / STATE_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"{path} does not exist: {resume_from_checkpoint!r} was saved with `save_only_model=True` or by another "
-                "trainer. Pass it as `model=` to start from its weights."
-            )
-        state = json.loads(path.read_text(encoding="utf-8"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads the optimizer, the buffer and the round in progress; called with every kind of sharding."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_round(Path(checkpoint))
+
+    def _load_round(self, directory: Path) -> None:
+        state = _read_json(directory / STATE_NAME)
         if state.get("format_version") != 1:
-            raise ValueError(f"{path} has format_version {state.get('format_version')!r}; this release reads 1.")
+            raise ValueError(
+                f"{directory / STATE_NAME} has format_version {state.get('format_version')!r}; this release reads 1."
+            )
         fresh = ValueBuffer(capacity=2**62)
         fresh.load(directory, ROUND_NAME)
         self.rounds.buffer.load(directory)
-        self.rounds.restore(fresh.groups, state["held_out"], state["value_loss"])
+        self.rounds.restore(fresh.groups, state["held_out"])
+        self._set_value_loss(state["value_loss"])
         self.rounds.gate.load(state["gate"])
+        self.metrics.load(state["metrics"])
         self._step = state["step"]
 
     def _load_best_model(self) -> None:
         load_weights(self.vgf_model, Path(self.state.best_model_checkpoint), policy=self.args.distill_coef > 0)
+
+
+def check_whole(directory: Path, *, with_optimizer: bool) -> None:
+    """Checks that a folder is a checkpoint to resume from, so that nothing starts afresh without a word.
+
+    Args:
+        directory: The checkpoint.
+        with_optimizer: Whether optimizer and scheduler are files of their own, as they are without sharding.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a file is missing or truncated; the message names it.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"`resume_from_checkpoint` {str(directory)!r} does not exist or is no folder.")
+    files = [STATE_NAME, TRAINER_STATE_NAME, *((OPTIMIZER_NAME, SCHEDULER_NAME) if with_optimizer else ())]
+    for path in (directory / name for name in files):
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist: {str(directory)!r} was saved with `save_only_model=True` or by another "
+                "trainer, or is not whole. Pass it as `model=` to start from its weights."
+            )
+        if path.suffix == ".json":
+            _read_json(path)
+        elif not zipfile.is_zipfile(path):  # PyTorch's format; the index stands at the end
+            raise ValueError(f"{path} is truncated or foreign; resume from another checkpoint.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or foreign ({error}); resume from another checkpoint.") from error
 
 
 def load_weights(model: VGFModel, directory: Path, *, policy: bool) -> None:
@@ -156,8 +205,7 @@ def load_weights(model: VGFModel, directory: Path, *, policy: bool) -> None:
         for name, parameter in model.policy.named_parameters()
         if ".lora_" in name and f".{model.policy_adapter}." in name
     }
-    subfolder = directory if model.policy_adapter == "default" else directory / model.policy_adapter
-    found = load_tensors(subfolder / "adapter_model.safetensors", own)
+    found = load_tensors(directory / "adapter_model.safetensors", own)
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
@@ -166,7 +214,10 @@ def load_weights(model: VGFModel, directory: Path, *, policy: bool) -> None:
 def _load_language_model(model: nn.Module, directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory / 'config.json'} does not exist; the checkpoint is incomplete.")
-    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=inner_model(model).dtype).state_dict()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=inner_model(model).dtype).state_dict()
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The weights in {directory} are not whole ({error}); take another checkpoint.") from error
     own = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         for name, tensor in loaded.items():

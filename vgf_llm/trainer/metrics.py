@@ -16,6 +16,9 @@ from vgf_llm._compat import nanstd, print_prompt_completions_sample
 
 logger = logging.getLogger(__name__)
 
+# By name, the values since the last log with their weights.
+_Measurements = dict[str, list[tuple[float, float]]]
+
 
 class ValueGate:
     """Within-prompt accuracy of the value on prompts that it does not train on, over a sliding window.
@@ -80,18 +83,27 @@ class MetricLog:
     def __init__(self, accelerator: Any, reward_func_names: list[str], capacity: int) -> None:
         self.accelerator = accelerator
         self.reward_func_names = reward_func_names
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, _Measurements] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._table: dict[str, deque[Any]] = defaultdict(lambda: deque(maxlen=capacity))
         self._pending_extra: dict[str, list[Any]] = defaultdict(list)
         self._pending_metrics: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, mode: str, name: str, value: float) -> None:
-        """Adds one measurement to the mean of the next log; NaN counts for nothing."""
-        self._metrics[mode][name].append(float(value))
+    def add(self, mode: str, name: str, value: float, weight: float = 1.0) -> None:
+        """Adds one measurement to the weighted mean of the next log; NaN counts for nothing."""
+        self._metrics[mode][name].append((float(value), float(weight)))
 
     def set(self, mode: str, name: str, value: float) -> None:
         """Sets a metric whose last value is what counts."""
-        self._metrics[mode][name] = [float(value)]
+        self._metrics[mode][name] = [(float(value), 1.0)]
+
+    def state(self) -> dict[str, list[list[float]]]:
+        """Returns what training measured since the last log, for a checkpoint."""
+        return {name: [list(item) for item in values] for name, values in self._metrics["train"].items()}
+
+    def load(self, state: dict[str, list[list[float]]]) -> None:
+        """Restores what `state` returned."""
+        pending = {name: [(value, weight) for value, weight in values] for name, values in state.items()}
+        self._metrics["train"] = defaultdict(list, pending)
 
     def log_extra(self, column: str, values: list[Any]) -> None:
         """Adds a column to the completions table, one value per completion; handed to reward functions."""
@@ -146,8 +158,9 @@ class MetricLog:
         prefix = "eval_" if mode == "eval" else ""
         result: dict[str, float | None] = {}
         for name, values in self._metrics[mode].items():
-            valid = [value for value in values if not math.isnan(value)]
-            result[prefix + name] = sum(valid) / len(valid) if valid else None
+            valid = [(value, weight) for value, weight in values if not math.isnan(value)]
+            total = sum(weight for _, weight in valid)
+            result[prefix + name] = sum(value * weight for value, weight in valid) / total if total else None
         self._metrics[mode].clear()
         return result
 

@@ -1,15 +1,18 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The two losses of VGF training on one collated batch: the value's, and the policy's distillation.
 
-Every loss is a mean over prompts (or completions) of a mean within each, so that neither the split into accumulation
-steps nor the number of processes changes it.
+Every loss is a mean over prompts (or completions) of a mean within each. The number that the sum is divided by is the
+same in every micro-batch (`num_groups`), so that neither the split into accumulation steps nor the number of processes
+changes it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgf_llm.functional import (
     bernoulli_value_loss,
@@ -23,7 +26,7 @@ from vgf_llm.functional import (
     td_lambda_targets,
 )
 from vgf_llm.models import LogRatioValue, VGFModel
-from vgf_llm.models.vgf_model import Candidates
+from vgf_llm.models.outputs import Candidates
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 Batch = dict[str, Any]
@@ -54,6 +57,17 @@ def sequences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return input_ids, attention_mask, mask
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switches a model to evaluation mode, without dropout, for as long as the context lasts."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
 def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transported:
     """Transports the next-token distributions at every state of a batch.
@@ -67,9 +81,10 @@ def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transport
         The transported distributions and what they spent.
     """
     input_ids, attention_mask, mask = sequences(batch)
-    candidates = model.candidate_values(
-        input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
-    )
+    with evaluating(model):
+        candidates = model.candidate_values(
+            input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
+        )
     logits = simplex_flow(
         candidates.logits,
         candidates.q_values,
@@ -91,7 +106,7 @@ def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: V
         kind: `"pairwise"`, `"bernoulli"` or `"regression"`.
         model: The unwrapped model.
         scores: `[R, T]`, raw scores of the completion tokens.
-        batch: The batch; `rewards` `[R]` is NaN on rows that do not train.
+        batch: The batch; `rewards` `[R]` is NaN on rows that do not train, `num_groups` what to divide by.
         args: The configuration.
 
     Returns:
@@ -112,13 +127,16 @@ def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: V
     if kind == "regression":
         if args.expectile != 0.5:
             targets = targets if targets.dim() == 2 else targets.unsqueeze(-1).expand_as(scores)
-            return expectile_loss(scores, targets, mask, expectile=args.expectile)
-        return regression_value_loss(scores, targets, mask, reduction="sequence").mean()
-    return bernoulli_value_loss(scores, targets, mask, reduction="sequence").mean()
+            losses = expectile_loss(scores, targets, mask, expectile=args.expectile, reduction="sequence")
+        else:
+            losses = regression_value_loss(scores, targets, mask, reduction="sequence")
+    else:
+        losses = bernoulli_value_loss(scores, targets, mask, reduction="sequence")
+    return losses.sum() / _num_rows(batch)
 
 
 def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
-    """Log-odds of success after each token: the prompt's own, from its other completions, plus the log-ratios so far."""
+    """Log-odds of success after each token: the prompt's, from its other completions, plus the log-ratios so far."""
     rewards = batch["rewards"].view(batch["group_shape"])
     scored = ~rewards.isnan()
     solved = torch.where(scored, rewards, torch.zeros_like(rewards))
@@ -151,9 +169,14 @@ def policy_loss(policy_logps: Tensor, moved: Transported, batch: Batch) -> Tenso
         A scalar.
     """
     _, _, mask = sequences(batch)
-    return distillation_loss(policy_logps, moved.logits, moved.candidates.mask, mask)
+    losses = distillation_loss(policy_logps, moved.logits, moved.candidates.mask, mask, reduction="sequence")
+    return losses.sum() / _num_rows(batch)
 
 
-def mean_over_tokens(values: Tensor, batch: Batch) -> Tensor:
-    """Mean of `[R, T]` over completion tokens."""
-    return masked_mean(values, batch["completion_mask"])
+def mean_over_rows(values: Tensor, batch: Batch) -> Tensor:
+    """Mean over completions of the mean of `[R, T]` over the tokens of each."""
+    return masked_mean(values, batch["completion_mask"], dim=-1).sum() / _num_rows(batch)
+
+
+def _num_rows(batch: Batch) -> float:
+    return batch["num_groups"] * batch["group_shape"][1]

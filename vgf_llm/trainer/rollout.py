@@ -1,12 +1,13 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Sampling completions: prompts to token ids, an engine, token ids to completions."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
@@ -53,6 +54,28 @@ def eos_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[i
     return declared if own in declared else [own, *declared]
 
 
+class PlainParameters:
+    """A policy that holds the value's adapter, with the parameters and the names of its own checkpoint.
+
+    TRL sends `named_parameters()` to vLLM, which knows neither the adapter nor the names that PEFT gives its base.
+
+    Args:
+        model: The policy inside its PEFT wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields the policy's own parameters."""
+        for name, parameter in self._model.named_parameters():
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), parameter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 class RolloutEngine:
     """Samples completions with transformers, vLLM or a function of the caller's.
 
@@ -67,7 +90,7 @@ class RolloutEngine:
         self.tokenizer = trainer._tokenizer
         self.rollout_func = rollout_func
         self.eos_token_ids = eos_token_ids(trainer.vgf_model, self.tokenizer)
-        self._vllm = self._start_vllm() if self.args.use_vllm else None
+        self.vllm = self._start_vllm() if self.args.use_vllm else None
         self._synced_step = -1
 
     def __call__(self, prompts: list[Prompt]) -> Rollout:
@@ -79,7 +102,7 @@ class RolloutEngine:
             prompt_ids, self.trainer.vgf_model.config, self.args.max_completion_length, prompts=prompts
         )
         kl = None
-        if self._vllm is not None:
+        if self.vllm is not None:
             completion_ids = self._vllm_generate(prompt_ids)
         else:
             completion_ids, kl = self._generate(prompt_ids)
@@ -145,12 +168,9 @@ class RolloutEngine:
 
     def _start_vllm(self) -> Any:
         args, trainer = self.args, self.trainer
-        if args.rollout_transport_steps > 0:
-            raise ValueError(
-                "`use_vllm=True` samples from the policy without transport; set `rollout_transport_steps=0`, or "
-                "`use_vllm=False` for rounds sampled from the transported policy."
-            )
-        policy = trainer.vgf_model.policy if trainer.vgf_model.policy_adapter else inner_model(trainer.vgf_model.policy)
+        policy = trainer.vgf_model.policy
+        if trainer.vgf_model.policy_adapter is None:
+            policy = PlainParameters(inner_model(policy))
         return vllm_generation_class()(
             model=policy,
             accelerator=trainer.accelerator,
@@ -181,16 +201,26 @@ class RolloutEngine:
 
     def _vllm_generate(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         trainer = self.trainer
-        # A frozen policy has the weights that vLLM loaded: only a distilled one is ever pushed to the engine.
-        if self.args.distill_coef > 0 and trainer.state.global_step != self._synced_step:
-            self._vllm.sync_weights()
-            self._synced_step = trainer.state.global_step
+        self._sync_vllm()
         training = trainer.model.training
         count = trainer.num_generations if training else trainer.num_generations_eval
-        return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
+        return self.vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
+
+    def _sync_vllm(self) -> None:
+        """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""
+        trained = self.args.distill_coef > 0
+        # Of a PEFT policy vLLM loads the base alone, so that even a frozen adapter is sent once.
+        due = trained or (self._synced_step == -1 and self.trainer.vgf_model.policy_adapter is not None)
+        step = self.trainer.state.global_step
+        if due and step != self._synced_step:
+            self.vllm.sync_weights()
+            self._synced_step = step
 
     def _from_function(self, prompts: list[Prompt]) -> Rollout:
-        output = dict(self.rollout_func(prompts, self.trainer))  # type: ignore[misc]
+        if self.vllm is not None:
+            self._sync_vllm()
+        # A copy, because conversations are lists that the function may extend.
+        output = dict(self.rollout_func(copy.deepcopy(prompts), self.trainer))  # type: ignore[misc]
         missing = {"prompt_ids", "completion_ids"} - set(output)
         if missing:
             raise ValueError(
@@ -205,4 +235,6 @@ class RolloutEngine:
                     f"`rollout_func` returned {len(column)} {name} for {len(prompts)} prompts; return one per prompt "
                     "(prompts come repeated `num_generations` times)."
                 )
+        # A completion without tokens ended at once, which is a choice the value can learn from.
+        completion_ids = [list(ids) or [self.tokenizer.eos_token_id] for ids in completion_ids]
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), extra=output)

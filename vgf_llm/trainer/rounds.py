@@ -61,6 +61,11 @@ class ValueRounds:
         per_device = args.per_device_train_batch_size
         self.unit = args.num_generations if whole else math.gcd(per_device, args.num_generations)
 
+    @property
+    def drops_ties(self) -> bool:
+        """Whether groups whose outcomes agree go through no loss: the pairwise one has no gradient on them."""
+        return self.loss_kind == "pairwise" and self.args.distill_coef == 0
+
     def begin(self, groups: list[RolloutGroup]) -> None:
         """Starts a round with fresh groups; those of the last one go into the buffer."""
         self.retire()
@@ -71,11 +76,10 @@ class ValueRounds:
             groups, [is_held_out(g.prompt_ids.tolist(), self.args.value_holdout_ratio, self.args.seed) for g in groups]
         )
 
-    def restore(self, groups: list[RolloutGroup], held_out: list[bool], loss_kind: str | None = None) -> None:
+    def restore(self, groups: list[RolloutGroup], held_out: list[bool]) -> None:
         """Puts a round in place as it was."""
         self.fresh = groups
         self.held_out = held_out
-        self.loss_kind = loss_kind or self.loss_kind
 
     def retire(self) -> None:
         """Moves the fresh groups that may train into the buffer."""
@@ -94,48 +98,52 @@ class ValueRounds:
 
         Args:
             slice_index: Which of the round's `steps_per_generation` slices.
-            step: Micro-steps so far, the seed of the replay.
+            step: Micro-steps so far.
             device: Where the batch goes.
 
         Returns:
-            What `collate` returns; held-out rows have a NaN reward, which every loss leaves out. `num_groups` counts
-            the groups before those without a pair to compare were dropped: the mean of the pairwise loss is over it.
+            What `collate` returns; held-out rows have a NaN reward, which every value loss leaves out. `num_groups` is
+            what losses divide their sum over groups by: the round's groups per micro-batch, the same in all of them,
+            though replayed groups may not divide evenly and those without a pair to compare are dropped.
         """
-        per_step = self.args.per_device_train_batch_size * self.num_processes
-        units: list[RolloutGroup] = []
-        for group, held in zip(self.fresh, self.held_out, strict=True):
-            units.extend(_split(_silenced(group) if held else group, self.unit))
-        per_process = self.args.per_device_train_batch_size // self.unit
-        start = slice_index * per_step // self.unit + self.process_index * per_process
-        chosen = units[start : start + per_process] + self._replay(per_process, step)
-        num_groups = len(chosen)
-        if self.loss_kind == "pairwise" and self.args.distill_coef == 0:
+        args = self.args
+        parts = args.steps_per_generation * self.num_processes
+        part = slice_index * self.num_processes + self.process_index
+        fresh = self._units(
+            [_silenced(group) if held else group for group, held in zip(self.fresh, self.held_out, strict=True)]
+        )
+        replayed = self._units(self._replay(step // args.steps_per_generation))
+        chosen = _share(fresh, part, parts) + _share(replayed, part, parts)
+        if self.drops_ties:
             # A group whose outcomes agree has no pair, hence no gradient; one stays, for a backward in every process.
             chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
-        batch = collate(chosen, self.pad_token_id, device, self.args.pad_to_multiple_of)
-        return {**batch, "num_groups": num_groups}
+        batch = collate(chosen, self.pad_token_id, device, args.pad_to_multiple_of)
+        return {**batch, "num_groups": (len(fresh) + len(replayed)) / parts}
 
     def _teaches(self, group: RolloutGroup) -> bool:
         if self.loss_kind == "pairwise":
             return group.is_mixed
         return not bool(group.rewards.isnan().all())
 
-    def _replay(self, fresh_units: int, step: int) -> list[RolloutGroup]:
-        count = round(fresh_units * self.args.replay_ratio)
-        if count == 0 or len(self.buffer) == 0:
-            return []
-        total = count * self.num_processes
-        groups = self.buffer.sample(
-            math.ceil(total * self.unit / self.args.num_generations), _generator(self.args.seed, step)
-        )
-        units = [unit for group in groups for unit in _split(group, self.unit)]
-        return units[self.process_index * count : (self.process_index + 1) * count]
+    def _replay(self, pass_index: int) -> list[RolloutGroup]:
+        """The earlier groups that go with one pass over the round, a draw that all its micro-batches share."""
+        per_pass = self.args.replay_ratio * self.args.generation_batch_size / self.args.num_generations
+        # Whole groups only: rounding the running total makes their number right on average.
+        count = math.floor((pass_index + 1) * per_pass) - math.floor(pass_index * per_pass)
+        return self.buffer.sample(count, _generator(self.args.seed, pass_index))
+
+    def _units(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        return [unit for group in groups for unit in _split(group, self.unit)]
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
-    # Derived from the step instead of kept: a resumed run draws what the uninterrupted one would have drawn.
+def _share(units: list[RolloutGroup], part: int, parts: int) -> list[RolloutGroup]:
+    return units[len(units) * part // parts : len(units) * (part + 1) // parts]
+
+
+def _generator(seed: int, count: int) -> torch.Generator:
+    # Derived from a counter instead of kept: a resumed run draws what the uninterrupted one would have drawn.
     generator = torch.Generator()
-    generator.manual_seed((seed + 1) * 1_000_003 + step)
+    generator.manual_seed((seed + 1) * 1_000_003 + count)
     return generator
 
 
@@ -151,7 +159,5 @@ def _split(group: RolloutGroup, unit: int) -> list[RolloutGroup]:
     for start in range(0, len(group), unit):
         rows = slice(start, start + unit)
         logps = None if group.ref_logps is None else group.ref_logps[rows]
-        parts.append(
-            RolloutGroup(group.prompt_ids, group.completion_ids[rows], group.rewards[rows], logps, group.step)
-        )
+        parts.append(RolloutGroup(group.prompt_ids, group.completion_ids[rows], group.rewards[rows], logps, group.step))
     return parts

@@ -74,7 +74,7 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
             origin, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
         )
     if isinstance(processing_class, ProcessorMixin):
-        raise TypeError("`processing_class` is a multimodal processor; VGFTrainer trains text models: pass a tokenizer.")
+        raise TypeError("`processing_class` is a multimodal processor; pass a tokenizer, text models are trained.")
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise TypeError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
     tokenizer = processing_class
@@ -135,7 +135,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         vocab_size=output_vocab_size(policy),
         embedding_width=output_width(policy),
         head_hidden_size=args.value_head_hidden_size,
-        reward_kind="regression" if args.value_loss == "regression" else "bernoulli",
+        reward_kind="bernoulli" if args.value_loss in ("auto", "bernoulli") else "regression",
     ).to(inner_model(policy).device)
     backbone = "policy" if value_model is not None else args.value_backbone
     model = VGFModel(
@@ -184,5 +184,3 @@ def align_pad_token(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> None
             inner.config.get_text_config().pad_token_id = tokenizer.pad_token_id
             if inner.generation_config is not None:
                 inner.generation_config.pad_token_id = tokenizer.pad_token_id
-
-

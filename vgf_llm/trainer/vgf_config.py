@@ -334,6 +334,14 @@ class VGFConfig(RolloutConfig):
             raise ValueError(f"`value_lora_target_modules` must be 'all-linear' or names of modules, got {modules!r}.")
 
     def _check_loss(self, num_generations: int) -> None:
+        if self.value_parametrization == "v_head":
+            for name, off in (("td_lambda", 1.0), ("distill_coef", 0.0)):
+                if getattr(self, name) != off:
+                    raise ValueError(
+                        f"`{name}` ({getattr(self, name)}) needs values of candidate tokens, which "
+                        f"`value_parametrization='v_head'`, a value of states, does not have. Leave it {off}, or "
+                        "choose 'log_ratio', 'bilinear' or 'vocab'."
+                    )
         if self.needs_whole_groups:
             check_whole_groups(self.per_device_train_batch_size, num_generations)
             if self.td_lambda != 1.0:
@@ -362,6 +370,11 @@ class VGFConfig(RolloutConfig):
         if self.value_coef == 0 and self.distill_coef == 0:
             raise ValueError(
                 "`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them."
+            )
+        if self.use_vllm and self.rollout_transport_steps > 0:
+            raise ValueError(
+                f"`use_vllm=True` samples from the policy without transport, but `rollout_transport_steps` is "
+                f"{self.rollout_transport_steps}. Set it to 0, or `use_vllm=False`."
             )
         if self.distill_coef > 0 and self.transport_steps == 0:
             raise ValueError(

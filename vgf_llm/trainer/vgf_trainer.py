@@ -3,53 +3,40 @@
 
 import textwrap
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vgf_llm._compat import (
-    RepeatSampler,
     disable_dropout_in_model,
     get_config_model_id,
     identity,
     profiling_context,
     profiling_decorator,
-    repeat_iterable_dataset,
-    unwrap_model_for_generation,
 )
-from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
+from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.checkpoint import CheckpointMixin
+from vgf_llm.trainer.dataloaders import DataLoaderMixin
 from vgf_llm.trainer.metrics import MetricLog, logger
-from vgf_llm.trainer.objective import Batch, mean_over_tokens, policy_loss, sequences, transport_batch, value_loss
+from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequences, transport_batch, value_loss
 from vgf_llm.trainer.reward_checks import RewardFunc
-from vgf_llm.trainer.rewards import RewardRunner, combine
-from vgf_llm.trainer.rollout import Rollout, RolloutEngine, RolloutFunc
+from vgf_llm.trainer.rewards import RewardRunner
+from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc
 from vgf_llm.trainer.rounds import ValueRounds
+from vgf_llm.trainer.sampling import SamplingMixin
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, load_policy, load_tokenizer
 from vgf_llm.trainer.validation import check_dataset, check_dataset_prompts, check_output_dir, check_vocabulary
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 
-class EpochRepeatSampler(RepeatSampler):
-    """TRL's `RepeatSampler` whose order depends on the epoch alone, so that a resumed run draws the same prompts."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seeds the order of one epoch."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + epoch)
-
-
-class VGFTrainer(CheckpointMixin):
+class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     """
     Trainer for Value Gradient Flow (VGF), proposed in the paper [Reinforcement Learning via Value Gradient
     Flow](https://huggingface.co/papers/2604.14265).
@@ -198,6 +185,11 @@ class VGFTrainer(CheckpointMixin):
             raise TypeError(
                 f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
             )
+        if args.use_transformers_continuous_batching:
+            raise ValueError(
+                "`use_transformers_continuous_batching=True` is not supported, because the value's adapter shares "
+                "batches with the policy. Leave it False; `use_vllm=True` is the fast engine."
+            )
         check_dataset(train_dataset)
         if eval_dataset is not None:
             check_dataset(eval_dataset, "eval_dataset")
@@ -240,55 +232,10 @@ class VGFTrainer(CheckpointMixin):
         accelerator = getattr(self, "accelerator", None)
         return self.model if accelerator is None else accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def generation_context(self) -> AbstractContextManager[Any]:
-        """Gathers sharded weights once for a whole rollout."""
-        return unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
-
-    # Data
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = ["prompt"]
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Loads a whole generation batch at a time, as `GRPOTrainer` does."""
-        dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset):
-            dataset = repeat_iterable_dataset(
-                dataset.shuffle(seed=self.args.seed) if self.shuffle_dataset else dataset,
-                mini_repeat_count=self.num_generations,
-                batch_size=self.args.generation_batch_size // self.num_generations,
-                repeat_count=self.num_iterations * self.args.steps_per_generation,
-            )
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size * self.args.steps_per_generation,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return EpochRepeatSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=self.num_generations,
-            batch_size=self.args.generation_batch_size // self.num_generations,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
-        return RepeatSampler(
-            data_source=eval_dataset, mini_repeat_count=self.num_generations_eval, seed=self.args.seed
-        )
-
-    # A round: sample, score, group
+    @property
+    def vllm_generation(self) -> Any:
+        """TRL's vLLM engine with `use_vllm=True`, for rollout functions; else `None`."""
+        return self.rollout.vllm
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs one micro-step and times the steps, as `GRPOTrainer` does."""
@@ -302,158 +249,43 @@ class VGFTrainer(CheckpointMixin):
         return loss
 
     @profiling_decorator
-    def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> Batch:
-        """Turns dataset rows into a collated batch, sampling a new round when the last is used up."""
-        if not self.model.training:
-            groups = self._sample_groups(inputs, "eval")
-            own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-            self._measure_gate(own, "eval")
-            batch = collate(own or groups[:1], self._tokenizer.pad_token_id, self.accelerator.device)
-            return {**batch, "num_groups": len(own or groups[:1])}
-        every = self.args.steps_per_generation * self.num_iterations
-        if self._step % every == 0 or not self.rounds.fresh:
-            groups = self._sample_groups(inputs, "train")
-            if self.rounds.loss_kind is None:
-                rewards = torch.cat([group.rewards for group in groups])
-                self.rounds.loss_kind = self.args.resolve_value_loss(rewards)
-            self.rounds.begin(groups)
-            self._measure_gate(self.rounds.held_out_groups(), "train")
-        slice_index = self._step % self.args.steps_per_generation
-        return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
-
-    def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
-        """Samples and scores completions of all processes; every process returns all groups in the same order."""
-        rollout = self.rollout([row["prompt"] for row in inputs])
-        if rollout.extra:
-            inputs = [
-                {**row, **{name: column[i] for name, column in rollout.extra.items()}} for i, row in enumerate(inputs)
-            ]
-        local = self.reward_runner(
-            inputs,
-            rollout.prompts,
-            rollout.completions,
-            rollout.completion_ids,
-            self.state,
-            self.metrics.log_extra,
-            self.metrics.log_metric,
-        )
-        per_func = self.accelerator.gather(local)
-        rewards = combine(per_func, self.reward_runner.reward_weights)
-        count = self.num_generations if mode == "train" else self.num_generations_eval
-        self._log_rollout(mode, rollout, per_func, rewards, count)
-        rows = gather_object(
-            list(zip(rollout.prompt_ids, rollout.completion_ids, self._ref_logps(rollout), strict=True))
-        )
-        if self.args.mask_truncated_completions:
-            ended = torch.tensor([bool(c) and c[-1] in self.rollout.eos_token_ids for _, c, _ in rows])
-            rewards = rewards.masked_fill(~ended.to(rewards.device), torch.nan)
-        groups = []
-        for start in range(0, len(rows), count):
-            part = rows[start : start + count]
-            logps = None if part[0][2] is None else [row[2] for row in part]
-            ids = [row[1] for row in part]
-            step = self.state.global_step
-            groups.append(RolloutGroup(part[0][0], ids, rewards[start : start + count].tolist(), logps, step))
-        return groups
-
-    @torch.no_grad()
-    def _ref_logps(self, rollout: Rollout) -> list[list[float] | None]:
-        """Log-probabilities under the reference of this process's completions, once per round."""
-        model = self.vgf_model
-        if not model.value.needs_logits:
-            return [None] * len(rollout.completion_ids)
-        result: list[list[float] | None] = []
-        size = max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
-        pairs = list(zip(rollout.prompt_ids, rollout.completion_ids, strict=True))
-        with self.generation_context():
-            for start in range(0, len(pairs), size):
-                groups = [RolloutGroup(prompt, [ids], [0.0]) for prompt, ids in pairs[start : start + size]]
-                batch = collate(groups, self._tokenizer.pad_token_id, self.accelerator.device)
-                input_ids, attention_mask, mask = sequences(batch)
-                logps = model.ref_logps(input_ids, attention_mask, mask.shape[1]).cpu()
-                result += [row[: len(g.completion_ids[0])].tolist() for row, g in zip(logps, groups, strict=True)]
-        return result
-
-    def _log_rollout(self, mode: str, rollout: Rollout, per_func: Tensor, rewards: Tensor, count: int) -> None:
-        accelerator, metrics = self.accelerator, self.metrics
-        lengths = torch.tensor([len(ids) for ids in rollout.completion_ids], device=accelerator.device)
-        ended = [bool(ids) and ids[-1] in self.rollout.eos_token_ids for ids in rollout.completion_ids]
-        truncated = ~torch.tensor(ended, device=accelerator.device)
-        lengths, truncated = accelerator.gather(lengths), accelerator.gather(truncated)
-        if mode == "train":
-            prompt_tokens = torch.tensor(sum(map(len, rollout.prompt_ids)), device=accelerator.device)
-            self.state.num_input_tokens_seen += int(accelerator.gather(prompt_tokens).sum() + lengths.sum())
-        metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
-        metrics.add_lengths(mode, lengths, truncated)
-        metrics.add_rewards(mode, per_func, rewards, count)
-        if rollout.kl is not None:
-            metrics.add(mode, "rollout/kl", accelerator.gather(rollout.kl).mean().item())
-        metrics.flush_reward_logs(mode, len(rollout.prompts))
-        metrics.add_rows(gather_object(rollout.prompts), gather_object(rollout.completions), per_func)
-
-    @torch.no_grad()
-    def _measure_gate(self, groups: list[RolloutGroup], mode: str) -> None:
-        """Measures the value, and what transport by it would do, on groups that it does not train on."""
-        counts = torch.zeros(5, dtype=torch.float64)
-        size = max(1, self.args.per_device_train_batch_size // self.num_generations)
-        model = self.vgf_model
-        with self.generation_context():
-            for start in range(0, len(groups), size):
-                part = groups[start : start + size]
-                batch = collate(part, self._tokenizer.pad_token_id, self.accelerator.device)
-                input_ids, attention_mask, mask = sequences(batch)
-                values = model.score(input_ids, attention_mask, mask).values
-                shape = batch["group_shape"]
-                correct, pairs = within_prompt_accuracy(values.view(shape), batch["rewards"].view(shape))
-                counts[:2] += torch.stack([correct, pairs]).cpu().double()
-                if model.transport.space == "logit" and self.args.transport_steps > 0:
-                    moved = transport_batch(model, batch, self.args)
-                    moves = torch.stack([mean_over_tokens(x, batch) for x in (moved.kl, moved.distance)])
-                    counts[2:] += torch.cat([moves.cpu().double(), torch.ones(1, dtype=torch.float64)])
-        counts = self.accelerator.reduce(counts.to(self.accelerator.device, torch.float32), reduction="sum").cpu()
-        correct, pairs, kl, distance, batches = counts.tolist()
-        if mode == "train":
-            self.rounds.gate.add(correct, int(pairs))
-            accuracy = self.rounds.gate.accuracy
-            self.metrics.set("train", "value/buffer_size", len(self.rounds.buffer))
-            self.metrics.set("train", "value/within_prompt_accuracy", accuracy)
-        elif pairs:
-            self.metrics.add("eval", "value/within_prompt_accuracy", correct / pairs)
-        if batches:
-            self.metrics.add(mode, "transport/kl", kl / batches)
-            self.metrics.add(mode, "transport/distance", distance / batches)
-
-    # Losses
-
-    @profiling_decorator
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The value's loss plus, with `distill_coef > 0`, the policy's."""
         if return_outputs:
             raise ValueError("VGFTrainer does not return outputs.")
-        args, mode = self.args, "train" if self.model.training else "eval"
-        input_ids, attention_mask, mask = sequences(inputs)
-        moved = transport_batch(self.vgf_model, inputs, args) if args.distill_coef > 0 else None
+        mode = "train" if self.model.training else "eval"
+        with self.accelerator.autocast():
+            loss, measured = self._losses(model, inputs)
+        for name, value in measured.items():
+            self.metrics.add(mode, name, self.accelerator.reduce(value, reduction="mean").item())
+        return loss
+
+    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        args = self.args
+        input_ids, attention_mask, mask = sequences(batch)
+        moved = transport_batch(self.vgf_model, batch, args) if args.distill_coef > 0 else None
         output = model(
             input_ids,
             attention_mask,
             mask.shape[1],
-            ref_logps=inputs.get("ref_logps"),
+            ref_logps=batch.get("ref_logps"),
             candidate_ids=None if moved is None else moved.candidates.ids,
         )
         loss = torch.zeros((), device=input_ids.device)
+        measured = {}
         if args.value_coef > 0:
-            kind = self.rounds.loss_kind or args.resolve_value_loss(inputs["rewards"])
-            value = value_loss(kind, self.vgf_model, output.scores, inputs, args)
+            kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
+            value = value_loss(kind, self.vgf_model, output.scores, batch, args)
             loss = loss + args.value_coef * value
-            self.metrics.add(mode, "value/loss", self.accelerator.reduce(value.detach(), reduction="mean").item())
+            measured["value/loss"] = value.detach()
         if moved is not None:
-            distilled = policy_loss(output.policy_logps, moved, inputs)
+            distilled = policy_loss(output.policy_logps, moved, batch)
             loss = loss + args.distill_coef * distilled
-            for name, x in (("distill/loss", distilled.detach()), ("transport/kl", mean_over_tokens(moved.kl, inputs))):
-                self.metrics.add(mode, name, self.accelerator.reduce(x, reduction="mean").item())
-        return loss
+            measured["distill/loss"] = distilled.detach()
+            measured["distill/kl"] = mean_over_rows(moved.kl, batch)
+        return loss, measured
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -462,7 +294,8 @@ class VGFTrainer(CheckpointMixin):
         batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, batch)
-        return loss.mean().detach(), None, None
+        # The mean over all processes, because transformers weighs the processes of a last, smaller batch unequally.
+        return self.accelerator.reduce(loss.detach(), reduction="mean"), None, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the optimizer, with `value_learning_rate` for the value's parameters if that is set."""
@@ -472,7 +305,7 @@ class VGFTrainer(CheckpointMixin):
         if not fresh or rate is None:
             return optimizer
         unwrapped = self.vgf_model
-        policy = {id(p) for n, p in unwrapped.policy.named_parameters() if ".value." not in n}
+        policy = {id(p) for n, p in unwrapped.policy.named_parameters() if not is_value_adapter(n)}
         groups = []
         for group in optimizer.param_groups:
             for is_policy in (True, False):
@@ -500,8 +333,8 @@ class VGFTrainer(CheckpointMixin):
         gate = self.rounds.gate
         if gate.pairs >= 100 and not gate.is_above_chance and self.args.value_coef > 0:
             logger.warning(
-                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell a "
-                "prompt's better responses from its worse ones, and transport by it will not help. Train on more "
+                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
+                "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
                 "prompts, raise `value_learning_rate`, or use `value_parametrization='log_ratio'`.",
                 gate.accuracy,
                 gate.pairs,

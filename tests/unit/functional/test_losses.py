@@ -348,3 +348,41 @@ def test_distillation_raises_on_bad_input():
         distillation_loss(good, good[..., :2], torch.ones(1, 2, 3), mask)
     with pytest.raises(ValueError, match="mask must have shape"):
         distillation_loss(good, good, torch.ones(1, 2, 3), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_token_losses_reduced_by_sequence_are_the_loss_of_each_row(name):
+    loss, settings = TOKEN_LOSSES[name]
+    predictions, targets = torch.randn(3, 3, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64)
+    rows = loss(predictions, targets, MASK, reduction="sequence", **settings)
+    alone = [loss(predictions[b : b + 1], targets[b : b + 1], MASK[b : b + 1], **settings) for b in range(3)]
+    torch.testing.assert_close(rows, torch.stack(alone), rtol=0, atol=1e-15)
+    assert rows[1] == 0.0
+    with pytest.raises(ValueError, match="reduction"):
+        loss(predictions, targets, MASK, reduction="sum", **settings)
+
+
+def test_bernoulli_takes_a_target_per_token():
+    logits, outcomes = torch.randn(3, 3, dtype=torch.float64), torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64)
+    per_token = outcomes.unsqueeze(-1).expand(3, 3)
+    assert bernoulli_value_loss(logits, per_token, MASK) == bernoulli_value_loss(logits, outcomes, MASK)
+
+
+def test_pairwise_loss_reduced_by_prompt_is_the_loss_of_each_prompt():
+    scores = torch.randn(3, 4, dtype=torch.float64)
+    prompts = pairwise_value_loss(scores, REWARDS, reduction="prompt")
+    alone = [pairwise_value_loss(scores[p : p + 1], REWARDS[p : p + 1]) for p in range(3)]
+    torch.testing.assert_close(prompts, torch.stack(alone), rtol=0, atol=1e-15)
+    assert prompts[1] == 0.0
+    with pytest.raises(ValueError, match="reduction"):
+        pairwise_value_loss(scores, REWARDS, reduction="sequence")
+
+
+def test_distillation_reduced_by_sequence_is_the_loss_of_each_row():
+    _, policy_logps, target_logits, candidates, mask = random_distillation()
+    mask[1] = 0
+    arguments = (policy_logps, target_logits, candidates, mask)
+    rows = distillation_loss(*arguments, reduction="sequence")
+    alone = [distillation_loss(*(tensor[b : b + 1] for tensor in arguments)) for b in range(2)]
+    torch.testing.assert_close(rows, torch.stack(alone), rtol=0, atol=1e-15)
+    assert rows[1] == 0.0

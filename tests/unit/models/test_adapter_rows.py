@@ -95,9 +95,9 @@ def test_training_gradients_are_those_of_peft(layout: str, checkpointing: bool) 
         vgf.set_trainable(value=True, policy=True)
         vgf.gradient_checkpointing_enable()
         with vgf._blocks(None, "value", "default"):
-            logits = model.get_base_model()(
-                ids.repeat(3, 1), attention_mask=mask.repeat(3, 1), position_ids=position_ids_from_mask(mask.repeat(3, 1))
-            ).logits
+            rows = mask.repeat(3, 1)
+            positions = position_ids_from_mask(rows)
+            logits = model.get_base_model()(ids.repeat(3, 1), attention_mask=rows, position_ids=positions).logits
         blocks = logits.chunk(3)
     else:
         blocks = block_logits(model, (None, "value", "default"), ids, mask)
@@ -138,3 +138,10 @@ def test_a_missing_adapter_is_named() -> None:
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules="all-linear"))
     with pytest.raises(ValueError, match=r"'value' is not in the model; it has \['default'\]"):
         check_plain_lora(model, "value")
+
+
+def test_merged_adapters_are_refused() -> None:
+    model = with_two_adapters(tiny_model("llama"))
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="`model` has merged adapters"), adapter_rows(model, None):
+        pass

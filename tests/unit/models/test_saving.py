@@ -227,9 +227,9 @@ def test_damaged_folders_are_named(saved: Path, damage: Any, error: type[Excepti
 
 
 def test_a_base_of_another_shape_is_refused(saved: Path) -> None:
-    with pytest.raises(ValueError, match="has 41 logits; .* was saved over 40"):
+    with pytest.raises(ValueError, match=r"has 41 logits; .* was saved over 40"):
         VGFModel.from_pretrained(saved, base_model=tiny_model("llama", vocab_size=VOCAB + 1))
-    with pytest.raises(ValueError, match="width 8; the value in .* reads width 16"):
+    with pytest.raises(ValueError, match=r"width 8; the value in .* reads width 16"):
         VGFModel.from_pretrained(saved, base_model=tiny_model("llama", hidden_size=8))
 
 

@@ -32,7 +32,7 @@ def lora_policy(name: str = "default") -> Any:
 
 
 def trained(model: VGFModel) -> set[str]:
-    """The parts of a model that hold trained parameters, and "frozen" for parts that hold some of each kind."""
+    """The parts of a model that hold trained parameters."""
     parts = set()
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
@@ -114,13 +114,16 @@ def test_the_policys_own_adapter_is_the_active_one() -> None:
     assert vgf_model(tiny_model("llama"), "log_ratio", "lora").policy_adapter is None
 
 
+@pytest.mark.parametrize("own_reference", [False, True])
 @pytest.mark.parametrize("own_adapter", [False, True])
 @pytest.mark.parametrize("backbone", ["lora", "copy"])
 @torch.no_grad()
-def test_log_ratio_scores_are_log_probability_ratios(backbone: str, own_adapter: bool) -> None:
+def test_log_ratio_scores_are_log_probability_ratios(backbone: str, own_adapter: bool, own_reference: bool) -> None:
     ids, mask, completion_mask = responses()
     base = lora_policy() if own_adapter else tiny_model("llama")
     kwargs = {"value_model": tiny_model("llama", seed=5)} if backbone == "copy" else {}
+    if own_reference:
+        kwargs["ref_model"] = tiny_model("gpt2", seed=7)
     model = vgf_model(base, "log_ratio", backbone, **kwargs)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -128,7 +131,9 @@ def test_log_ratio_scores_are_log_probability_ratios(backbone: str, own_adapter:
         logits = network(ids, attention_mask=mask, position_ids=positions).logits[:, 4:-1]
         return logits.log_softmax(-1).gather(-1, ids[:, 5:, None]).squeeze(-1)
 
-    if own_adapter:
+    if own_reference:
+        ref = logps(model.ref_model)
+    elif own_adapter:
         with model.policy.disable_adapter():
             ref = logps(model.policy)
     else:

@@ -54,7 +54,7 @@ def problems() -> Dataset:
 
 @pytest.fixture(scope="module")
 def corpus() -> Dataset:
-    return make_corpus(4000, seed=4)
+    return make_corpus(2000, seed=4)
 
 
 @pytest.fixture(scope="module")

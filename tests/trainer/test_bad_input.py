@@ -1,0 +1,169 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What a user may get wrong: a clear error, before anything is sampled wherever that can be known."""
+
+import math
+
+import pytest
+from datasets import Dataset
+from trl import GRPOConfig
+
+from tests.trainer import tiny
+from vgf_llm import VGFModel, VGFTrainer
+
+
+@pytest.fixture
+def unsampled(monkeypatch):
+    monkeypatch.setattr(VGFModel, "generate", lambda *args, **kwargs: pytest.fail("sampled before the error"))
+
+
+def needs(answer, **kwargs):
+    return [0.0] * len(answer)
+
+
+LONG = Dataset.from_dict({"prompt": ["w1 " * 60]})
+EMPTY = Dataset.from_dict({"prompt": []})
+BAD_INPUT = {
+    "empty dataset": ({"train_dataset": EMPTY}, ValueError, "`train_dataset` is empty"),
+    "no prompt": (
+        {"train_dataset": Dataset.from_dict({"question": ["w1"]})},
+        ValueError,
+        "no column `prompt`; its columns are .'question'",
+    ),
+    "prompts that are numbers": (
+        {"train_dataset": Dataset.from_dict({"prompt": [1]})},
+        TypeError,
+        "must be a text or a list of messages",
+    ),
+    "empty eval dataset": ({"eval_dataset": EMPTY}, ValueError, "`eval_dataset` is empty"),
+    "one empty eval dataset": ({"eval_dataset": {"a": EMPTY}}, ValueError, r"`eval_dataset\['a'\]` is empty"),
+    "batch not divisible": (
+        {"per_device_train_batch_size": 6},
+        ValueError,
+        r"`num_generations` .4.*Valid values of `.*: \[4, 8, 12\]",
+    ),
+    "one generation": ({"num_generations": 1}, ValueError, "`num_generations` must be at least 2, got 1"),
+    "negative steps": ({"transport_steps": -1}, ValueError, "`transport_steps` must be an integer >= 0"),
+    "step size not a number": ({"step_size": math.nan}, ValueError, "`step_size` must be a number > 0 and finite"),
+    "infinite step size": ({"step_size": math.inf}, ValueError, "`step_size` must be a number > 0 and finite"),
+    "long prompts": ({"train_dataset": LONG}, ValueError, "`train_dataset`: A prompt has 60 tokens, .*context of 64"),
+    "long eval prompts": ({"eval_dataset": LONG}, ValueError, "`eval_dataset`: A prompt has 60 tokens"),
+    "no room for prompts": ({"max_completion_length": 64}, ValueError, "leaves no room for a prompt"),
+    "no eos": ({"processing_class": tiny.tokenizer(eos_token=None)}, ValueError, "has no `eos_token`"),
+    "small model vocabulary": (
+        {"model": tiny.llama(vocab_size=20)},
+        ValueError,
+        r"12 token.s. with ids from 20 on.*resize_token_embeddings.32",
+    ),
+    "no tokenizer": ({"processing_class": 1}, TypeError, "`processing_class` must be a tokenizer, got int"),
+    "no rewards": ({"reward_funcs": []}, ValueError, "No reward source"),
+    "weights": ({"reward_weights": [1.0, 2.0]}, ValueError, "reward weights .2. must match .* reward functions .1."),
+    "missing column": ({"reward_funcs": needs}, ValueError, r"needs the column.s. \['answer'\]"),
+    "messages without a template": (
+        {"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1"}]]})},
+        ValueError,
+        "has no chat template",
+    ),
+    "candidates of a state value": (
+        {"value_parametrization": "v_head", "value_backbone": "policy", "distill_coef": 1.0},
+        ValueError,
+        "`distill_coef` .1.0. needs values of candidate tokens",
+    ),
+    "bootstrapped state value": (
+        {"value_parametrization": "v_head", "td_lambda": 0.5},
+        ValueError,
+        "`td_lambda` .0.5. needs values of candidate tokens",
+    ),
+    "transport in vLLM": ({"use_vllm": True, "rollout_transport_steps": 2}, ValueError, "without transport"),
+    "continuous batching": (
+        {"use_transformers_continuous_batching": True},
+        ValueError,
+        "`use_transformers_continuous_batching=True` is not supported",
+    ),
+    "not a model": ({"model": 3}, TypeError, "`model` must be a path or hub id"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_refused_before_training(tmp_path, unsampled, case):
+    settings, error, message = BAD_INPUT[case]
+    settings = dict(settings)
+    rewards = settings.pop("reward_funcs", tiny.high_tokens)
+    with pytest.raises(error, match=message):
+        tiny.trainer(tmp_path, rewards, **settings)
+
+
+def test_missing_dataset_and_foreign_arguments(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is required, got None"):
+        VGFTrainer(tiny.llama(), tiny.high_tokens, tiny.config(tmp_path), processing_class=tiny.tokenizer())
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(TypeError, match=r"`args` must be a VGFConfig, got GRPOConfig; VGFConfig\.from_grpo"):
+        VGFTrainer(tiny.llama(), tiny.high_tokens, args, tiny.prompts(), processing_class=tiny.tokenizer())
+
+
+def test_unwritable_output_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"`output_dir` .* cannot be written to"):
+        tiny.trainer(tmp_path / "file" / "out")
+
+
+def test_value_model_of_another_vocabulary(tmp_path):
+    tiny.llama(vocab_size=40).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="`value_model` has 40 logits, the policy 32"):
+        tiny.trainer(tmp_path, value_backbone=str(tmp_path / "other"))
+
+
+def too_few(completions, **kwargs):
+    return [1.0]
+
+
+def broken(prompts, **kwargs):
+    raise KeyError("answer")
+
+
+def nothing(completions, **kwargs):
+    return [None] * len(completions)
+
+
+def infinite(completions, **kwargs):
+    return [math.inf] * len(completions)
+
+
+def percent(completions, **kwargs):
+    return [float(100 * (row % 2)) for row in range(len(completions))]
+
+
+BAD_REWARDS = [
+    (too_few, ValueError, "'too_few' returned 1 rewards, but 8 were expected", {}),
+    (broken, RuntimeError, r"'broken' raised KeyError: 'answer'.*Prompt: 'w\d+", {}),
+    (nothing, ValueError, "All reward functions returned None for all 8 completions", {}),
+    (infinite, ValueError, "'infinite' returned inf for prompt 'w", {}),
+    (percent, ValueError, "rewards from 0 to 100 arrived. Set `value_loss='regression'`", {"value_loss": "bernoulli"}),
+]
+
+
+@pytest.mark.parametrize(("reward", "error", "message", "settings"), BAD_REWARDS, ids=lambda value: str(value)[:40])
+def test_bad_rewards(tmp_path, reward, error, message, settings):
+    with pytest.raises(error, match=message):
+        tiny.trainer(tmp_path, reward, rollout_func=tiny.fixed_rollout, **settings).train()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"prompt_ids": [[5]] * 8}, r"'completion_ids'.*\['completion_ids'\] are missing"),
+        ({"prompt_ids": [[5]] * 8, "completion_ids": [[5]] * 2}, "returned 2 completion_ids for 8 prompts"),
+        ({"prompt_ids": [[]] * 8, "completion_ids": [[5]] * 8}, "`prompt_ids` is empty"),
+    ],
+    ids=str,
+)
+def test_bad_rollouts(tmp_path, output, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(tmp_path, rollout_func=lambda prompts, trainer: output).train()
+
+
+def test_a_long_prompt_deep_in_the_dataset_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("vgf_llm.trainer.validation.NUM_CHECKED_PROMPTS", 1)
+    rows = Dataset.from_dict({"prompt": ["w1", "w2 " * 60]})
+    run = tiny.trainer(tmp_path, train_dataset=rows)
+    with pytest.raises(ValueError, match=r"A prompt has 60 tokens.*'w2 w2"):
+        run.train()

@@ -1,0 +1,203 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The console script on a tiny saved model."""
+
+import io
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.layouts import VOCAB, tiny_model, vgf_model
+from vgf_llm import VGFModel, __version__
+from vgf_llm.cli import TRANSPORT_OPTIONS, main
+from vgf_llm.models import TransportConfig
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant"
+SAMPLE = ["--max_new_tokens", "5", "--seed", "3", "--device", "cpu"]
+
+
+def word_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "system"]
+    words += [f"w{index}" for index in range(len(words), VOCAB)]
+    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=chat_template, **tokens)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    transport = TransportConfig(transport_steps=4, step_size=0.5, top_k_candidates=10, min_candidate_prob=0.0)
+    vgf_model(tiny_model("llama"), "bilinear", transport=transport).save_pretrained(directory)
+    word_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log-ratio value over a policy that is named, not saved, with a chat template."""
+    root = tmp_path_factory.mktemp("adapted")
+    base = tiny_model("llama")
+    base.save_pretrained(root / "base")
+    word_tokenizer(CHAT_TEMPLATE).save_pretrained(root / "base")
+    base.config._name_or_path = str(root / "base")
+    vgf_model(base, "log_ratio", "lora").save_pretrained(root / "value", save_policy=False)
+    return root / "value"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    lines = re.split(r"[\r\n]+", err)
+    return (
+        status,
+        out,
+        "".join(line + "\n" for line in lines if line and "Loading weights" not in line),
+    )  # no progress bar
+
+
+def test_every_transport_setting_is_an_option() -> None:
+    assert list(TRANSPORT_OPTIONS) == [item.name for item in fields(TransportConfig)]
+    defaults = TransportConfig()
+    for name, (kind, _) in TRANSPORT_OPTIONS.items():
+        if getattr(defaults, name) is not None:
+            assert type(getattr(defaults, name)) is kind
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "version") == (0, f"vgf-llm {__version__}\n", "")
+
+
+def test_info_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = run(capsys, "info", saved)
+    assert status == 0
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") > 2}
+    assert "bilinear" in rows["parametrization"]
+    assert "in this folder" in rows["policy weights"]
+    assert rows["transport_steps"].split("│")[2].strip() == "4"
+    assert rows["transport_steps * step_size"].split("│")[2].strip() == "2"
+    # W and b of b(h) + (W h) . E[v]: 16 * 16 + 16 + 1
+    head = [cell.strip() for cell in rows["value_head.safetensors"].split("│")]
+    assert head[2:4] == ["value head", "273"]
+    assert "policy" in rows["model.safetensors"]
+
+
+def test_info_leaves_out_what_training_left(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(saved, tmp_path / "run")
+    expected = run(capsys, "info", tmp_path / "run")
+    shutil.copytree(saved, tmp_path / "run" / "checkpoint-2")
+    (tmp_path / "run" / "value_buffer.safetensors").write_bytes(b"not weights")
+    assert run(capsys, "info", tmp_path / "run") == expected and expected[0] == 0
+
+
+def test_info_of_an_adapter(adapted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = run(capsys, "info", adapted)
+    assert status == 0
+    assert "log_ratio" in out and "value adapter (LoRA)" in out and "not here" in out
+
+
+def test_generate_prints_what_the_model_says(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "generate", saved, "w8 w9", *SAMPLE, "--transport_steps", "2", "--top_k", "0")
+    assert status == 0
+    tokenizer = word_tokenizer()
+    ids = tokenizer("w8 w9", return_tensors="pt").input_ids
+    model = VGFModel.from_pretrained(saved)
+    torch.manual_seed(3)
+    sequences = model.generate(ids, transport_steps=2, do_sample=True, max_new_tokens=5, top_k=0)
+    assert out == tokenizer.decode(sequences[0, 2:], skip_special_tokens=True) + "\n"
+
+
+def test_the_seed_decides_and_the_budget_matters(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", saved, "w8 w9", *SAMPLE, "--num_particles", "4", "--selection", "none"]
+    first, again = run(capsys, *command), run(capsys, *command)
+    assert first == again and first[1].count("\n\n") == 3
+    assert run(capsys, *command, "--transport_steps", "0")[1] != first[1]
+
+
+def test_all_shows_values_and_marks_the_chosen(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "generate", saved, "w8 w9", *SAMPLE, "--num_particles", "4", "--all")
+    heads = [line for line in out.splitlines() if line.startswith("[")]
+    values = [float(line.split("value ")[1].split(",")[0]) for line in heads]
+    assert len(heads) == 4
+    assert ["chosen" in line for line in heads].index(True) == values.index(max(values))
+    assert sum("chosen" in line for line in heads) == 1
+
+
+def test_answers_are_what_votes_compare(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", saved, "w8 w9", *SAMPLE, "--num_particles", "6", "--selection", "majority"]
+    _, out, _ = run(capsys, *command, "--all", "--answer_regex", r"w(\d)")
+    blocks = [block.splitlines() for block in out.strip().split("\n\n")]
+    # Single digits alone: the most frequent first digit of the last word wins.
+    digits = [[word[1] for word in text[0].split() if word.startswith("w")][-1:] for _, *text in blocks]
+    chosen = next(i for i, (head, *_) in enumerate(blocks) if "chosen" in head)
+    counts = [sum(digit == other for other in digits) for digit in digits if digit]
+    assert counts[chosen] == max(counts)
+
+
+def test_stream_prints_the_same_tokens(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", saved, "w8 w9", *SAMPLE]
+    assert run(capsys, *command, "--stream")[1].split() == run(capsys, *command)[1].split()
+
+
+def test_prompt_from_standard_input(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    expected = run(capsys, "generate", saved, "w8 w9", *SAMPLE)[1]
+    monkeypatch.setattr("sys.stdin", io.StringIO("w8 w9"))
+    assert run(capsys, "generate", saved, "-", *SAMPLE)[1] == expected
+
+
+def test_chat_template_and_tokenizer_of_the_base(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = run(capsys, "generate", adapted, "w8", *SAMPLE, "--greedy", "--system_prompt", "w9")
+    raw = run(capsys, "generate", adapted, "system w9 user w8 assistant", *SAMPLE, "--greedy", "--raw")
+    assert chat == raw and chat[0] == 0 and chat[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--transport_steps", "-1"], "`transport_steps` must be an integer >= 0, got -1"),
+        (["--selection", "best"], "`selection` must be one of value, weighted_vote, majority, none"),
+        (["--greedy", "--num_particles", "2"], "pass `do_sample=True`"),
+        (["--stream", "--num_particles", "2"], "`streamer` needs `num_particles=1`"),
+        (["--space", "hidden"], "needs a v_head value"),
+        (["--system_prompt", "w9"], "needs a tokenizer with a chat template"),
+        (["--dtype", "float99"], "`--dtype` must be `auto` or a torch dtype"),
+        (["--device", "nowhere"], "`--device` must be a torch device"),
+    ],
+)
+def test_wrong_settings_are_explained(
+    saved: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "generate", saved, "w8 w9", "--max_new_tokens", "5", *options)
+    assert (status, out) == (1, "")
+    assert err.startswith("vgf: error: ") and message in err
+
+
+def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is no saved VGF model" in run(capsys, "info", tmp_path)[2]
+    assert "neither a folder nor a hub id" in run(capsys, "generate", tmp_path / "gone", "w8")[2]
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    head = tmp_path / "value_head.safetensors"
+    head.write_bytes(head.read_bytes()[:20])
+    status, _, err = run(capsys, "info", tmp_path)
+    assert status == 1 and "truncated" in err and head.name in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "generate", "generate model", "info a b", "generate a b --answer_regex (", "generate a b --all --stream"],
+)
+def test_wrong_command_lines_exit_with_two(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(command.split())
+    assert exit_info.value.code == 2
+    assert "usage: vgf" in capsys.readouterr().err

@@ -1,0 +1,340 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The console script `vgf`: what a saved VGF model is made of, and a response from it.
+
+vgf version
+vgf info PATH
+vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vgf_llm import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vgf_llm.generation import VGFGenerateOutput
+    from vgf_llm.models import VGFModel, VGFModelConfig
+
+# Literal, so that `--help` and `version` answer without importing transformers. A test keeps it equal to the fields of
+# `TransportConfig`, which checks the values.
+TRANSPORT_OPTIONS: dict[str, tuple[type, str]] = {
+    "transport_steps": (int, "L, the step budget; 0 is the base model"),
+    "step_size": (float, "epsilon; in logit space only L * epsilon matters"),
+    "num_particles": (int, "N, responses sampled per prompt"),
+    "selection": (str, "value, weighted_vote, majority or none"),
+    "space": (str, "logit or hidden"),
+    "metric": (str, "fisher or euclidean, in logit space"),
+    "top_k_candidates": (int, "K, the base's tokens that transport may reach"),
+    "min_candidate_prob": (float, "a candidate's least probability under the base"),
+    "alpha": (float, "temperature of the Boltzmann target"),
+    "max_kl": (float, "cap on each token's KL to the base, in nats"),
+    "min_entropy": (float, "tokens with less entropy under the base are left alone, in nats"),
+    "interaction": (bool, "particles of a prompt interact through the kernel"),
+    "repulsion": (bool, "the interaction includes the kernel's gradient"),
+}
+_MAX_NEW_TOKENS = 256  # transformers would stop after 20
+_SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
+    "max_new_tokens": (int, f"longest response, in tokens (default: {_MAX_NEW_TOKENS})"),
+    "temperature": (float, "sampling temperature, applied after transport"),
+    "top_p": (float, "nucleus, applied after transport"),
+    "top_k": (int, "most likely tokens kept after transport"),
+}
+_TRAINING_DATA = ("value_buffer", "value_round")  # beside the model in a checkpoint
+_SCORES = {"bernoulli": "log-odds of success", "regression": "expected reward"}
+# Folders of a saved model and what their weights are.
+_PARTS = {
+    ".": "policy",
+    "value": "value adapter (LoRA)",
+    "value_model": "value model",
+    "ref_model": "reference model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        0, or 1 after an error that was printed to stderr. A wrong command line exits with 2, as argparse does.
+
+    Example:
+        >>> main(["version"]) == 0
+        vgf-llm ...
+        True
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:  # what loading and generation raise on bad input; anything else is a bug
+        print(f"vgf: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vgf", description="Saved VGF models: what they are, and what they say.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=lambda args: print(f"vgf-llm {__version__}"))
+
+    info = commands.add_parser("info", help="show what a saved model is made of")
+    info.add_argument("path", help="folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote")
+    info.set_defaults(run=_info)
+
+    generate = commands.add_parser("generate", help="answer a prompt")
+    generate.add_argument("path", help="folder or hub id of a VGF model")
+    generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
+    _add_options(generate.add_argument_group("transport, the model's own where left out"), TRANSPORT_OPTIONS)
+    sampling = generate.add_argument_group("sampling, the policy's generation_config where left out")
+    _add_options(sampling, _SAMPLING_OPTIONS)
+    sampling.add_argument("--greedy", action="store_true", help="take the most likely token instead of sampling")
+    sampling.add_argument("--seed", type=int, help="seed of the sampling; the same seed gives the same responses")
+    output = generate.add_argument_group("input and output")
+    output.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+    output.add_argument("--system_prompt", help="first message of the chat")
+    output.add_argument(
+        "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
+    )
+    shown = output.add_mutually_exclusive_group()
+    shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
+    shown.add_argument("--stream", action="store_true", help="print tokens as they come; one particle")
+    model = generate.add_argument_group("model")
+    model.add_argument("--base_model", help="policy, for a folder without its weights")
+    model.add_argument("--tokenizer", help="tokenizer, for a folder without one")
+    model.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
+    model.add_argument("--dtype", default="auto", help="dtype of the weights (default: as saved)")
+    model.add_argument("--trust_remote_code", action="store_true", help="run code that ships with the model")
+    generate.set_defaults(run=_generate)
+    return parser
+
+
+def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
+    for name, (kind, text) in options.items():
+        # No defaults here: None means that the saved model's own setting stands.
+        how: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        group.add_argument(f"--{name}", default=None, help=text, **how)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+
+
+# info
+
+
+def _info(args: argparse.Namespace) -> None:
+    from vgf_llm.models import VGFModelConfig
+
+    directory = Path(args.path)
+    config = VGFModelConfig.load(directory)
+    console = Console()
+    console.print(_facts(config, directory))
+    console.print(_transport_table(config))
+    console.print(_files_table(directory))
+
+
+def _facts(config: "VGFModelConfig", directory: Path) -> Table:
+    base = config.base_model_name_or_path or "not named"
+    revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
+    head = "none" if config.parametrization == "log_ratio" else "linear"
+    if config.head_hidden_size is not None:
+        head = f"MLP of width {config.head_hidden_size}"
+    rows = {
+        "parametrization": config.parametrization,
+        "backbone": config.backbone,
+        "head": head,
+        "scores": _SCORES[config.reward_kind] if config.parametrization != "log_ratio" else "log pi_theta - log mu",
+        "hidden size": str(config.hidden_size),
+        "vocabulary": str(config.vocab_size),
+        "base model": base + revision,
+        "policy weights": _policy_weights(directory),
+        "format version": str(config.format_version),
+    }
+    return _table(str(directory), ("", ""), rows.items(), header=False)
+
+
+def _policy_weights(directory: Path) -> str:
+    if (directory / "adapter_config.json").is_file():
+        return "a LoRA adapter in this folder"
+    return "in this folder" if (directory / "config.json").is_file() else "not here, loaded from the base model"
+
+
+def _transport_table(config: "VGFModelConfig") -> Table:
+    settings = asdict(config.transport)
+    budget = settings["transport_steps"] * settings["step_size"]
+    rows = [(name, str(value)) for name, value in settings.items()]
+    rows.append(("transport_steps * step_size", f"{budget:g}"))
+    return _table("transport defaults", ("setting", "value"), rows)
+
+
+def _files_table(directory: Path) -> Table:
+    rows = []
+    for folder, part in _PARTS.items():
+        for path in sorted((directory / folder).glob("*.safetensors")):
+            if path.name.startswith(_TRAINING_DATA):
+                continue
+            parts = {"value_head.safetensors": "value head", "adapter_model.safetensors": "policy adapter (LoRA)"}
+            role = parts.get(path.name, part) if folder == "." else part
+            size = f"{path.stat().st_size / 1e6:.2f} MB"
+            rows.append((str(path.relative_to(directory)), role, f"{_count_parameters(path):,}", size))
+    return _table("weights", ("file", "part", "parameters", "size"), rows)
+
+
+def _count_parameters(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:  # reads the header alone
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no iterator)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); it is truncated or foreign.") from error
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> Table:
+    table = Table(title=escape(title), title_justify="left", show_header=header)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+# generate
+
+
+def _generate(args: argparse.Namespace) -> None:
+    import torch
+    from transformers import TextStreamer
+
+    from vgf_llm.models import VGFModelConfig
+
+    transport = _given(args, TRANSPORT_OPTIONS)
+    if Path(args.path).is_dir():  # settings are checked before weights are read
+        replace(VGFModelConfig.load(args.path).transport, **transport)
+    model = _load_model(args)
+    tokenizer = _load_tokenizer(args, model)
+    inputs = _encode(args, tokenizer).to(model.device)
+    options = {**transport, **_given(args, _SAMPLING_OPTIONS)}
+    options.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
+    if model.generation_config.pad_token_id is None:
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        options["pad_token_id"] = eos if pad is None else pad
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
+    output: Any = model.generate(
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        do_sample=not args.greedy,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if args.stream else None,
+        return_dict_in_generate=args.all,
+        answer_fn=_answer_fn(args.answer_regex, tokenizer),
+        **options,
+    )
+    prompt_length = inputs["input_ids"].shape[1]
+    if args.all:
+        _print_particles(output, tokenizer, prompt_length)
+    elif not args.stream:
+        print("\n\n".join(tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)))
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _load_model(args: argparse.Namespace) -> "VGFModel":
+    import torch
+
+    from vgf_llm.models import VGFModel
+
+    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype, None)
+    if dtype != "auto" and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"`--dtype` must be `auto` or a torch dtype such as float32 or bfloat16, got {args.dtype!r}.")
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"`--device` must be a torch device such as cpu or cuda:0, got {args.device!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`--device {args.device}`: torch sees no CUDA device here; leave it out to run on the CPU.")
+    model = VGFModel.from_pretrained(
+        args.path, base_model=args.base_model, dtype=dtype, trust_remote_code=args.trust_remote_code
+    )
+    return model.to(device)
+
+
+def _load_tokenizer(args: argparse.Namespace, model: "VGFModel") -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    # A folder holds a tokenizer when the trainer or the user saved one; else the base model's is the right one.
+    saved = not Path(args.path).is_dir() or (Path(args.path) / "tokenizer_config.json").is_file()
+    origin = args.tokenizer or (args.path if saved else args.base_model or model.vgf_config.base_model_name_or_path)
+    if not origin:
+        raise ValueError(f"{args.path} holds no tokenizer and names no base model; pass `--tokenizer`.")
+    return AutoTokenizer.from_pretrained(origin, padding_side="left", trust_remote_code=args.trust_remote_code)
+
+
+def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> Any:
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise ValueError("`prompt` is empty; there is nothing to answer.")
+    if args.raw or tokenizer.chat_template is None:
+        if args.system_prompt is not None:
+            raise ValueError("`--system_prompt` needs a tokenizer with a chat template, and no `--raw`.")
+        return tokenizer(prompt, return_tensors="pt")
+    system = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
+    return tokenizer.apply_chat_template(
+        [*system, {"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def _answer_fn(
+    pattern: re.Pattern[str] | None, tokenizer: "PreTrainedTokenizerBase"
+) -> Callable[[list[int]], Hashable | None] | None:
+    """The answer of a response as votes see it; None leaves them to whole responses."""
+    if pattern is None:
+        return None
+
+    def answer(token_ids: list[int]) -> str | None:
+        matches = list(pattern.finditer(tokenizer.decode(token_ids, skip_special_tokens=True)))
+        return matches[-1].group(1 if pattern.groups else 0) if matches else None
+
+    return answer
+
+
+def _print_particles(output: "VGFGenerateOutput", tokenizer: "PreTrainedTokenizerBase", prompt_length: int) -> None:
+    assert output.particle_sequences is not None and output.sequences is not None  # generate fills every field
+    assert output.values is not None and output.kl is not None and output.chosen is not None
+    texts = tokenizer.batch_decode(output.particle_sequences[0, :, prompt_length:], skip_special_tokens=True)
+    # Without a selection every particle is in `sequences`, and `chosen` says nothing.
+    chosen = int(output.chosen[0]) if len(output.sequences) == 1 else None
+    for index, text in enumerate(texts):
+        mark = ", chosen" if index == chosen else ""
+        value, kl = float(output.values[0, index]), float(output.kl[0, index].sum())
+        print(f"[{index}] value {value:.3f}, KL to the base {kl:.3f} nats{mark}\n{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What the teacher-forced passes of a `VGFModel` return."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VGFModelOutput:
+    """What one training forward computes.
+
+    Attributes:
+        scores: `[B, T]`, the value's raw score of every response token.
+        policy_logps: `[B, T, K]`, the policy's log-probabilities of the candidates, normalised over the vocabulary;
+            `None` unless candidates were given.
+    """
+
+    scores: Tensor
+    policy_logps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VGFScore:
+    """Values of finished responses.
+
+    Attributes:
+        values: `[B]`, one value per response.
+        token_scores: `[B, T]`, raw scores of the response tokens.
+    """
+
+    values: Tensor
+    token_scores: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of every state of a response, with what transport needs of them.
+
+    Attributes:
+        ids: `[B, T, K]`.
+        mask: `[B, T, K]`, true on candidates.
+        logits: `[B, T, K]`, log-probabilities under the reference, normalised over the vocabulary.
+        q_values: `[B, T, K]`, potentials.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logits: Tensor
+    q_values: Tensor

@@ -1,0 +1,206 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What happens between two rounds: completions are sampled, scored and grouped, and the value is measured on them."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vgf_llm._compat import _BaseTrainer, profiling_decorator, unwrap_model_for_generation
+from vgf_llm.functional import within_prompt_accuracy
+from vgf_llm.models import VGFModel
+from vgf_llm.trainer.buffer import RolloutGroup, collate
+from vgf_llm.trainer.metrics import MetricLog
+from vgf_llm.trainer.objective import Batch, evaluating, mean_over_rows, sequences, transport_batch
+from vgf_llm.trainer.rewards import RewardRunner, combine
+from vgf_llm.trainer.rollout import Rollout, RolloutEngine
+from vgf_llm.trainer.rounds import ValueRounds
+
+
+class SamplingMixin(_BaseTrainer):
+    """Sampling rounds, over `transformers.Trainer`."""
+
+    metrics: MetricLog
+    num_generations: int
+    num_generations_eval: int
+    num_iterations: int
+    reward_runner: RewardRunner
+    rollout: RolloutEngine
+    rounds: ValueRounds
+    vgf_model: VGFModel
+    _step: int
+    _tokenizer: PreTrainedTokenizerBase
+
+    def generation_context(self) -> AbstractContextManager[Any]:
+        """Gathers sharded weights once for a whole rollout."""
+        return unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    @contextmanager
+    def _scoring(self) -> Iterator[VGFModel]:
+        """The bare model, without gradients and dropout, in the precision that the losses see it in."""
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast(), self.generation_context():
+            yield self.vgf_model
+
+    def _collate(self, groups: list[RolloutGroup]) -> Batch:
+        batch = collate(groups, self._tokenizer.pad_token_id, self.accelerator.device)
+        return {**batch, "num_groups": len(groups)}
+
+    @profiling_decorator
+    def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> Batch:
+        """Turns dataset rows into a collated batch, sampling a new round when the last is used up."""
+        if not self.model.training:
+            return self._eval_batch(self._sample_groups(inputs, "eval"))
+        every = self.args.steps_per_generation * self.num_iterations
+        if self._step % every == 0 or not self.rounds.fresh:
+            groups = self._sample_groups(inputs, "train")
+            self._resolve_value_loss(torch.cat([group.rewards for group in groups]))
+            self.rounds.begin(groups)
+            self._measure_gate(self.rounds.held_out_groups(), "train")
+        slice_index = self._step % self.args.steps_per_generation
+        return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
+
+    def _eval_batch(self, groups: list[RolloutGroup]) -> Batch:
+        num_processes = self.accelerator.num_processes
+        own = groups[self.accelerator.process_index :: num_processes]
+        self._measure_gate(own, "eval")
+        batch = self._collate(own or groups[:1])
+        if not own:  # a process without a group computes a loss all the same, of 0
+            batch["completion_mask"].zero_()
+            batch["rewards"].fill_(torch.nan)
+        return {**batch, "num_groups": len(groups) / num_processes}
+
+    def _resolve_value_loss(self, rewards: Tensor) -> None:
+        """Decides what `value_loss="auto"` stands for, once there are rewards to tell by."""
+        scored = rewards[~rewards.isnan()]
+        if self.rounds.loss_kind is None and len(scored) > 0:
+            self._set_value_loss(self.args.resolve_value_loss(scored))
+        if self.rounds.loss_kind == "bernoulli" and bool(((scored < 0) | (scored > 1)).any()):
+            raise ValueError(
+                f"`value_loss={self.args.value_loss!r}` fits the probability of success, but rewards from "
+                f"{scored.min().item():g} to {scored.max().item():g} arrived. Set `value_loss='regression'`, or "
+                "'pairwise', or let the reward functions return values in [0, 1]."
+            )
+
+    def _set_value_loss(self, kind: str | None) -> None:
+        self.rounds.loss_kind = kind
+        if kind is not None and not self.vgf_model.value.needs_logits:
+            # Only Bernoulli scores are log-odds of success; transport has to read the others as they are.
+            self.vgf_model.value.reward_kind = "bernoulli" if kind == "bernoulli" else "regression"
+
+    def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
+        """Samples and scores completions of all processes; every process returns all groups in the same order."""
+        rollout = self.rollout([row["prompt"] for row in inputs])
+        if rollout.extra:
+            inputs = [
+                {**row, **{name: column[i] for name, column in rollout.extra.items()}} for i, row in enumerate(inputs)
+            ]
+        local = self.reward_runner(
+            inputs,
+            rollout.prompts,
+            rollout.completions,
+            rollout.completion_ids,
+            self.state,
+            self.metrics.log_extra,
+            self.metrics.log_metric,
+        )
+        per_func = self.accelerator.gather(local)
+        rewards = combine(per_func, self.reward_runner.reward_weights)
+        count = self.num_generations if mode == "train" else self.num_generations_eval
+        self._log_rollout(mode, rollout, per_func, rewards, count)
+        logps = self._ref_logps(rollout, self._learned_rows(rewards.view(-1, count), mode))
+        rows = gather_object(list(zip(rollout.prompt_ids, rollout.completion_ids, logps, strict=True)))
+        if self.args.mask_truncated_completions:
+            ended = torch.tensor([bool(c) and c[-1] in self.rollout.eos_token_ids for _, c, _ in rows])
+            rewards = rewards.masked_fill(~ended.to(rewards.device), torch.nan)
+        groups = []
+        for start in range(0, len(rows), count):
+            part = rows[start : start + count]
+            ref_logps = None if part[0][2] is None else [row[2] for row in part]
+            ids = [row[1] for row in part]
+            step = self.state.global_step
+            groups.append(RolloutGroup(part[0][0], ids, rewards[start : start + count].tolist(), ref_logps, step))
+        return groups
+
+    def _learned_rows(self, rewards: Tensor, mode: str) -> list[int]:
+        """Which of this process's completions a loss will look at, given the gathered rewards `[groups, G]`."""
+        local = rewards.numel() // self.accelerator.num_processes
+        rows = range(self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local)
+        if mode == "eval" or not self.rounds.drops_ties:
+            return list(range(local))
+        mixed = (rewards.nan_to_num(-torch.inf).amax(dim=1) > rewards.nan_to_num(torch.inf).amin(dim=1)).tolist()
+        return [index for index, row in enumerate(rows) if mixed[row // rewards.shape[1]]]
+
+    def _ref_logps(self, rollout: Rollout, needed: list[int]) -> list[list[float] | None]:
+        """Log-probabilities of this process's completions under the reference, once per round, where `needed`."""
+        result: list[list[float] | None] = [None] * len(rollout.completion_ids)
+        if not self.vgf_model.value.needs_logits:
+            return result
+        size = max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
+        with self._scoring() as model:
+            for start in range(0, len(needed), size):
+                part = needed[start : start + size]
+                groups = [RolloutGroup(rollout.prompt_ids[i], [rollout.completion_ids[i]], [0.0]) for i in part]
+                input_ids, attention_mask, mask = sequences(self._collate(groups))
+                logps = model.ref_logps(input_ids, attention_mask, mask.shape[1]).cpu()
+                for i, row in zip(part, logps, strict=True):
+                    result[i] = row[: len(rollout.completion_ids[i])].tolist()
+        return result
+
+    def _log_rollout(self, mode: str, rollout: Rollout, per_func: Tensor, rewards: Tensor, count: int) -> None:
+        accelerator, metrics = self.accelerator, self.metrics
+        lengths = torch.tensor([len(ids) for ids in rollout.completion_ids], device=accelerator.device)
+        ended = [bool(ids) and ids[-1] in self.rollout.eos_token_ids for ids in rollout.completion_ids]
+        truncated = ~torch.tensor(ended, device=accelerator.device)
+        lengths, truncated = accelerator.gather(lengths), accelerator.gather(truncated)
+        if mode == "train":
+            prompt_tokens = torch.tensor(sum(map(len, rollout.prompt_ids)), device=accelerator.device)
+            self.state.num_input_tokens_seen += int(accelerator.gather(prompt_tokens).sum() + lengths.sum())
+        metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
+        metrics.add_lengths(mode, lengths, truncated)
+        metrics.add_rewards(mode, per_func, rewards, count)
+        if rollout.kl is not None:
+            metrics.add(mode, "rollout/kl", accelerator.gather(rollout.kl).mean().item())
+        metrics.flush_reward_logs(mode, len(rollout.prompts))
+        metrics.add_rows(gather_object(rollout.prompts), gather_object(rollout.completions), per_func)
+
+    def _measure_gate(self, groups: list[RolloutGroup], mode: str) -> None:
+        """Measures the value, and what transport by it would do, on groups that it does not train on."""
+        counts = torch.zeros(5, dtype=torch.float64)
+        size = max(1, self.args.per_device_train_batch_size // self.num_generations)
+        transports = self.vgf_model.transport.space == "logit" and self.args.transport_steps > 0
+        with self._scoring() as model:
+            for start in range(0, len(groups), size):
+                # Scored in one pass with the reference, which groups without a pair to learn from were spared.
+                part = groups[start : start + size]
+                batch = self._collate([RolloutGroup(g.prompt_ids, g.completion_ids, g.rewards) for g in part])
+                input_ids, attention_mask, mask = sequences(batch)
+                values = model.score(input_ids, attention_mask, mask).values
+                shape = batch["group_shape"]
+                correct, pairs = within_prompt_accuracy(values.view(shape), batch["rewards"].view(shape))
+                counts[:2] += torch.stack([correct, pairs]).cpu().double()
+                if transports:
+                    moved = transport_batch(model, batch, self.args)
+                    moves = torch.stack([mean_over_rows(x, batch) for x in (moved.kl, moved.distance)])
+                    counts[2:4] += moves.cpu().double() * shape[0]
+                    counts[4] += shape[0]
+        counts = self.accelerator.reduce(counts.to(self.accelerator.device, torch.float32), reduction="sum").cpu()
+        correct, pairs, kl, distance, measured = counts.tolist()
+        if mode == "train":
+            self.rounds.gate.add(correct, int(pairs))
+            accuracy = self.rounds.gate.accuracy
+            self.metrics.set("train", "value/buffer_size", len(self.rounds.buffer))
+            self.metrics.set("train", "value/within_prompt_accuracy", accuracy)
+        elif pairs:
+            self.metrics.add("eval", "value/within_prompt_accuracy", correct / pairs, weight=pairs)
+        if measured:
+            self.metrics.add(mode, "transport/kl", kl / measured, weight=measured)
+            self.metrics.add(mode, "transport/distance", distance / measured, weight=measured)
