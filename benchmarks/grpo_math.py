@@ -26,8 +26,8 @@ from reward_models.verifiable import gsm8k_reward
 from vgf_llm.models import VGFModel
 
 REFERENCE = Path(__file__).parent.parent / "recipes" / "embedded_math" / "grpo_reference.json"
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 5000, 200, 500
-NUM_GENERATIONS, BATCH_SIZE, MAX_COMPLETION_LENGTH = 4, 128, 64
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 4000, 200, 500
+NUM_GENERATIONS, BATCH_SIZE, MAX_COMPLETION_LENGTH = 4, 128, 54
 
 
 def problems(split: str, size: int, seed: int) -> Dataset:
@@ -46,6 +46,7 @@ def train(learning_rate: float, seed: int, num_train: int = NUM_TRAIN) -> tuple[
             num_generations=NUM_GENERATIONS,
             per_device_train_batch_size=BATCH_SIZE,
             max_completion_length=MAX_COMPLETION_LENGTH,
+            cache_implementation="static",
             num_train_epochs=1,
             warmup_steps=10,
             lr_scheduler_type="cosine",
@@ -85,6 +86,8 @@ def measure(policy: Any, split: str, size: int, seed: int, num_samples: int, **o
         answer_of=extract_answer,
         seed=seed,
         max_new_tokens=MAX_COMPLETION_LENGTH,
+        cache_implementation="static",
+        disable_compile=True,
     )
     return run(num_samples=num_samples, transport_steps=0, **options)
 

@@ -71,6 +71,7 @@ def test_distillation_trains_the_policy_and_keeps_the_reference(tmp_path):
 SPLITS = [
     # A log-ratio value needs the completions of a prompt in one batch, a head with a loss per token does not.
     ({"value_parametrization": "log_ratio"}, (16, 1), (4, 4)),
+    ({"value_parametrization": "log_ratio", "replay_ratio": 0.0}, (16, 1), (4, 4)),
     ({"value_parametrization": "log_ratio", "value_loss": "bernoulli"}, (16, 1), (4, 4)),
     ({"value_parametrization": "vocab"}, (8, 1), (1, 8)),
     ({"value_parametrization": "bilinear", "value_loss": "regression", "expectile": 0.8}, (8, 1), (1, 8)),
@@ -80,9 +81,8 @@ SPLITS = [
 ]
 
 
-@pytest.mark.parametrize("replay_ratio", [0.0, 0.75])
 @pytest.mark.parametrize(("settings", "whole", "split"), SPLITS, ids=str)
-def test_accumulation_does_not_change_the_result(tmp_path, settings, whole, split, replay_ratio):
+def test_accumulation_does_not_change_the_result(tmp_path, settings, whole, split):
     states, losses = [], []
     for per_device, accumulation in (whole, split):
         run = tiny.trainer(
@@ -91,13 +91,12 @@ def test_accumulation_does_not_change_the_result(tmp_path, settings, whole, spli
             rollout_func=tiny.fixed_rollout,
             per_device_train_batch_size=per_device,
             gradient_accumulation_steps=accumulation,
-            replay_ratio=replay_ratio,
+            **{"replay_ratio": 0.75, **settings},
             # Steps proportional to the gradient: Adam's would blow rounding errors up where gradients vanish.
             optim="sgd",
             learning_rate=0.3,
             max_grad_norm=0.0,
             max_steps=4,
-            **settings,
         )
         start = tiny.value_state(run)
         run.train()
@@ -172,9 +171,15 @@ def test_dropout_is_off_wherever_the_value_is_measured(tmp_path):
 
 
 def test_learning_orders_the_completions_of_unseen_prompts(tmp_path):
+    def count(completion_ids, **kwargs):
+        return [float(sum(token >= tiny.HIGH for token in ids)) for ids in completion_ids]
+
     rows = tiny.prompts(240)
     run = tiny.trainer(
         tmp_path,
+        count,
+        # LoRA leaves the output embedding alone, and on a random model little else moves the next token.
+        value_backbone="copy",
         per_device_train_batch_size=32,
         num_generations=8,
         max_steps=20,
@@ -185,7 +190,7 @@ def test_learning_orders_the_completions_of_unseen_prompts(tmp_path):
     run.train()
     gate = run.rounds.gate
     assert gate.accuracy - 0.5 > 4 * 0.5 / math.sqrt(gate.pairs)
-    assert run.evaluate()["eval_value/within_prompt_accuracy"] > 0.7
+    assert run.evaluate()["eval_value/within_prompt_accuracy"] > 0.85
 
 
 @pytest.mark.parametrize("backbone", ["lora", "copy"])

@@ -77,7 +77,7 @@ def fixed_rollout(prompts: list[Any], trainer: VGFTrainer) -> dict[str, Any]:
     """Completions that depend on the prompt and on their place among its completions, and on nothing else."""
     completion_ids = []
     count = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts, start=trainer.accelerator.process_index * len(prompts)):
         digest = hashlib.blake2b(f"{prompt}:{row % count}".encode(), digest_size=9).digest()
         length = 2 + digest[8] % 6
         completion_ids.append([4 + byte % (VOCAB - 4) for byte in digest[:length]] + [EOS])

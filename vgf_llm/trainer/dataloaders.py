@@ -25,6 +25,7 @@ class DataLoaderMixin(_BaseTrainer):
     num_generations_eval: int
     num_iterations: int
     shuffle_dataset: bool
+    _signature_columns: list[str] | None
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

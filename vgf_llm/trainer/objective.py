@@ -9,7 +9,7 @@ changes it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transport
         candidates.q_values,
         step_size=args.step_size,
         num_steps=args.transport_steps,
-        metric=args.transport_metric,
+        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
         candidate_mask=candidates.mask,
         max_kl=args.max_kl,
     )

@@ -4,7 +4,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vgf_llm._compat import pad, vllm_generation_class
 from vgf_llm.generation import mask_after_eos
 from vgf_llm.models import VGFModel
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
 from vgf_llm.trainer.vgf_config import VGFConfig
 
@@ -90,7 +91,7 @@ class RolloutEngine:
         self.tokenizer = trainer._tokenizer
         self.rollout_func = rollout_func
         self.eos_token_ids = eos_token_ids(trainer.vgf_model, self.tokenizer)
-        self.vllm = self._start_vllm() if self.args.use_vllm else None
+        self.vllm: Any = self._start_vllm() if self.args.use_vllm else None
         self._synced_step = -1
 
     def __call__(self, prompts: list[Prompt]) -> Rollout:
@@ -110,7 +111,7 @@ class RolloutEngine:
 
     def tokenize(self, prompts: list[Prompt]) -> list[list[int]]:
         """Returns the token ids of prompts, through the chat template for conversational ones."""
-        return tokenize_prompts(prompts, self.tokenizer, self.args.chat_template_kwargs)
+        return tokenize_prompts(prompts, self.tokenizer, settings_dict(self.args.chat_template_kwargs))
 
     def decode(self, prompts: list[Prompt], completion_ids: list[list[int]]) -> list[Any]:
         """Returns the texts of completions, as messages for conversational prompts."""
@@ -142,10 +143,11 @@ class RolloutEngine:
                 )
         finally:
             model.train(was_training)
-        sequences = output if isinstance(output, Tensor) else output.sequences
+        sequences = cast(Tensor, output if isinstance(output, Tensor) else output.sequences)
+        token_kl = None if isinstance(output, Tensor) else output.kl
         tokens = sequences[:, input_ids.shape[1] :]
         mask = mask_after_eos(tokens, self.eos_token_ids)
-        kl = None if isinstance(output, Tensor) else output.kl[:, 0].sum(dim=-1) / mask.sum(dim=-1)
+        kl = None if token_kl is None else token_kl[:, 0].sum(dim=-1) / mask.sum(dim=-1)
         return [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)], kl
 
     def _sampling_arguments(self) -> dict[str, Any]:
@@ -164,7 +166,7 @@ class RolloutEngine:
             "cache_implementation": args.cache_implementation,
             "disable_compile": True,
         }
-        return {**kwargs, **(args.generation_kwargs or {})}
+        return {**kwargs, **settings_dict(args.generation_kwargs)}
 
     def _start_vllm(self) -> Any:
         args, trainer = self.args, self.trainer

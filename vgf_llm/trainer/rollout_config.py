@@ -7,10 +7,15 @@ working. Where the two TRL classes differ in a default (`num_generations`), GRPO
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from vgf_llm._compat import _BaseConfig
 from vgf_llm.trainer.batch_sizes import resolve_batch_sizes
+
+
+def settings_dict(value: dict | str | None) -> dict[str, Any]:
+    """Returns a setting that is a dict: from the command line it comes as text, which `__post_init__` has read."""
+    return dict(cast(dict[str, Any] | None, value) or {})
 
 
 @dataclass

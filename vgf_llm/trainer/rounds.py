@@ -8,7 +8,7 @@ resumed with another number of them.
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -48,6 +48,10 @@ class ValueRounds:
 
     def __init__(self, args: VGFConfig, num_processes: int, process_index: int, pad_token_id: int) -> None:
         self.args = args
+        # The configuration has replaced every None among them.
+        self.num_generations = cast(int, args.num_generations)
+        self.groups_per_round = cast(int, args.generation_batch_size) // self.num_generations
+        self.steps_per_generation = cast(int, args.steps_per_generation)
         self.num_processes = num_processes
         self.process_index = process_index
         self.pad_token_id = pad_token_id
@@ -59,7 +63,7 @@ class ValueRounds:
         # Losses that compare completions need whole groups; others take any divisor that fits the batch.
         whole = args.needs_whole_groups
         per_device = args.per_device_train_batch_size
-        self.unit = args.num_generations if whole else math.gcd(per_device, args.num_generations)
+        self.unit = self.num_generations if whole else math.gcd(per_device, self.num_generations)
 
     @property
     def drops_ties(self) -> bool:
@@ -107,17 +111,17 @@ class ValueRounds:
             though replayed groups may not divide evenly and those without a pair to compare are dropped.
         """
         args = self.args
-        parts = args.steps_per_generation * self.num_processes
+        parts = self.steps_per_generation * self.num_processes
         part = slice_index * self.num_processes + self.process_index
         fresh = self._units(
             [_silenced(group) if held else group for group, held in zip(self.fresh, self.held_out, strict=True)]
         )
-        replayed = self._units(self._replay(step // args.steps_per_generation))
+        replayed = self._units(self._replay(step // self.steps_per_generation))
         chosen = _share(fresh, part, parts) + _share(replayed, part, parts)
         if self.drops_ties:
             # A group whose outcomes agree has no pair, hence no gradient; one stays, for a backward in every process.
             chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
-        batch = collate(chosen, self.pad_token_id, device, args.pad_to_multiple_of)
+        batch = collate(chosen, self.pad_token_id, device, cast(int | None, args.pad_to_multiple_of))
         return {**batch, "num_groups": (len(fresh) + len(replayed)) / parts}
 
     def _teaches(self, group: RolloutGroup) -> bool:
@@ -127,7 +131,7 @@ class ValueRounds:
 
     def _replay(self, pass_index: int) -> list[RolloutGroup]:
         """The earlier groups that go with one pass over the round, a draw that all its micro-batches share."""
-        per_pass = self.args.replay_ratio * self.args.generation_batch_size / self.args.num_generations
+        per_pass = self.args.replay_ratio * self.groups_per_round
         # Whole groups only: rounding the running total makes their number right on average.
         count = math.floor((pass_index + 1) * per_pass) - math.floor(pass_index * per_pass)
         return self.buffer.sample(count, _generator(self.args.seed, pass_index))

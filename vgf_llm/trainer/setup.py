@@ -2,7 +2,7 @@
 """From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
 
 import copy
-from typing import Any
+from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -17,6 +17,8 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models import TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
+from vgf_llm.models.vgf_model import BackboneName
+from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
 
@@ -36,7 +38,7 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
         TypeError: For anything else.
     """
     if isinstance(model, str):
-        kwargs = dict(args.model_init_kwargs or {})
+        kwargs = settings_dict(args.model_init_kwargs)
         if quantization_config is not None:
             if "quantization_config" in kwargs:
                 raise ValueError(
@@ -69,9 +71,9 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
             raise ValueError(
                 "`processing_class` is missing and the model names no origin to load it from; pass the tokenizer."
             )
-        kwargs = args.model_init_kwargs or {}
+        revision = settings_dict(args.model_init_kwargs).get("revision")
         processing_class = AutoTokenizer.from_pretrained(
-            origin, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+            origin, revision=revision, trust_remote_code=args.trust_remote_code
         )
     if isinstance(processing_class, ProcessorMixin):
         raise TypeError("`processing_class` is a multimodal processor; pass a tokenizer, text models are trained.")
@@ -141,7 +143,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     model = VGFModel(
         policy,
         value,
-        backbone=backbone,
+        backbone=cast(BackboneName, backbone),
         value_model=value_model,
         ref_model=ref_model,
         lora_config=lora_config,
@@ -168,7 +170,7 @@ def transport_config(args: VGFConfig) -> TransportConfig:
     return TransportConfig(
         transport_steps=args.transport_steps,
         step_size=args.step_size,
-        metric=args.transport_metric,
+        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
         top_k_candidates=args.top_k_candidates,
         min_candidate_prob=args.min_candidate_prob,
         max_kl=args.max_kl,

@@ -3,7 +3,7 @@
 
 import textwrap
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
@@ -29,6 +29,7 @@ from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequen
 from vgf_llm.trainer.reward_checks import RewardFunc
 from vgf_llm.trainer.rewards import RewardRunner
 from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc
+from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, load_policy, load_tokenizer
@@ -127,8 +128,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         rollout_func: RolloutFunc | None = None,
     ) -> None:
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = VGFConfig(f"{name.split('/')[-1] or 'model'}-VGF")
+            origin = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = VGFConfig(f"{str(origin).split('/')[-1] or 'model'}-VGF")
         self._check_inputs(args, train_dataset, eval_dataset)
         set_seed(args.seed)  # adapters start at random weights
         policy = load_policy(model, args, quantization_config)
@@ -141,16 +142,16 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                     self._tokenizer,
                     policy.config,
                     args.max_completion_length,
-                    args.chat_template_kwargs,
+                    settings_dict(args.chat_template_kwargs),
                     name,
                 )
         self.reward_runner = RewardRunner(
             reward_funcs,
             reward_weights=args.reward_weights,
             reward_processing_classes=reward_processing_classes,
-            model_init_kwargs=args.model_init_kwargs,
+            model_init_kwargs=settings_dict(args.model_init_kwargs),
             trust_remote_code=args.trust_remote_code,
-            chat_template_kwargs=args.chat_template_kwargs,
+            chat_template_kwargs=settings_dict(args.chat_template_kwargs),
             device=args.device,
             profile=lambda name: profiling_context(self, name),
         )
@@ -197,12 +198,12 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     def _settings(self, args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
         """Sets TRL's attributes, which callbacks and reward functions read."""
-        self.num_generations = args.num_generations
-        self.num_generations_eval = args.num_generations_eval or args.num_generations
+        self.num_generations = cast(int, args.num_generations)
+        self.num_generations_eval = args.num_generations_eval or self.num_generations
         self.num_iterations = args.num_iterations
         self.max_completion_length = args.max_completion_length
         self.temperature = args.temperature
-        self.shuffle_dataset = args.shuffle_dataset
+        self.shuffle_dataset = bool(args.shuffle_dataset)
         self._step = 0
         self._current_train_step_time = 0.0
         datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
@@ -315,7 +316,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         optimizer.param_groups = groups
         return optimizer
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds the collected metrics to `logs`, and shows completions if asked to."""
         mode = "train" if self.model.training else "eval"
         logs.update(self.metrics.pop(mode))
@@ -331,7 +332,9 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._inner_training_loop(*args, **kwargs)
         gate = self.rounds.gate
-        if gate.pairs >= 100 and not gate.is_above_chance and self.args.value_coef > 0:
+        # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
+        sampled_from_base = self.args.rollout_transport_steps == 0 and self.args.distill_coef == 0
+        if sampled_from_base and gate.pairs >= 100 and not gate.is_above_chance:
             logger.warning(
                 "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
                 "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "

@@ -202,7 +202,9 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
     for per_device in (4, 8, 12):
         config(per_device_train_batch_size=per_device, num_generations=4)
     # Two steps of 6 hold three groups of 4, which only a loss that needs whole groups refuses.
-    config(per_device_train_batch_size=6, num_generations=4, gradient_accumulation_steps=2, value_parametrization="vocab")
+    config(
+        per_device_train_batch_size=6, num_generations=4, gradient_accumulation_steps=2, value_parametrization="vocab"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The math recipe: its command line, its YAML files, and the whole of it at a small size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from recipes import gsm8k_vgf
+from recipes.embedded_math import BASE_DIR
+from vgf_llm import VGFModel
+
+CONFIGS = sorted((Path(gsm8k_vgf.__file__).parent / "configs").glob("gsm8k_*.yaml"))
+# A CPU has no bf16 arithmetic that the trainer accepts.
+ON_CPU = ["--bf16", "false", "--dtype", "float32", "--gradient_checkpointing", "false"]
+SMALL = [
+    *("--num_validation_problems", "4", "--num_test_problems", "6", "--budget_steps", "0", "2"),
+    *("--eval_particles", "2", "--eval_baseline_samples", "2", "--max_steps", "2", "--logging_steps", "1"),
+    *("--per_device_train_batch_size", "8", "--disable_tqdm", "true"),
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_without_arguments_the_embedded_configuration_is_used() -> None:
+    args, training_args, model_args = gsm8k_vgf.parse([])
+    assert args.dataset_name == gsm8k_vgf.EMBEDDED
+    assert model_args.model_name_or_path is None
+    assert training_args.value_backbone == "copy"
+    assert training_args.transport_steps * training_args.step_size == 1.0
+    assert (BASE_DIR / "model.safetensors").stat().st_size < 5e6
+
+
+def test_the_command_line_wins_over_the_configuration() -> None:
+    args, training_args, _ = gsm8k_vgf.parse(["--num_test_problems", "7", "--learning_rate", "0.5", "--seed", "3"])
+    assert (args.num_test_problems, training_args.learning_rate, training_args.seed) == (7, 0.5, 3)
+
+
+def test_a_dataset_of_the_users_own_leaves_the_embedded_configuration_out() -> None:
+    args, training_args, model_args = gsm8k_vgf.parse(
+        ["--dataset_name", "openai/gsm8k", "--model_name_or_path", "some/model", "--use_peft", "true", *ON_CPU]
+    )
+    assert (args.dataset_name, model_args.model_name_or_path) == ("openai/gsm8k", "some/model")
+    assert model_args.use_peft
+    assert training_args.value_backbone == "lora"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_parse(path: Path) -> None:
+    args, training_args, _ = gsm8k_vgf.parse(["--config", str(path), *ON_CPU])
+    assert training_args.output_dir.startswith("outputs/")
+    assert args.dataset_name in (gsm8k_vgf.EMBEDDED, "openai/gsm8k")
+    command = f"# accelerate launch recipes/gsm8k_vgf.py --config recipes/configs/{path.name}"
+    assert command in path.read_text(encoding="utf-8").splitlines()[:5]
+
+
+def test_a_missing_model_and_an_unknown_reward_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`reward` must be one of auto, gsm8k, math; got 'judge'"):
+        gsm8k_vgf.choose_reward("judge", "#### 3")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        gsm8k_vgf.main(["--dataset_name", str(tmp_path / "nowhere"), "--model_name_or_path", str(BASE_DIR), *ON_CPU])
+
+
+def _check_results(folder: Path) -> dict[str, Any]:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    methods = [row["method"] for row in results["rows"]]
+    for method in ("greedy", "majority@2", "best-of-2 by value", "VGF, one particle, L=2", "random direction, L=2"):
+        assert method in methods
+    assert all(0 <= row["accuracy"] <= 1 and row["tokens"] > 0 and row["seconds"] > 0 for row in results["rows"])
+    assert (folder / "results.md").read_text(encoding="utf-8").count("\n") == len(methods) + 2
+    assert (folder / "accuracy_over_budget.png").read_bytes().startswith(b"\x89PNG")
+    return results
+
+
+def test_the_embedded_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gsm8k_vgf.main(["--output_dir", str(tmp_path), "--num_train_problems", "24", "--num_threads", "1", *SMALL])
+    results = _check_results(tmp_path)
+    assert results["meta"]["L"] == 2
+    printed = capsys.readouterr().out
+    assert "One transported sample (L=2" in printed
+    if gsm8k_vgf.GRPO_REFERENCE.is_file():
+        assert "TRL's GRPO at equal completions" in printed
+    model = VGFModel.from_pretrained(tmp_path)
+    assert (model.transport.transport_steps, model.value.parametrization) == (2, "log_ratio")
+    alone, base = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path, BASE_DIR))
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), base.parameters(), strict=True))
+
+
+def _tiny_qwen2(folder: Path, texts: list[str]) -> None:
+    """Saves a tiny random Qwen2 with a byte-level tokenizer that knows the data's words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    config = Qwen2Config(
+        vocab_size=len(fast),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.mark.data
+def test_the_qwen_configuration_runs_on_gsm8k(tmp_path: Path, data_dir: Path) -> None:
+    gsm8k = data_dir / "gsm8k"
+    lines = (gsm8k / "train.jsonl").read_text(encoding="utf-8").splitlines()[:300]
+    _tiny_qwen2(tmp_path / "qwen", [json.loads(line)["question"] for line in lines])
+    config = next(path for path in CONFIGS if "qwen" in path.name)
+    out = tmp_path / "out"
+    gsm8k_vgf.main(
+        ["--config", str(config), "--model_name_or_path", str(tmp_path / "qwen"), "--dataset_name", str(gsm8k)]
+        + ["--output_dir", str(out), "--num_train_problems", "24", "--max_completion_length", "12"]
+        + ["--steps_per_generation", "4", "--save_steps", "1", "--num_threads", "1", *SMALL, *ON_CPU]
+    )
+    results = _check_results(out)
+    assert results["meta"]["dataset"] == str(gsm8k)
+    assert (out / "checkpoint-2" / "trainer_state.json").is_file()
+    assert (out / "value" / "adapter_model.safetensors").is_file()
