@@ -55,11 +55,18 @@ def test_both_calls_of_a_pair_sample_the_same_number_of_tokens(monkeypatch: pyte
     args = decode.parse_args([*TINY, "--num_particles", "2"])
     policy = decode.build_policy(args)
     shapes = []
-    monkeypatch.setattr(decode, "seconds", lambda call, device: shapes.append(call().shape) or 1.0)
+    monkeypatch.setattr(decode, "seconds", lambda call, **_: shapes.append(call().shape) or 1.0)
     row = decode.measure(policy, "log_ratio", torch.full((2, 4), 5), args)
     assert row.ratios == [1.0, 1.0]
     # two prompts with two particles; transport hands out the chosen particle of each prompt
     assert shapes == [(4, 7), (2, 7)] * 3
+
+
+def test_the_cpu_clock_is_for_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert decode.main([*TINY, "--rows", "vocab", "--threads", "1", "--clock", "cpu"]) == 0
+    with pytest.raises(SystemExit):
+        decode.parse_args(["--clock", "cpu", "--threads", "2"])
+    assert "--threads 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("row", decode.ROWS)
