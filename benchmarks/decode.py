@@ -54,7 +54,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 # What a baseline is measured with; another setting has other ratios.
 SETTINGS = (
-    "model_size", "batch_size", "num_particles", "transport_steps", "prompt_tokens", "new_tokens", "device", "dtype"
+    "model_size", "batch_size", "num_particles", "transport_steps", "prompt_tokens", "new_tokens", "device", "dtype",
+    "threads", "clock",
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu counts the seconds that this process computed, the steadier figure on a busy machine with --threads 1",
+        help="cpu counts the seconds that this process computed, steadier on a busy machine; with --threads 1",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the seconds and ratios of every pair")
@@ -247,7 +248,7 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> Table:
     """Lays the ratios out for the terminal."""
     tokens = args.batch_size * args.num_particles * args.new_tokens
     title = ", ".join(f"{name} {getattr(args, name)}" for name in SETTINGS if getattr(args, name) is not None)
-    shown = Table(title=title, caption=f"{args.pairs} pairs per row, {args.threads} CPU threads, {args.clock} seconds")
+    shown = Table(title=title, caption=f"{args.pairs} pairs per row")
     shown.add_column("row")
     for column in ("x plain", "min - max", "plain tok/s", "transported tok/s"):
         shown.add_column(column, justify="right")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -74,9 +75,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 def print_table(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
     """Prints rows as a table."""
-    table = Table(title=title)
-    for name in ("method", "L", "N", "accuracy", "s.e.", "KL/token", "tokens/problem", "seconds"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))  # fits 80 columns
+    for name in ("method", "L", "N", "acc.", "s.e.", "KL", "tokens", "sec."):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
     (console or Console()).print(table)
@@ -115,10 +116,9 @@ def plot_budget(curves: dict[str, Sequence[Row]], baselines: Sequence[Row], path
         steps = [row.steps for row in rows]
         errors = [row.standard_error for row in rows]
         axes.errorbar(steps, [row.accuracy for row in rows], yerr=errors, marker="o", capsize=3, label=label)
-    colours = ["0.15", "0.4", "0.55", "0.7", "0.8"]
-    for index, row in enumerate(baselines):
+    for index, row in enumerate(sorted(baselines, key=lambda row: -row.accuracy)):
         style = ["--", ":", "-.", (0, (5, 1)), (0, (1, 1))][index % 5]
-        axes.axhline(row.accuracy, color=colours[index % 5], linestyle=style, linewidth=1.2, label=row.method)
+        axes.axhline(row.accuracy, color="0.35", linestyle=style, linewidth=1.2, label=row.method)
     axes.set_xscale("symlog", base=2, linthresh=1)
     ticks = sorted({row.steps for rows in curves.values() for row in rows if row.steps is not None})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -131,12 +131,12 @@ def plot_budget(curves: dict[str, Sequence[Row]], baselines: Sequence[Row], path
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.method,
+        row.method.removesuffix(f", L={row.steps}"),  # L has a column of its own
         "" if row.steps is None else str(row.steps),
         str(row.num_samples),
         f"{row.accuracy:.3f}",
         f"{row.standard_error:.3f}",
-        "" if row.kl is None else f"{row.kl:.3f}",
+        "" if row.kl is None or math.isnan(row.kl) else f"{row.kl:.3f}",
         f"{row.tokens:.0f}",
         f"{row.seconds:.1f}",
     ]

@@ -53,7 +53,7 @@ def measure(
     num_particles: int,
     num_baseline: int = 8,
     validation_samples: int = 2,
-    compute_matched: int = 16,
+    compute_matched: int | None = None,
     sampling: dict[str, Any] | None = None,
 ) -> Scaling:
     """Measures every method on one set of test problems.
@@ -68,7 +68,8 @@ def measure(
         num_particles: N, the particles of every transported row.
         num_baseline: Responses of the votes and best-of rows of the base, which are given at N as well.
         validation_samples: Responses per validation problem.
-        compute_matched: M of the best-of-M whose cost matches transport's.
+        compute_matched: M of the best-of-M whose cost matches N transported particles; 2 N if left out, for a value
+            with a second forward per token.
         sampling: Further arguments of every sampled run.
 
     Returns:
@@ -77,7 +78,7 @@ def measure(
     n, result, options = num_particles, Scaling(), sampling or {}
     budgets = sorted({0, *steps})
     result.chosen_steps = best = _choose_steps(validation, budgets, validation_samples, options)
-    base = _baseline_rows(result, test, (n, num_baseline), compute_matched, options)
+    base = _baseline_rows(result, test, (n, num_baseline), compute_matched or 2 * n, options)
     _transport_rows(result, test, base.take(n), [length for length in budgets if length > 0], n, options)
     control = test(
         num_samples=n,

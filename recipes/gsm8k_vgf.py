@@ -234,7 +234,9 @@ def main(argv: list[str]) -> None:
         report.save(result.rows, result_dir, {**meta, "within_prompt_accuracy": accuracy, "L": result.chosen_steps})
         report.print_table(result.rows, f"{len(problems['test'])} test problems, seed {training_args.seed}")
         summarize(result, args, console)
-        baselines = [row for row in result.rows if row.steps is None and "oracle" not in row.method]
+        n, best = args.eval_baseline_samples, result.chosen_steps
+        names = ("greedy", f"majority@{n}", f"best-of-{n} by value", f"random direction, L={best}")
+        baselines = [result.row(name) for name in names]
         plot = result_dir / "accuracy_over_budget.png"
         report.plot_budget(result.curves, baselines, plot, "What the step budget buys")
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")

@@ -128,11 +128,19 @@ def test_the_qwen_configuration_runs_on_gsm8k(tmp_path: Path, data_dir: Path) ->
     _tiny_qwen2(tmp_path / "qwen", [json.loads(line)["question"] for line in lines])
     config = next(path for path in CONFIGS if "qwen" in path.name)
     out = tmp_path / "out"
-    gsm8k_vgf.main(
-        ["--config", str(config), "--model_name_or_path", str(tmp_path / "qwen"), "--dataset_name", str(gsm8k)]
-        + ["--output_dir", str(out), "--num_train_problems", "24", "--max_completion_length", "12"]
-        + ["--steps_per_generation", "4", "--save_steps", "1", "--num_threads", "1", *SMALL, *ON_CPU]
-    )
+    options = {
+        "config": config,
+        "model_name_or_path": tmp_path / "qwen",
+        "dataset_name": gsm8k,
+        "output_dir": out,
+        "num_train_problems": 24,
+        "max_completion_length": 12,
+        "steps_per_generation": 4,
+        "save_steps": 1,
+        "num_threads": 1,
+    }
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    gsm8k_vgf.main([*given, *SMALL, *ON_CPU])
     results = _check_results(out)
     assert results["meta"]["dataset"] == str(gsm8k)
     assert (out / "checkpoint-2" / "trainer_state.json").is_file()
