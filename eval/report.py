@@ -43,8 +43,9 @@ def mean_and_error(per_problem: Tensor) -> tuple[float, float]:
 
     Example:
         >>> import torch
-        >>> mean_and_error(torch.tensor([0.0, 1.0, 0.0, 1.0]))
-        (0.5, 0.28867512941360474)
+        >>> mean, error = mean_and_error(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+        >>> mean, round(error, 4)
+        (0.5, 0.2887)
     """
     values = per_problem.double()
     return float(values.mean()), float(values.std(unbiased=True) / math.sqrt(len(values)))
