@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--transport_steps", type=int, default=8)
     parser.add_argument("--prompt_tokens", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=64, help="every response has exactly this length")
-    parser.add_argument("--pairs", type=int, default=5, help="pairs per row, after one that is not counted")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per row, after one that is not counted")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
