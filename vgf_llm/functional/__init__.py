@@ -13,6 +13,7 @@ from .losses import (
     pairwise_value_loss,
     regression_value_loss,
     td_lambda_targets,
+    winner_likelihood_loss,
     within_prompt_accuracy,
 )
 from .simplex import candidate_set, simplex_flow
@@ -40,5 +41,6 @@ __all__ = [
     "td_lambda_targets",
     "tokens_changed",
     "transport",
+    "winner_likelihood_loss",
     "within_prompt_accuracy",
 ]

@@ -190,6 +190,40 @@ def pairwise_value_loss(scores: Tensor, rewards: Tensor, *, reduction: str = "me
     return _reduce(F.softplus(-differences), ordered, reduction, "prompt")
 
 
+def winner_likelihood_loss(scores: Tensor, rewards: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Negative score of the best completions of each prompt that has better and worse ones.
+
+    For a log-ratio value the score is log pi_theta(y|x) - log mu(y|x), so that this is the negative log-likelihood of
+    the winners up to a constant. With 0/1 rewards its minimiser over base samples is Bayes' posterior
+    mu(y|x) P(success | x, y) / P(success | x): the log-ratio of a token is then by how much it raises the
+    log-probability of success.
+
+    Args:
+        scores: Score of each completion, [P, G].
+        rewards: Their rewards, [P, G]; NaN for a completion without one, which is left out.
+        reduction: `"mean"`, or `"prompt"` for the mean within each prompt.
+
+    Returns:
+        The mean over all winners, a scalar, or [P] with `"prompt"`; a zero connected to the graph where a prompt's
+        rewards are all equal.
+
+    Raises:
+        ValueError: Shapes do not agree, a reward is infinite, or the score of a counted completion is not finite.
+
+    Source:
+        The likelihood term beside a pairwise loss: Pang et al. 2024 (arXiv 2404.19733), equation 1, there divided by
+        the length.
+
+    Example:
+        >>> winner_likelihood_loss(torch.tensor([[-2.0, -3.0]]), torch.tensor([[1.0, 0.0]]))
+        tensor(2.)
+    """
+    _, ordered = _ordered_pairs(scores, rewards)
+    beats, beaten = ordered.any(dim=-1), ordered.any(dim=-2)
+    winners = beats & ~beaten
+    return _reduce(-_counted("scores", scores, winners), winners, reduction, "prompt")
+
+
 @torch.no_grad()
 def within_prompt_accuracy(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
     """How often the scores order two completions of one prompt as the rewards do.

@@ -24,6 +24,7 @@ from vgf_llm.functional import (
     regression_value_loss,
     simplex_flow,
     td_lambda_targets,
+    winner_likelihood_loss,
 )
 from vgf_llm.models import LogRatioValue, VGFModel
 from vgf_llm.models.outputs import Candidates
@@ -116,7 +117,10 @@ def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: V
     rewards = batch["rewards"]
     if kind == "pairwise":
         sequence_values = model.value.sequence_values(scores, mask).view(batch["group_shape"])
-        losses = pairwise_value_loss(sequence_values, rewards.view(batch["group_shape"]), reduction="prompt")
+        rewards = rewards.view(batch["group_shape"])
+        losses = pairwise_value_loss(sequence_values, rewards, reduction="prompt")
+        if args.winner_coef > 0 and isinstance(model.value, LogRatioValue):
+            losses = losses + args.winner_coef * winner_likelihood_loss(sequence_values, rewards, reduction="prompt")
         return losses.sum() / batch["num_groups"]
     trained = ~rewards.isnan()
     mask = mask * trained.unsqueeze(-1)

@@ -26,6 +26,7 @@ _RANGES = {
     "value_lora_alpha": Range(1, integer=True),
     "value_learning_rate": Range(0, open_low=True, optional=True, hint="None takes `learning_rate`."),
     "value_coef": Range(0),
+    "winner_coef": Range(0, hint="0 leaves the pairwise loss alone."),
     "td_lambda": Range(0, 1, hint="1 is the Monte-Carlo outcome, 0 the one-step target."),
     "expectile": Range(0, 1, open_low=True, open_high=True, hint="0.5 is the mean."),
     "replay_ratio": Range(0, hint="0 trains on fresh completions alone."),
@@ -86,6 +87,9 @@ class VGFConfig(RolloutConfig):
             Learning rate of the value's parameters. If `None`, `learning_rate`.
         value_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the value loss.
+        winner_coef (`float`, *optional*, defaults to `1.0`):
+            Weight, beside the pairwise loss of a log-ratio value, of the likelihood of each prompt's best completions.
+            `0.0` leaves the pairwise loss alone. Other values and losses have no such term.
         td_lambda (`float`, *optional*, defaults to `1.0`):
             Mixture of outcome and bootstrapped value in the targets at each token; `1.0` is the outcome.
         expectile (`float`, *optional*, defaults to `0.5`):
@@ -167,6 +171,13 @@ class VGFConfig(RolloutConfig):
         default=None, metadata={"help": "Learning rate of the value's parameters. If `None`, `learning_rate`."}
     )
     value_coef: float = field(default=1.0, metadata={"help": "Weight of the value loss."})
+    winner_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the likelihood of each prompt's best completions beside the pairwise loss of a "
+            "`log_ratio` value. 0.0 leaves the pairwise loss alone."
+        },
+    )
     td_lambda: float = field(
         default=1.0, metadata={"help": "Mixture of outcome (1.0) and bootstrapped value (0.0) in the targets."}
     )

@@ -16,6 +16,7 @@ from vgf_llm.functional import (
     pairwise_value_loss,
     regression_value_loss,
     td_lambda_targets,
+    winner_likelihood_loss,
     within_prompt_accuracy,
 )
 
@@ -167,10 +168,45 @@ def test_pairwise_loss_ignores_completions_without_a_reward():
     assert dirty.grad.isfinite().all() and not dirty.grad[REWARDS.isnan()].any()
 
 
+def test_winner_likelihood_by_hand():
+    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    winners = [scores[0, 0], scores[2, 3]]  # the second prompt has no worse completion
+    loss = winner_likelihood_loss(scores, REWARDS)
+    torch.testing.assert_close(loss, -torch.stack(winners).mean(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        winner_likelihood_loss(scores, REWARDS, reduction="prompt"), -torch.stack([*winners, loss * 0])[[0, 2, 1]]
+    )
+    dirty = torch.where(REWARDS.isnan(), NAN, scores.detach()).requires_grad_()
+    winner_likelihood_loss(dirty, REWARDS).backward()
+    assert dirty.grad.nonzero().tolist() == [[0, 0], [2, 3]]
+
+
+def test_winner_likelihood_shares_a_prompt_among_tied_winners():
+    scores = torch.tensor([[3.0, 1.0, 7.0, -2.0]], dtype=torch.float64)
+    loss = winner_likelihood_loss(scores, torch.tensor([[1.0, 1.0, 0.0, 0.5]]), reduction="prompt")
+    assert loss.tolist() == [-2.0]
+
+
+def test_winner_likelihood_is_least_at_bayes_posterior():
+    mu = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
+    success = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    posterior = mu * success / (mu * success).sum()
+    # Every response as often as mu draws it, in one group, so that the mean over winners is that under mu.
+    drawn = torch.repeat_interleave(torch.arange(4), (10 * mu).round().long())
+    logits = posterior.clamp_min(1e-30).log().requires_grad_()
+    log_ratio = logits.log_softmax(-1) - mu.log()
+    winner_likelihood_loss(log_ratio[drawn].unsqueeze(0), success[drawn].unsqueeze(0)).backward()
+    assert logits.grad.abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("rewards", [torch.ones(2, 3), torch.full((2, 3), NAN)])
 def test_pairwise_loss_without_pairs_is_a_zero_with_a_gradient(rewards):
     scores = torch.randn(2, 3, requires_grad=True)
     loss = pairwise_value_loss(scores, rewards)
+    loss.backward()
+    assert loss.item() == 0.0 and not scores.grad.any()
+    scores.grad = None
+    loss = winner_likelihood_loss(scores, rewards)
     loss.backward()
     assert loss.item() == 0.0 and not scores.grad.any()
     correct, num_pairs = within_prompt_accuracy(scores, rewards)
