@@ -7,13 +7,11 @@ decoded text has the exact `<<12*2=24>>24` and `#### 24` of the problems.
 
 import re
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from recipes.embedded_math.problems import MAX_NUMBER, make_corpus
+from recipes.small_base import build_word_tokenizer
 
-SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _PIECES = r" ?[A-Za-z]+| ?<<|>>|#### |\.\n|\d+|[^\dA-Za-z]"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
@@ -40,19 +38,4 @@ def build_tokenizer(max_length: int = 256) -> PreTrainedTokenizerFast:
     numbers = {str(number) for number in range(MAX_NUMBER + 1)}
     pieces = {piece for text in texts for piece in re.findall(_PIECES, text)} | numbers
     words = sorted(pieces - numbers)
-    vocabulary = [*SPECIAL_TOKENS.values(), *sorted(numbers, key=int), *words]
-    token_ids = {token: index for index, token in enumerate(vocabulary)}
-
-    tokenizer = Tokenizer(WordLevel(token_ids, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    bos = SPECIAL_TOKENS["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, token_ids[bos])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        padding_side="left",
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
-        chat_template=_CHAT_TEMPLATE,
-        **SPECIAL_TOKENS,
-    )
+    return build_word_tokenizer([*sorted(numbers, key=int), *words], _PIECES, _CHAT_TEMPLATE, max_length)
