@@ -45,7 +45,7 @@ LENGTH = 0.15
 MAX_LENGTH_LOSS = 1.5
 UNFINISHED = 1.0
 # Mean and standard deviation of the raw score over samples of the shipped base.
-RAW_MEAN, RAW_STD = 0.0, 1.0
+RAW_MEAN, RAW_STD = -0.19, 1.40
 
 _ASPECT_WORDS = frozenset(aspect for aspects in ASPECTS.values() for aspect in aspects)
 _CONTENT_WORDS = _ASPECT_WORDS | VALENCE.keys() | frozenset(NEUTRAL)

@@ -1,0 +1,207 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Training a reward model on preference pairs: TRL's `RewardTrainer` with a pooling and an ensemble of heads.
+
+The model is an `AutoModelForSequenceClassification` with K labels, one per head, and is saved as such, with its pooling
+in `config.json`. `load_reward_value` reads it back as the differentiable value that transport uses.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from trl import RewardTrainer
+
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.sequence_value import POOLINGS, SequenceValue
+
+# Attribute of the model's config; a classifier without it reads the last token.
+POOLING_KEY = "reward_pooling"
+
+
+class PairCollator:
+    """Pads pairs at the right: chosen rows first, then rejected ones, with a mask of the response tokens.
+
+    Args:
+        pad_token_id: Id of the padding.
+
+    Example:
+        >>> pair = {"chosen_ids": [1, 5, 6], "rejected_ids": [1, 7], "prompt_length": 1}
+        >>> batch = PairCollator(pad_token_id=0)([pair])
+        >>> batch["input_ids"].tolist(), batch["response_mask"].tolist()
+        ([[1, 5, 6], [1, 7, 0]], [[0, 1, 1], [0, 1, 0]])
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Builds the batch `[2B, S]`."""
+        rows = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+        batch = pad_responses(rows, [pair["prompt_length"] for pair in pairs] * 2, self.pad_token_id)
+        if "head_weights" in pairs[0]:
+            batch["head_weights"] = torch.tensor([pair["head_weights"] for pair in pairs])
+        return batch
+
+
+def pad_responses(rows: list[list[int]], starts: list[int], pad_token_id: int) -> dict[str, Tensor]:
+    """Pads token ids at the right.
+
+    Args:
+        rows: Ids of prompt and response, R rows.
+        starts: Where each response begins.
+        pad_token_id: Id of the padding.
+
+    Returns:
+        `input_ids`, `attention_mask` and `response_mask`, `[R, S]` each.
+    """
+    longest = max(map(len, rows))
+    positions = torch.arange(longest)
+    attention = (positions < torch.tensor([[len(row)] for row in rows])).long()
+    return {
+        "input_ids": torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows]),
+        "attention_mask": attention,
+        "response_mask": attention * (positions >= torch.tensor(starts)[:, None]),
+    }
+
+
+class BradleyTerryTrainer(RewardTrainer):
+    """Fits the K heads of a sequence classifier to preference pairs, each to its own bootstrap sample of them.
+
+    The loss of head k is the mean over pairs of w_k * -log sigmoid(r_k(chosen) - r_k(rejected)) (Bradley and Terry
+    1952), where w_k counts how often the pair is in the head's bootstrap sample. `margin` columns are not read.
+
+    Args:
+        model: A classifier with K labels and a linear `score` layer, as decoders have.
+        pooling: `"mean"`: a response's score is the mean over its tokens of per-token scores; `"last"`: the score at
+            its last token.
+        bootstrap: Whether heads see different samples; with one head never.
+        **kwargs: `RewardTrainer`'s, whose datasets have the columns of `tokenize_pairs`.
+
+    Raises:
+        ValueError: The pooling is unknown, the classifier's head is of another kind, or `max_length` is longer than the
+            model's context.
+    """
+
+    _name = "Bradley-Terry"
+
+    def __init__(
+        self, model: PreTrainedModel, pooling: str = "mean", bootstrap: bool = True, **kwargs: Any
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
+        if not isinstance(getattr(inner_model(model), "score", None), torch.nn.Linear):
+            raise ValueError(
+                f"`model` must be a sequence classifier with a linear `score` layer, as decoders have; got "
+                f"{type(inner_model(model)).__name__}. Train other classifiers with TRL's RewardTrainer itself."
+            )
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        args = kwargs["args"]
+        if limit is not None and (args.max_length is None or args.max_length > limit):
+            raise ValueError(
+                f"`max_length` is {args.max_length}, and the model's context is {limit} tokens. Set it to {limit} or "
+                "less; longer pairs are left out."
+            )
+        self.pooling = pooling
+        num_members = model.config.num_labels
+        train = kwargs["train_dataset"]
+        if bootstrap and num_members > 1:
+            kwargs["train_dataset"] = add_bootstrap_weights(train, num_members, args.seed)
+        kwargs.setdefault("data_collator", PairCollator(kwargs["processing_class"].pad_token_id))
+        # TRL insists on one label. Its loss and metrics hold for a column of each head.
+        model.config.num_labels = 1
+        try:
+            super().__init__(model=model, **kwargs)
+        finally:
+            model.config.num_labels = num_members
+        setattr(model.config, POOLING_KEY, pooling)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["chosen_ids", "rejected_ids", "prompt_length", "head_weights"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Pools the scores, lets TRL compute loss and metrics, and weighs the pairs of each head."""
+        inputs = dict(inputs)
+        mask, weights = inputs.pop("response_mask"), inputs.pop("head_weights", None)
+        loss, outputs = super().compute_loss(_Pooled(model, mask, self.pooling), inputs, True, num_items_in_batch)
+        if weights is not None:
+            chosen, rejected = outputs.logits.chunk(2)
+            loss = loss + ((weights - 1) * F.softplus(rejected - chosen)).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Pooled:
+    """A classifier whose logits are pooled over response tokens.
+
+    The model's own forward runs, so that wrappers for several processes see it; the scores of every token are read from
+    its head.
+    """
+
+    def __init__(self, model: Any, response_mask: Tensor, pooling: str) -> None:
+        self.model, self.response_mask, self.pooling = model, response_mask, pooling
+
+    def __call__(self, **inputs: Any) -> SequenceClassifierOutputWithPast:
+        module = self.model
+        while hasattr(module, "module"):  # DistributedDataParallel and DeepSpeed
+            module = module.module
+        seen: list[Tensor] = []
+        handle = inner_model(module).score.register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            self.model(**inputs)
+        finally:
+            handle.remove()
+        return SequenceClassifierOutputWithPast(logits=pool(seen[0].float(), self.response_mask, self.pooling))
+
+
+def pool(scores: Tensor, response_mask: Tensor, pooling: str) -> Tensor:
+    """Pools per-token scores `[R, S, K]` over the response tokens to `[R, K]`; see `BradleyTerryTrainer`.
+
+    Example:
+        >>> pool(torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]]), "mean")
+        tensor([[2.]])
+    """
+    if pooling == "mean":
+        weights = response_mask / response_mask.sum(dim=-1, keepdim=True)
+        return torch.einsum("rs,rsk->rk", weights.to(scores.dtype), scores)
+    last = (torch.arange(1, scores.shape[1] + 1, device=scores.device) * response_mask).argmax(dim=-1)
+    return scores[torch.arange(len(scores), device=scores.device), last]
+
+
+def add_bootstrap_weights(pairs: Dataset, num_members: int, seed: int) -> Dataset:
+    """Adds the column `head_weights`: how often each of K bootstrap samples holds the pair.
+
+    Args:
+        pairs: The training pairs.
+        num_members: K.
+        seed: Seed of the draws.
+
+    Example:
+        >>> weights = add_bootstrap_weights(Dataset.from_dict({"prompt_length": [1, 2, 3]}), 2, seed=0)["head_weights"]
+        >>> [sum(column) for column in zip(*weights)]
+        [3.0, 3.0]
+    """
+    rng = np.random.default_rng(seed)
+    size = len(pairs)
+    counts = [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(num_members)]
+    return pairs.add_column("head_weights", np.stack(counts, axis=1).astype(np.float32).tolist())
+
+
+def load_reward_value(path: str | Path, **model_kwargs: Any) -> SequenceValue:
+    """Loads a trained reward model as the differentiable value of whole responses.
+
+    Args:
+        path: A folder or hub id of a sequence classifier with a linear `score` layer.
+        **model_kwargs: Handed to `from_pretrained`, such as `dtype`.
+
+    Returns:
+        The value, in evaluation mode, with the pooling it was trained with (`last` where its config names none).
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(path, **model_kwargs).eval()
+    return SequenceValue.from_classifier(model, pooling=getattr(model.config, POOLING_KEY, "last"))
