@@ -1,18 +1,14 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Mathematics problems from the Hub or from a local folder, in the columns that the trainers and rewards read."""
 
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset
+
+from recipes.sources import load_rows
 
 QUESTION_COLUMNS = ("question", "problem")
 ANSWER_COLUMNS = ("answer", "solution")
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# What `save_to_disk` writes beside the data.
-SAVED_FILES = ("dataset_dict.json", "state.json")
 # Hub datasets that have several configurations and none by default.
 DEFAULT_CONFIGS = {"openai/gsm8k": "main", "gsm8k": "main"}
 
@@ -60,14 +56,8 @@ def load_math_dataset(
         {'prompt': 'What is 3 + 4?\n', 'answer': '#### 7', 'question': 'What is 3 + 4?'}
     """
     _check_arguments(num_samples, conversational, system_prompt, prompt_template)
-    source = Path(name_or_path).expanduser()
-    if source.exists() or name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-        dataset = _load_folder(source, split, config_name)
-    else:
-        dataset = _load_from_hub(name_or_path, split, config_name)
+    dataset = load_rows(name_or_path, split, config_name, default_config=DEFAULT_CONFIGS.get(name_or_path))
     origin = f"split {split!r} of {name_or_path!r}"
-    if len(dataset) == 0:
-        raise ValueError(f"The {origin} is empty; it must hold at least one problem.")
     question_column = _find_column(dataset, QUESTION_COLUMNS, origin)
     answer_column = _find_column(dataset, ANSWER_COLUMNS, origin)
     if num_samples is not None:
@@ -98,75 +88,6 @@ def _check_arguments(
         )
     if "{question}" not in prompt_template:
         raise ValueError(f"prompt_template must contain '{{question}}'; got {prompt_template!r}.")
-
-
-def _load_folder(folder: Path, split: str, config_name: str | None) -> Dataset:
-    """Loads one split of a local folder."""
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; pass its folder, {folder.parent}, and split={folder.stem!r}.")
-    if config_name is not None:
-        folder = folder / config_name
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"There is no dataset folder {folder.absolute()}. A local dataset is a folder with {_file_names(split)}, "
-            "or one that save_to_disk wrote."
-        )
-    if any((folder / name).is_file() for name in SAVED_FILES):
-        return _load_saved(folder, split)
-    # Names are matched exactly: a file such as train_socratic.jsonl is no part of the split `train`.
-    for suffix, loader in FILE_FORMATS.items():
-        files = [folder / f"{split}{suffix}"] if (folder / f"{split}{suffix}").is_file() else []
-        if suffix == ".parquet":
-            files += sorted(folder.glob(f"{split}-*-of-*.parquet"))
-        if files:
-            return _read_files(files, loader)
-    found = sorted({file.stem.split("-")[0] for file in folder.iterdir() if file.suffix in FILE_FORMATS})
-    raise ValueError(f"The folder {folder} has no split {split!r} ({_file_names(split)}). Splits found: {found}.")
-
-
-def _read_files(files: list[Path], loader: str) -> Dataset:
-    """Reads files of one format as one dataset."""
-    # Left to themselves the loaders end a file of no bytes in StopIteration, and one without rows in "no data".
-    written = [str(file) for file in files if file.stat().st_size > 0]
-    if written:
-        try:
-            builder = load_dataset_builder(loader, data_files={"rows": written})
-            builder.download_and_prepare()
-        except (DatasetGenerationError, pa.ArrowException) as error:
-            raise ValueError(f"{files[0]} cannot be read as {loader}: {error.__cause__ or error}.") from error
-        if builder.info.splits["rows"].num_examples:
-            return builder.as_dataset("rows")
-    raise ValueError(f"{files[0]} is empty; it must hold at least one problem.")
-
-
-def _load_saved(folder: Path, split: str) -> Dataset:
-    """Loads one split of what `save_to_disk` wrote."""
-    try:
-        saved = load_from_disk(str(folder))
-    except IndexError as error:  # without rows there is no table to read
-        raise ValueError(f"The saved dataset {folder} is empty; every split must hold at least one problem.") from error
-    if isinstance(saved, DatasetDict):
-        if split not in saved:
-            raise ValueError(f"The saved dataset {folder} has no split {split!r}. Splits found: {sorted(saved)}.")
-        return saved[split]
-    if saved.split is not None and str(saved.split) != split:
-        raise ValueError(f"The saved dataset {folder} has no split {split!r}. Splits found: {[str(saved.split)]}.")
-    return saved
-
-
-def _load_from_hub(name: str, split: str, config_name: str | None) -> Dataset:
-    """Loads one split from the Hub, or from its cache."""
-    try:
-        # For a split or configuration that is not there it raises a ValueError that lists those that are.
-        return load_dataset(name, config_name or DEFAULT_CONFIGS.get(name), split=split)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"There is no folder {Path(name).absolute()}, and {name!r} could not be loaded from the Hub: {error}."
-        ) from error
-
-
-def _file_names(split: str) -> str:
-    return " or ".join(f"{split}{suffix}" for suffix in FILE_FORMATS)
 
 
 def _find_column(dataset: Dataset, names: tuple[str, ...], origin: str) -> str:

@@ -90,9 +90,7 @@ class BradleyTerryTrainer(RewardTrainer):
 
     _name = "Bradley-Terry"
 
-    def __init__(
-        self, model: PreTrainedModel, pooling: str = "mean", bootstrap: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, pooling: str = "mean", bootstrap: bool = True, **kwargs: Any) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
         if not isinstance(getattr(inner_model(model), "score", None), torch.nn.Linear):
@@ -134,7 +132,15 @@ class BradleyTerryTrainer(RewardTrainer):
         if weights is not None:
             chosen, rejected = outputs.logits.chunk(2)
             loss = loss + ((weights - 1) * F.softplus(rejected - chosen)).mean()
+        self._log_ensemble(outputs.logits.detach())
         return (loss, outputs) if return_outputs else loss
+
+    def _log_ensemble(self, logits: Tensor) -> None:
+        """Logs the accuracy of the heads' mean beside TRL's `accuracy`, which is a mean over heads."""
+        chosen, rejected = logits.mean(dim=-1).chunk(2)
+        right = (chosen > rejected).float() + 0.5 * (chosen == rejected)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["ensemble_accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
 
 
 class _Pooled:

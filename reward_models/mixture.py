@@ -47,7 +47,7 @@ class WeightedMixture:
                     f"reward_funcs must be callables; got {type(func).__name__}. A model or its name goes into "
                     "reward_models.classifier.ClassifierReward."
                 )
-            if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):
+            if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__):
                 raise TypeError(
                     f"The reward function {_name(func)!r} is asynchronous, which a mixture does not wait for. Give it "
                     "to the trainer in `reward_funcs` with a weight in `reward_weights`."
@@ -59,9 +59,7 @@ class WeightedMixture:
         self.weights = weights
         self.__name__ = name
 
-    def __call__(
-        self, *, log_metric: Callable[[str, float], None] | None = None, **kwargs: Any
-    ) -> list[float | None]:
+    def __call__(self, *, log_metric: Callable[[str, float], None] | None = None, **kwargs: Any) -> list[float | None]:
         """Scores completions.
 
         Args:

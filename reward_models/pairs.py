@@ -85,7 +85,7 @@ def split_transcripts(dataset: Dataset) -> Dataset:
         dataset: Pairs in a preference format of TRL, texts or conversations.
 
     Raises:
-        ValueError: A column is missing, or a pair shares no prompt or has an empty response.
+        ValueError: A column is missing, or the two sides of a pair share no prompt.
 
     Example:
         >>> pair = {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go"}
@@ -102,11 +102,6 @@ def split_transcripts(dataset: Dataset) -> Dataset:
         first = dataset[0]["chosen"]
         transcripts = isinstance(first, str) and _HUMAN in first and _ASSISTANT in first
         dataset = dataset.map(_split_transcript if transcripts else extract_prompt, with_indices=transcripts)
-    for row, pair in enumerate(dataset):
-        for side in ("chosen", "rejected"):
-            text = pair[side] if isinstance(pair[side], str) else "".join(str(m.get("content")) for m in pair[side])
-            if not text.strip():
-                raise ValueError(f"Row {row} has an empty {side!r} response. Leave the row out.")
     return dataset
 
 

@@ -4,15 +4,15 @@
 All have the signature of TRL's trainers, `f(prompts=, completions=, completion_ids=, **columns, trainer_state=,
 log_extra=, log_metric=)`, and take completions as strings or as lists of messages. `trl.rewards.accuracy_reward` is not
 used: it reads conversations alone, needs the answer in LaTeX, has no time limit outside the main thread, and skips a
-gold answer that does not parse without a word. `trl.rewards.think_format_reward` checks for another format. The length
-reward is TRL's.
+gold answer that does not parse without a word. The thinking-format, length and repetition rewards are TRL's, with
+their arguments checked and both forms of completions taken.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl.rewards import get_soft_overlong_punishment
+from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
 
 from reward_models import math_worker
 from reward_models.answers import MAX_ANSWER_CHARS, extract_answer, extract_expression, normalize_number
@@ -154,6 +154,47 @@ def get_length_reward(max_completion_length: int, soft_length: int) -> Callable[
             f"soft_length must be between 1 and max_completion_length = {max_completion_length}; got {soft_length}."
         )
     return get_soft_overlong_punishment(max_completion_length, soft_length)
+
+
+def thinking_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
+    """Gives 1 for a completion that opens with one `<think>...</think>` block: TRL's `think_format_reward`.
+
+    Args:
+        completions: [B] texts, or lists of messages whose last one counts.
+        **kwargs: the dataset columns and what else the trainer hands over; not used.
+
+    Returns:
+        [B] 1.0 or 0.0.
+
+    Example:
+        >>> thinking_reward(["<think>\\n2 + 2\\n</think>\\n4", "4"])
+        [1.0, 0.0]
+    """
+    return think_format_reward([[{"content": completion_text(completion)}] for completion in completions])
+
+
+def get_repetition_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> Callable[..., list[float]]:
+    """Makes TRL's penalty on repeated n-grams of tokens (arXiv 2502.03373, appendix C.2), its arguments checked.
+
+    Args:
+        ngram_size: tokens of an n-gram.
+        max_penalty: what a completion that only repeats itself approaches; at most 0.
+
+    Returns:
+        A reward function of `completion_ids`.
+
+    Raises:
+        ValueError: `ngram_size` is below 1, or `max_penalty` above 0.
+
+    Example:
+        >>> get_repetition_reward(ngram_size=2)(completion_ids=[[1, 2, 3, 4], [5, 5, 5, 5, 5]])
+        [0.0, -0.75]
+    """
+    if ngram_size < 1:
+        raise ValueError(f"ngram_size must be at least 1; got {ngram_size}.")
+    if not max_penalty <= 0:
+        raise ValueError(f"max_penalty must be at most 0; got {max_penalty}.")
+    return get_repetition_penalty_reward(ngram_size, max_penalty)
 
 
 def completion_text(completion: Completion) -> str:

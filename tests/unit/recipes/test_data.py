@@ -118,7 +118,7 @@ def test_hub_id_is_loaded_with_its_configuration(monkeypatch: pytest.MonkeyPatch
         calls.append((args, kwargs))
         return Dataset.from_list(ROWS)
 
-    monkeypatch.setattr("recipes.data.load_dataset", load_dataset)
+    monkeypatch.setattr("recipes.sources.load_dataset", load_dataset)
     assert load_math_dataset("openai/gsm8k", "train")[0] == FIRST
     load_math_dataset("openai/gsm8k", "train", config_name="socratic")
     load_math_dataset("someone/problems", "test")
