@@ -14,6 +14,7 @@ Every field of TRL's `RewardConfig` and `ModelConfig` is an option; `--help` lis
 classifier with a label per head (safetensors); `results.json` beside it holds the accuracies.
 """
 
+import copy
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from trl import ModelConfig, RewardConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
@@ -32,7 +34,6 @@ from recipes.sources import load_rows
 from reward_models.accuracy import policy_accuracy
 from reward_models.bradley_terry import BradleyTerryTrainer
 from reward_models.pairs import split_transcripts, tokenize_pairs
-from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import SequenceValue
 
 EMBEDDED = "embedded"
@@ -123,6 +124,19 @@ def load_policy_samples(args: RewardScriptArguments, seed: int) -> dict[str, lis
     return {"prompts": prompts, "responses": reviews, "rewards": golds}
 
 
+def save(trainer: BradleyTerryTrainer) -> PreTrainedModel:
+    """Writes the reward model to the output folder and returns it; an adapter is merged, as it has no pooling inside."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel):
+        trainer.save_model()
+        return model
+    merged = copy.deepcopy(model).merge_and_unload()
+    if trainer.accelerator.is_main_process:
+        merged.save_pretrained(trainer.args.output_dir)
+        trainer.processing_class.save_pretrained(trainer.args.output_dir)
+    return merged
+
+
 def main(argv: list[str]) -> dict[str, float]:
     """Trains, saves and measures; returns what it measured."""
     began = time.perf_counter()
@@ -154,13 +168,12 @@ def main(argv: list[str]) -> dict[str, float]:
         peft_config=get_peft_config(model_args),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
+    model = save(trainer)
     measured = trainer.evaluate()
     results = {"held_out_pair_accuracy": measured["eval_ensemble_accuracy"], "pairs": len(trainer.train_dataset)}
     samples = load_policy_samples(args, training_args.seed)
     if samples is not None and trainer.accelerator.is_main_process:
-        model = trainer.accelerator.unwrap_model(trainer.model).eval()
-        value = SequenceValue.from_classifier(inner_model(model), args.pooling)
+        value = SequenceValue.from_classifier(model.eval(), args.pooling)
         results["within_prompt_accuracy"] = policy_accuracy(value, tokenizer, **samples)
     results["seconds"] = time.perf_counter() - began
     if trainer.accelerator.is_main_process:
