@@ -125,7 +125,7 @@ def load_policy_samples(args: RewardScriptArguments, seed: int) -> dict[str, lis
 
 
 def save(trainer: BradleyTerryTrainer) -> PreTrainedModel:
-    """Writes the reward model to the output folder and returns it; an adapter is merged, as it has no pooling inside."""
+    """Writes the reward model to the output folder and returns it, an adapter merged, which has no pooling in it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not isinstance(model, PeftModel):
         trainer.save_model()

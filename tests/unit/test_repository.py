@@ -159,7 +159,7 @@ def test_every_source_file_opens_with_the_copyright_line() -> None:
 
 
 def test_yaml_configs_parse_and_say_how_they_are_launched() -> None:
-    configs = files("recipes", suffixes=(".yaml", ".yml"))
+    configs = files("recipes", "reward_models", suffixes=(".yaml", ".yml"))
     assert configs, "recipes/ ships no YAML config"
     for path in configs:
         text = path.read_text(encoding="utf-8")
