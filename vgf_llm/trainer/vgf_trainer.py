@@ -266,7 +266,11 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         args = self.args
         input_ids, attention_mask, mask = sequences(batch)
-        moved = transport_batch(self.vgf_model, batch, args) if args.distill_coef > 0 else None
+        moved = targets = None
+        if args.distill_coef > 0 or (args.value_coef > 0 and args.td_lambda < 1):
+            with self.generation_context():  # before the forward whose graph a gathering would disturb
+                targets = transport_batch(self.vgf_model, batch, args)
+            moved = targets if args.distill_coef > 0 else None
         output = model(
             input_ids,
             attention_mask,
@@ -278,7 +282,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         measured = {}
         if args.value_coef > 0:
             kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
-            value = value_loss(kind, self.vgf_model, output.scores, batch, args)
+            value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets)
             loss = loss + args.value_coef * value
             measured["value/loss"] = value.detach()
         if moved is not None:
