@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.trainer import tiny
 from vgf_llm import VGFTrainer
-from vgf_llm.trainer.sharding import whole_state_dict
+from vgf_llm.models import VGFModel
+from vgf_llm.trainer.sharding import whole_parameters, whole_state_dict
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 # Completions in a step, over all processes, and the settings of the run.
@@ -30,6 +31,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "vocab": (8, {"value_parametrization": "vocab", "gradient_accumulation_steps": 2}),
     "bilinear": (16, {"value_parametrization": "bilinear", "value_backbone": "policy", "td_lambda": 0.5}),
     "own_model": (16, {"value_backbone": "copy"}),
+    # from a folder, which ZeRO-3 shards while it loads
+    "from_disk": (16, {"value_backbone": "copy", "distill_coef": 1.0, "model": "saved"}),
     # distillation: all weights, and LoRA
     "distilled": (16, {"distill_coef": 1.0, "value_backbone": "copy", "gradient_checkpointing": True}),
     "distilled_lora": (16, {"distill_coef": 1.0, "peft_config": LORA}),
@@ -51,6 +54,10 @@ STEPS = 5
 def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> VGFTrainer:
     """The trainer of a case."""
     total, settings = CASES[name]
+    if settings.get("model") == "saved":
+        settings = {**settings, "model": str(directory / "base")}
+        if not (directory / "base").exists():
+            tiny.saved_llama(directory / "base")
     return tiny.trainer(
         directory / name,
         rollout_func=tiny.fixed_rollout,
@@ -101,12 +108,96 @@ def train(name: str, directory: Path, num_processes: int, resume: bool = False, 
     gc.collect()
 
 
+class CountedGathers(torch.profiler.profile):
+    """Counts the collectives that gather shards while the context lasts, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    @property
+    def count(self) -> int:
+        """Calls, once the context has ended."""
+        events = self.key_averages()
+        return sum(event.count for event in events if event.key.startswith("c10d::") and "allgather" in event.key)
+
+
+def gathers(directory: Path, num_processes: int) -> None:
+    """Counts how often ZeRO-3 gathers while it samples short and long completions, with and without the context."""
+    counts = {}
+    for label, gathered in (("gathered", True), ("layer_by_layer", False)):
+        run = tiny.trainer(
+            directory / "gathers",
+            max_steps=1,
+            per_device_train_batch_size=8 // num_processes,
+            ds3_gather_for_generation=gathered,
+        )
+        run.train()
+        prompts = list(tiny.prompts(4)["prompt"])
+        run.rollout(prompts)  # small layers are still whole after a step; the first gathering shards them again
+        lengths = {}
+        for length in (4, 8):
+            run.args.max_completion_length = length
+            run.args.generation_kwargs = {"min_new_tokens": length}
+            with CountedGathers() as counted:
+                run.rollout(prompts)
+            lengths[length] = counted.count
+        counts[label] = lengths
+        del run
+        gc.collect()
+    write_json(directory / "gathers.json", counts)
+
+
+def fsdp2(directory: Path, num_processes: int) -> None:
+    """Samples from a model that `fully_shard` split over the processes, as accelerate's FSDP2 splits it on GPUs."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny.llama()
+    value = VGFModel(model).eval()
+    with torch.no_grad():
+        torch.manual_seed(0)  # the same weights in every process
+        value.value.head.out.weight.normal_()
+    ids = torch.tensor([[1, 5, 9], [1, 7, 4]])
+    ones = torch.ones_like(ids)
+    settings = {"transport_steps": 4, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = value.generate(ids, ones, **settings)
+    scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+    mesh = init_device_mesh("cpu", (num_processes,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(value, mesh=mesh)
+    counts = {}
+    for length in (4, 8):
+        with torch.no_grad(), CountedGathers() as counted, whole_parameters(value, None):
+            settings.update(max_new_tokens=length, min_new_tokens=length)
+            found = value.generate(ids, ones, **settings)
+            found_scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+        counts[length] = counted.count
+    sharded = type(value.value.head.out.weight).__name__
+    same = bool((found == expected).all()) and bool(torch.allclose(found_scores, scores))
+    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes on the first process."""
+    if torch.distributed.get_rank() == 0:
+        path.write_text(json.dumps(content))
+    torch.distributed.barrier()
+
+
+# Runs that train nothing worth comparing.
+OTHERS = {"gathers": gathers, "fsdp2": fsdp2}
+
+
 def main() -> None:
     """Runs the named cases, and the first of them again from its checkpoint."""
     directory, num_processes, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CASES)
     torch.set_num_threads(1)
     for name in names:
-        train(name, directory, num_processes)
+        if name in OTHERS:
+            OTHERS[name](directory, num_processes)
+        else:
+            train(name, directory, num_processes)
     last = directory / names[0] / f"checkpoint-{STEPS}"
     if num_processes > 1:
         if int(torch.distributed.get_rank()) == 0:

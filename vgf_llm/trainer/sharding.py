@@ -1,8 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Whole weights where training holds shards of them: for sampling, for scoring and for saving.
 
-DDP and ZeRO-1/2 keep whole parameters on every process and need nothing. ZeRO-3 and FSDP2 keep a shard, and would gather
-every layer again for every token that is sampled; here they are gathered once and stay until the phase ends.
+DDP and ZeRO-1/2 keep whole parameters on every process and need nothing. ZeRO-3 and FSDP2 keep a shard, and would
+gather every layer again for every token that is sampled; here they are gathered once and stay until the phase ends.
 """
 
 from collections.abc import Callable, Iterator
