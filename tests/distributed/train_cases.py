@@ -8,6 +8,8 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_proc
 
 import gc
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -178,6 +181,28 @@ def fsdp2(directory: Path, num_processes: int) -> None:
     write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded})
 
 
+class KillRank(TrainerCallback):
+    """Kills the second process in the middle of the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Kills this process if it is the one."""
+        if state.global_step == self.step and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(directory: Path, num_processes: int) -> None:
+    """Trains the first case until a process dies; started again, goes on from the checkpoint."""
+    resume = (directory / "killed").exists()
+    CASES["killed"] = CASES["log_ratio"]
+    if resume:
+        train("killed", directory, num_processes, resume=True)
+    else:
+        build("killed", directory, num_processes, callbacks=[KillRank(4)]).train()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes on the first process."""
     if torch.distributed.get_rank() == 0:
@@ -186,7 +211,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 # Runs that train nothing worth comparing.
-OTHERS = {"gathers": gathers, "fsdp2": fsdp2}
+OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "killed": killed}
 
 
 def main() -> None:
@@ -198,6 +223,8 @@ def main() -> None:
             OTHERS[name](directory, num_processes)
         else:
             train(name, directory, num_processes)
+    if names[0] in OTHERS:
+        return
     last = directory / names[0] / f"checkpoint-{STEPS}"
     if num_processes > 1:
         if int(torch.distributed.get_rank()) == 0:

@@ -23,6 +23,7 @@ from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_tensors, load_value_adapter, load_value_head
 from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
+from vgf_llm.trainer.faults import explained_save
 from vgf_llm.trainer.sharding import is_zero3, whole_state_dict
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class CheckpointMixin(_BaseTrainer):
         """Writes the checkpoint beside its place and moves it there once it is whole."""
         if self.args.should_save:
             self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+        with explained_save(self._get_output_dir(trial), self.state.global_step):
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = True

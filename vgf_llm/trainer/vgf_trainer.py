@@ -24,6 +24,7 @@ from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.checkpoint import CheckpointMixin
 from vgf_llm.trainer.dataloaders import DataLoaderMixin
+from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequences, transport_batch, value_loss
 from vgf_llm.trainer.reward_checks import RewardFunc
@@ -226,6 +227,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         self.rounds = ValueRounds(args, accelerator.num_processes, accelerator.process_index, pad_token_id)
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.rollout = RolloutEngine(self, rollout_func)
+        self.sigterm = SaveOnSigterm(accelerator)
+        self.add_callback(self.sigterm)
 
     @property
     def vgf_model(self) -> VGFModel:  # type: ignore[override]
@@ -334,7 +337,17 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             )
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output = super()._inner_training_loop(*args, **kwargs)
+        try:
+            output = super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self.sigterm.restore()
+        if self.sigterm.received:
+            logger.warning(
+                "SIGTERM ended training after step %d, with a checkpoint in %s; `resume_from_checkpoint=True` goes on.",
+                self.state.global_step,
+                self.args.output_dir,
+            )
+            raise SystemExit(SIGTERM_STATUS)
         gate = self.rounds.gate
         # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
         sampled_from_base = self.args.rollout_transport_steps == 0 and self.args.distill_coef == 0
