@@ -6,7 +6,6 @@ import os
 import signal
 
 import pytest
-import requests
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
@@ -121,6 +120,10 @@ def test_an_error_gives_the_signal_back(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+class RequestError(OSError):
+    """What `requests` raises derives from OSError in the same way."""
+
+
 class DyingServer:
     """TRL's engine in server mode, whose server answers `answers` times."""
 
@@ -133,7 +136,7 @@ class DyingServer:
 
     def generate(self, prompts, images, num_generations, profiler=None):
         if not self.left:
-            raise requests.exceptions.ConnectionError("Connection aborted")
+            raise RequestError("Connection aborted")
         self.left -= 1
         return prompts, [[4 + i % 8, tiny.EOS] for i in range(len(prompts))], None, None
 
@@ -154,7 +157,7 @@ def test_a_frozen_policy_costs_its_weights_alone(tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("the policy was copied")
 
-    monkeypatch.setattr("vgf_llm.trainer.setup.copy.deepcopy", never)
+    monkeypatch.setattr("vgf_llm.trainer.setup.copy_language_model", never)
     run = run_of(tmp_path, save_strategy="no")
     run.train()
     model = run.vgf_model
@@ -168,12 +171,22 @@ def test_a_frozen_policy_costs_its_weights_alone(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("settings", [{"torch_compile": True, "torch_compile_backend": "eager"}, {"bf16": True}])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compilation_bf16_and_checkpointing_train(tmp_path, settings, checkpointing):
-    run = run_of(
-        tmp_path, save_strategy="no", max_steps=2, gradient_checkpointing=checkpointing, distill_coef=1.0, **settings
-    )
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}  # traces all, and needs no compiler of C++
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"bf16": True}, id="bf16"),
+        pytest.param({"bf16": True, "gradient_checkpointing": True}, id="bf16-checkpointing"),
+        pytest.param(COMPILED, id="compiled", marks=pytest.mark.slow),
+        pytest.param({**COMPILED, "gradient_checkpointing": True}, id="compiled-checkpointing", marks=pytest.mark.slow),
+    ],
+)
+def test_bf16_checkpointing_and_compilation_train(tmp_path, settings):
+    plain = run_of(tmp_path / "plain", save_strategy="no", max_steps=2, distill_coef=1.0)
+    plain.train()
+    run = run_of(tmp_path / "run", save_strategy="no", max_steps=2, distill_coef=1.0, **settings)
     run.train()
-    assert all(value == value for value in tiny.history(run, "loss"))
-    assert tiny.history(run, "value/loss")[1] != tiny.history(run, "value/loss")[0]
+    tolerance = 0.02 if "bf16" in settings else 1e-4
+    assert tiny.history(run, "loss") == pytest.approx(tiny.history(plain, "loss"), rel=tolerance)

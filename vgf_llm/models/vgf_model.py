@@ -256,6 +256,8 @@ class VGFModel(nn.Module, PushToHubMixin):
         with adapter_rows(self.policy, *blocks):
             yield
 
+    # The layers' forwards are replaced for this call. A compiler compiles what they run, not the replacing.
+    @torch.compiler.disable(recursive=False)
     def _policy_hidden(self, input_ids: Tensor, attention_mask: Tensor, *blocks: str | None) -> Tensor:
         repeated = len(blocks)
         with self._blocks(*blocks):

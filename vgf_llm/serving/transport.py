@@ -110,7 +110,8 @@ class ServedTransport:
                 that requests cannot set.
         """
         given = dict(extra_args or {})
-        changes = {name: _number(name, given[name]) for name in REQUEST_OPTIONS if given.get(name) is not None}
+        set_here = [name for name in REQUEST_OPTIONS if given.get(name) is not None]
+        changes: dict[str, Any] = {name: _number(name, given[name]) for name in set_here}
         fixed = {item.name for item in fields(TransportConfig)} - set(REQUEST_OPTIONS)
         refused = sorted(fixed & set(given))
         if refused:
