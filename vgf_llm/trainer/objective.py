@@ -130,11 +130,9 @@ def value_loss(
     rewards = torch.where(trained, rewards, torch.zeros_like(rewards))
     if kind == "bernoulli" and isinstance(model.value, LogRatioValue):
         scores = _prefix_logits(scores, mask, batch)
-    targets = (
-        rewards
-        if args.td_lambda == 1.0
-        else _td_targets(kind, rewards, batch, args, moved or transport_batch(model, batch, args))
-    )
+    targets = rewards
+    if args.td_lambda != 1.0:
+        targets = _td_targets(kind, rewards, batch, args, moved or transport_batch(model, batch, args))
     if kind == "regression":
         if args.expectile != 0.5:
             targets = targets if targets.dim() == 2 else targets.unsqueeze(-1).expand_as(scores)
