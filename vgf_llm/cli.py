@@ -4,6 +4,7 @@
 vgf version
 vgf info PATH
 vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
+vgf serve PATH --port 8000
 """
 
 import argparse
@@ -96,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("path", help="folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote")
     info.set_defaults(run=_info)
 
+    serve = commands.add_parser("serve", help="serve a model with transport over an OpenAI-compatible endpoint (vLLM)")
+    serve.add_argument("path", help="folder of a VGF model whose value is a head on the policy's own features")
+    serve.add_argument("engine", nargs=argparse.REMAINDER, help="options of vLLM's server, such as --port 8000")
+    serve.set_defaults(run=_serve)
+
     generate = commands.add_parser("generate", help="answer a prompt")
     generate.add_argument("path", help="folder or hub id of a VGF model")
     generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
@@ -140,6 +146,12 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 # info
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from vgf_llm.serving.server import serve
+
+    serve(args.path, args.engine)
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -1,25 +1,44 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Trains a few tiny values and writes what came out. Started once by itself and once as two processes.
 
-torchrun --nproc_per_node 2 tests/distributed/train_cases.py OUTPUT_DIR 2
+torchrun --nproc_per_node 2 tests/distributed/train_cases.py OUTPUT_DIR 2 log_ratio vocab
+accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 2 --mixed_precision no \\
+    tests/distributed/train_cases.py OUTPUT_DIR 2 log_ratio
 """
 
+import gc
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.trainer import tiny
+from vgf_llm import VGFTrainer
+from vgf_llm.models import VGFModel
+from vgf_llm.trainer.sharding import whole_parameters, whole_state_dict
 
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 # Completions in a step, over all processes, and the settings of the run.
-CASES = {
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    # a frozen policy: its LoRA adapter as value, heads on its features, a model of the value's own
     "log_ratio": (16, {"replay_ratio": 0.75}),
     "vocab": (8, {"value_parametrization": "vocab", "gradient_accumulation_steps": 2}),
+    "bilinear": (16, {"value_parametrization": "bilinear", "value_backbone": "policy", "td_lambda": 0.5}),
+    "own_model": (16, {"value_backbone": "copy"}),
+    # from a folder, which ZeRO-3 shards while it loads
+    "from_disk": (16, {"value_backbone": "copy", "distill_coef": 1.0, "model": "saved"}),
+    # distillation: all weights, and LoRA
     "distilled": (16, {"distill_coef": 1.0, "value_backbone": "copy", "gradient_checkpointing": True}),
+    "distilled_lora": (16, {"distill_coef": 1.0, "peft_config": LORA}),
     # Evaluation with one prompt at a time, so that one of two processes has none.
     "evaluated": (
         8,
@@ -32,12 +51,17 @@ CASES = {
         },
     ),
 }
+STEPS = 5
 
 
-def train(name: str, directory: Path, num_processes: int, resume: bool = False, **overrides: object) -> None:
-    """Trains one case and writes its metrics and weights."""
+def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> VGFTrainer:
+    """The trainer of a case."""
     total, settings = CASES[name]
-    run = tiny.trainer(
+    if settings.get("model") == "saved":
+        settings = {**settings, "model": str(directory / "base")}
+        if not (directory / "base").exists():
+            tiny.saved_llama(directory / "base")
+    return tiny.trainer(
         directory / name,
         rollout_func=tiny.fixed_rollout,
         eval_dataset=tiny.prompts(6) if "eval_steps" in settings else None,
@@ -47,36 +71,168 @@ def train(name: str, directory: Path, num_processes: int, resume: bool = False, 
         # Steps proportional to the gradient: Adam's would blow rounding errors up where gradients vanish.
         optim="sgd",
         learning_rate=0.3,
-        max_steps=5,
+        max_steps=STEPS,
         save_strategy="steps",
         save_steps=3,
         **{**settings, **overrides},
     )
-    if run.accelerator.num_processes != num_processes:
-        raise SystemExit(f"{run.accelerator.num_processes} processes run, {num_processes} were asked for.")
-    run.train(resume_from_checkpoint=resume)
-    if run.accelerator.is_main_process:
-        label = f"{name}-resumed" if resume else name
-        log = {"processes": run.accelerator.num_processes, "history": run.state.log_history}
+
+
+def write(run: VGFTrainer, directory: Path, label: str, **extra: Any) -> None:
+    """Writes what training did: its log, the weights that train, and the model as users save it."""
+    trained = {name for name, parameter in run.vgf_model.named_parameters() if parameter.requires_grad}
+    main = run.accelerator.is_main_process
+    state = whole_state_dict(run.vgf_model, keep=main, wanted=trained.__contains__)
+    run.save_model(str(directory / f"{label}-model"))
+    optimised = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
+    frozen = [p for p in run.vgf_model.parameters() if not p.requires_grad]
+    if main:
+        log = {
+            "processes": run.accelerator.num_processes,
+            "zero_stage": getattr(getattr(run.accelerator.state, "deepspeed_plugin", None), "zero_stage", None),
+            "history": run.state.log_history,
+            "optimised_parameters": optimised,
+            "frozen_gradients": sum(p.grad is not None for p in frozen),
+            **extra,
+        }
         (directory / f"{label}.json").write_text(json.dumps(log))
-        save_file({n: p.clone() for n, p in tiny.value_state(run).items()}, directory / f"{label}.safetensors")
+        save_file({n: p.clone() for n, p in state.items()}, directory / f"{label}.safetensors")
     run.accelerator.wait_for_everyone()
 
 
+def train(name: str, directory: Path, num_processes: int, resume: bool = False, **overrides: Any) -> None:
+    """Trains one case and writes its metrics and weights."""
+    run = build(name, directory, num_processes, **overrides)
+    if run.accelerator.num_processes != num_processes:
+        raise SystemExit(f"{run.accelerator.num_processes} processes run, {num_processes} were asked for.")
+    run.train(resume_from_checkpoint=resume)
+    write(run, directory, f"{name}-resumed" if resume else name)
+    del run
+    gc.collect()
+
+
+class CountedGathers(torch.profiler.profile):
+    """Counts the collectives that gather shards while the context lasts, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    @property
+    def count(self) -> int:
+        """Calls, once the context has ended."""
+        events = self.key_averages()
+        return sum(event.count for event in events if event.key.startswith("c10d::") and "allgather" in event.key)
+
+
+def gathers(directory: Path, num_processes: int) -> None:
+    """Counts how often ZeRO-3 gathers while it samples short and long completions, with and without the context."""
+    counts = {}
+    for label, gathered in (("gathered", True), ("layer_by_layer", False)):
+        run = tiny.trainer(
+            directory / "gathers",
+            max_steps=1,
+            per_device_train_batch_size=8 // num_processes,
+            ds3_gather_for_generation=gathered,
+        )
+        run.train()
+        prompts = list(tiny.prompts(4)["prompt"])
+        run.rollout(prompts)  # small layers are still whole after a step; the first gathering shards them again
+        lengths = {}
+        for length in (4, 8):
+            run.args.max_completion_length = length
+            run.args.generation_kwargs = {"min_new_tokens": length}
+            with CountedGathers() as counted:
+                run.rollout(prompts)
+            lengths[length] = counted.count
+        counts[label] = lengths
+        del run
+        gc.collect()
+    write_json(directory / "gathers.json", counts)
+
+
+def fsdp2(directory: Path, num_processes: int) -> None:
+    """Samples from a model that `fully_shard` split over the processes, as accelerate's FSDP2 splits it on GPUs."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny.llama()
+    value = VGFModel(model).eval()
+    with torch.no_grad():
+        torch.manual_seed(0)  # the same weights in every process
+        value.value.head.out.weight.normal_()
+    ids = torch.tensor([[1, 5, 9], [1, 7, 4]])
+    ones = torch.ones_like(ids)
+    settings = {"transport_steps": 4, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = value.generate(ids, ones, **settings)
+    scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+    mesh = init_device_mesh("cpu", (num_processes,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(value, mesh=mesh)
+    counts = {}
+    for length in (4, 8):
+        with torch.no_grad(), CountedGathers() as counted, whole_parameters(value, None):
+            settings.update(max_new_tokens=length, min_new_tokens=length)
+            found = value.generate(ids, ones, **settings)
+            found_scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+        counts[length] = counted.count
+    sharded = type(value.value.head.out.weight).__name__
+    same = bool((found == expected).all()) and bool(torch.allclose(found_scores, scores))
+    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded})
+
+
+class KillRank(TrainerCallback):
+    """Kills the second process in the middle of the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Kills this process if it is the one."""
+        if state.global_step == self.step and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(directory: Path, num_processes: int) -> None:
+    """Trains the first case until a process dies; started again, goes on from the checkpoint."""
+    resume = (directory / "killed").exists()
+    CASES["killed"] = CASES["log_ratio"]
+    if resume:
+        train("killed", directory, num_processes, resume=True)
+    else:
+        build("killed", directory, num_processes, callbacks=[KillRank(4)]).train()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes on the first process."""
+    if torch.distributed.get_rank() == 0:
+        path.write_text(json.dumps(content))
+    torch.distributed.barrier()
+
+
+# Runs that train nothing worth comparing.
+OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "killed": killed}
+
+
 def main() -> None:
-    """Runs every case, and one of them again from its checkpoint."""
-    directory, num_processes = Path(sys.argv[1]), int(sys.argv[2])
+    """Runs the named cases, and the first of them again from its checkpoint."""
+    directory, num_processes, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CASES)
     torch.set_num_threads(1)
-    for name in CASES:
-        train(name, directory, num_processes)
-    last = directory / "log_ratio" / "checkpoint-5"
+    for name in names:
+        if name in OTHERS:
+            OTHERS[name](directory, num_processes)
+        else:
+            train(name, directory, num_processes)
+    if names[0] in OTHERS:
+        return
+    last = directory / names[0] / f"checkpoint-{STEPS}"
     if num_processes > 1:
         if int(torch.distributed.get_rank()) == 0:
-            last.rename(directory / "log_ratio" / "set-aside")
+            last.rename(directory / names[0] / "set-aside")
         torch.distributed.barrier()
     else:
-        last.rename(directory / "log_ratio" / "set-aside")
-    train("log_ratio", directory, num_processes, resume=True)
+        last.rename(directory / names[0] / "set-aside")
+    train(names[0], directory, num_processes, resume=True)
     if num_processes > 1:
         torch.distributed.destroy_process_group()
 

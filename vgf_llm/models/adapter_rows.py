@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -71,11 +72,13 @@ def _blocked_forward(layer: LoraLayer, blocks: AdapterBlocks) -> Callable[..., T
     return forward
 
 
+@torch.compiler.disable
 def _replace_forward(layer: LoraLayer, forward: Callable[..., Tensor]) -> Callable[[], None]:
     """Gives `layer` another forward and returns what undoes it."""
     own = layer.__dict__.get("forward")
     layer.forward = forward
 
+    @torch.compiler.disable
     def restore() -> None:
         if own is None:
             del layer.forward

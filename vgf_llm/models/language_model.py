@@ -63,14 +63,19 @@ def output_weight(model: nn.Module) -> Tensor:
     return cast(Tensor, output_embedding(model).weight)
 
 
+def weight_shape(weight: Tensor) -> torch.Size:
+    """Returns the shape of a weight; of the whole weight where DeepSpeed ZeRO-3 left an empty tensor in its place."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
 def output_width(model: nn.Module) -> int:
     """Returns D, the width of the hidden states that enter the output embedding of `model`."""
-    return output_weight(model).shape[1]
+    return weight_shape(output_weight(model))[1]
 
 
 def output_vocab_size(model: nn.Module) -> int:
     """Returns V, the number of logits of `model` (which may exceed the number of tokens of its tokenizer)."""
-    return output_weight(model).shape[0]
+    return weight_shape(output_weight(model))[0]
 
 
 def position_ids_from_mask(attention_mask: Tensor) -> Tensor:

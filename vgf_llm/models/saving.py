@@ -38,14 +38,17 @@ def load_value_head(value: ValueModel, directory: Path) -> None:
         value.load_state_dict(load_tensors(directory / VALUE_HEAD_NAME, expected))
 
 
-def _policy_state_dict(policy: nn.Module) -> dict[str, Tensor]:
+def _policy_state_dict(policy: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
     # LoRA layers keep the original weight as `<name>.base_layer.<parameter>` beside their own.
-    state = inner_model(policy).state_dict()
+    if state is None:
+        state = inner_model(policy).state_dict()
+    elif isinstance(policy, PeftModel):
+        state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
-def _save_policy_adapter(policy: PeftModel, adapter: str, directory: Path) -> None:
-    policy.save_pretrained(directory, selected_adapters=[adapter])
+def _save_policy_adapter(policy: PeftModel, adapter: str, directory: Path, state: dict[str, Tensor] | None) -> None:
+    policy.save_pretrained(directory, selected_adapters=[adapter], state_dict=state)
     if adapter == "default":
         return
     # PEFT puts adapters of other names into a folder of that name, where nothing that loads `directory` finds them.
@@ -54,7 +57,14 @@ def _save_policy_adapter(policy: PeftModel, adapter: str, directory: Path) -> No
     (directory / adapter).rmdir()
 
 
-def save_vgf_model(model: "VGFModel", save_directory: str | Path, *, save_policy: bool = True, **kwargs: Any) -> None:
+def save_vgf_model(
+    model: "VGFModel",
+    save_directory: str | Path,
+    *,
+    save_policy: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> None:
     """Writes a `VGFModel` to a folder.
 
     Args:
@@ -62,6 +72,7 @@ def save_vgf_model(model: "VGFModel", save_directory: str | Path, *, save_policy
         save_directory: The folder; created if absent.
         save_policy: Whether the policy's weights are written; if not, loading needs `base_model` or the origin named
             in `vgf_config.json`. A PEFT policy writes its own adapter only, as PEFT does.
+        state_dict: Whole weights under the names of `model.state_dict()`, where the model itself holds shards of them.
         **kwargs: Handed to `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
 
     Raises:
@@ -71,20 +82,27 @@ def save_vgf_model(model: "VGFModel", save_directory: str | Path, *, save_policy
     if directory.is_file():
         raise NotADirectoryError(f"`save_directory` {str(directory)!r} is a file; expected a folder.")
     directory.mkdir(parents=True, exist_ok=True)
-    kwargs.pop("state_dict", None)
+
+    def part(name: str) -> dict[str, Tensor] | None:
+        if state_dict is None:
+            return None
+        return {key.removeprefix(name): tensor for key, tensor in state_dict.items() if key.startswith(name)}
+
+    policy = part("policy.")
     if save_policy:
         if model.policy_adapter is not None:
-            _save_policy_adapter(model.policy, model.policy_adapter, directory)
+            _save_policy_adapter(model.policy, model.policy_adapter, directory, policy)
         else:
-            inner_model(model.policy).save_pretrained(directory, state_dict=_policy_state_dict(model.policy), **kwargs)
+            weights = _policy_state_dict(model.policy, policy)
+            inner_model(model.policy).save_pretrained(directory, state_dict=weights, **kwargs)
     if model.has_value_adapter:
-        model.policy.save_pretrained(directory, selected_adapters=[VALUE_ADAPTER])
+        model.policy.save_pretrained(directory, selected_adapters=[VALUE_ADAPTER], state_dict=policy)
     if model.value_model is not None:
-        model.value_model.save_pretrained(directory / VALUE_MODEL_DIR, **kwargs)
+        model.value_model.save_pretrained(directory / VALUE_MODEL_DIR, state_dict=part("value_model."), **kwargs)
     if model.ref_model is not None:
-        model.ref_model.save_pretrained(directory / REF_MODEL_DIR, **kwargs)
+        model.ref_model.save_pretrained(directory / REF_MODEL_DIR, state_dict=part("ref_model."), **kwargs)
     config = model.vgf_config
-    head = model.value.state_dict()
+    head = model.value.state_dict() if state_dict is None else part("value.")
     if head:
         metadata = {
             "format": "pt",

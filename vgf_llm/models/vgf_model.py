@@ -198,6 +198,12 @@ class VGFModel(nn.Module, PushToHubMixin):
         self.train(self.training)
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP shards one by one: those of every language model in it."""
+        models = [model for model in (self.policy, self.value_model, self.ref_model) if model is not None]
+        return sorted({name for model in models for name in inner_model(model)._no_split_modules or ()})
+
+    @property
     def is_gradient_checkpointing(self) -> bool:
         """Always false: TRL's generation context reads it to switch checkpointing off and on again, losing row blocks.
 
@@ -250,6 +256,8 @@ class VGFModel(nn.Module, PushToHubMixin):
         with adapter_rows(self.policy, *blocks):
             yield
 
+    # The layers' forwards are replaced for this call. A compiler compiles what they run, not the replacing.
+    @torch.compiler.disable(recursive=False)
     def _policy_hidden(self, input_ids: Tensor, attention_mask: Tensor, *blocks: str | None) -> Tensor:
         repeated = len(blocks)
         with self._blocks(*blocks):

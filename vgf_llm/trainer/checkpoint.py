@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -22,6 +24,8 @@ from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_value_ada
 from vgf_llm.models.tensor_files import load_tensors
 from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
+from vgf_llm.trainer.faults import explained_save
+from vgf_llm.trainer.sharding import is_zero3, whole_state_dict
 
 if TYPE_CHECKING:
     from vgf_llm.trainer.metrics import MetricLog
@@ -50,6 +54,10 @@ class CheckpointMixin(_BaseTrainer):
         """Writes the checkpoint beside its place and moves it there once it is whole."""
         if self.args.should_save:
             self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+        with explained_save(self._get_output_dir(trial), self.state.global_step):
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = True
@@ -85,14 +93,35 @@ class CheckpointMixin(_BaseTrainer):
             use_mtime=True,
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes model and tokenizer, whole, however the weights are sharded; every process has to call it."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state_dict = None
+        if is_zero3(self.accelerator):
+            left_out = "" if self._saves_policy else "policy."
+            state_dict = whole_state_dict(
+                self.vgf_model,
+                keep=self.args.should_save,
+                wanted=lambda name: not left_out or not name.startswith(left_out) or ".lora_" in name,
+            )
+        self._save(output_dir, state_dict)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @property
+    def _saves_policy(self) -> bool:
+        """Whether weights are written for the policy: within a checkpoint a frozen one with an origin is named."""
+        frozen = self.args.distill_coef == 0 and bool(self.vgf_model.config._name_or_path)
+        return not (self._staging and frozen)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Writes model and tokenizer; within a checkpoint a frozen policy with an origin is named, not copied."""
+        """Writes model and tokenizer on the main process."""
         if not self.args.should_save:
             return
         directory = Path(output_dir or self.args.output_dir)
-        model = self.vgf_model
-        frozen = self.args.distill_coef == 0 and bool(model.config._name_or_path)
-        model.save_pretrained(directory, save_policy=not (self._staging and frozen))
+        self.vgf_model.save_pretrained(directory, save_policy=self._saves_policy, state_dict=state_dict)
         self.processing_class.save_pretrained(directory)
 
     def _save_round(self, directory: Path) -> None:
@@ -113,10 +142,36 @@ class CheckpointMixin(_BaseTrainer):
         }
         (directory / STATE_NAME).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Leaves frozen weights out of DeepSpeed's shards: a resumed run starts from the same ones."""
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        engine = self.model_wrapped
+        engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            del engine.save_checkpoint
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Wraps the model; DeepSpeed's shards are loaded here, without the frozen weights that they lack."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        check_whole(Path(resume_from_checkpoint), with_optimizer=False)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self._load_scaler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the weights, before the model is wrapped."""
+        """Loads the weights: before the model is wrapped, or FSDP's own shards after."""
         directory = Path(resume_from_checkpoint)
-        check_whole(directory, with_optimizer=not (self.is_deepspeed_enabled or self.is_fsdp_enabled))
+        check_whole(directory, with_optimizer=not self.is_fsdp_enabled)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         load_weights(self.vgf_model, directory, policy=self.args.distill_coef > 0)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -141,7 +196,13 @@ class CheckpointMixin(_BaseTrainer):
         self._step = state["step"]
 
     def _load_best_model(self) -> None:
-        load_weights(self.vgf_model, Path(self.state.best_model_checkpoint), policy=self.args.distill_coef > 0)
+        best = self.state.best_model_checkpoint
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.model_wrapped, best, load_module_strict=False)
+        elif self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.vgf_model, Path(best), policy=self.args.distill_coef > 0)
 
 
 def check_whole(directory: Path, *, with_optimizer: bool) -> None:

@@ -100,7 +100,9 @@ def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transport
     return Transported(candidates, logits, kl_divergence(logits, start, candidates.mask), distance)
 
 
-def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: VGFConfig) -> Tensor:
+def value_loss(
+    kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: VGFConfig, moved: Transported | None = None
+) -> Tensor:
     """The value's loss on one batch.
 
     Args:
@@ -109,6 +111,7 @@ def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: V
         scores: `[R, T]`, raw scores of the completion tokens.
         batch: The batch; `rewards` `[R]` is NaN on rows that do not train, `num_groups` what to divide by.
         args: The configuration.
+        moved: Transport at the batch's states, which TD(lambda) targets read; computed here when left out.
 
     Returns:
         A scalar.
@@ -127,7 +130,9 @@ def value_loss(kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: V
     rewards = torch.where(trained, rewards, torch.zeros_like(rewards))
     if kind == "bernoulli" and isinstance(model.value, LogRatioValue):
         scores = _prefix_logits(scores, mask, batch)
-    targets = rewards if args.td_lambda == 1.0 else _td_targets(kind, model, rewards, batch, args)
+    targets = rewards
+    if args.td_lambda != 1.0:
+        targets = _td_targets(kind, rewards, batch, args, moved or transport_batch(model, batch, args))
     if kind == "regression":
         if args.expectile != 0.5:
             targets = targets if targets.dim() == 2 else targets.unsqueeze(-1).expand_as(scores)
@@ -150,10 +155,9 @@ def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     return torch.logit(rate).view(-1, 1) + (scores * mask).cumsum(dim=-1)
 
 
-def _td_targets(kind: str, model: VGFModel, rewards: Tensor, batch: Batch, args: VGFConfig) -> Tensor:
+def _td_targets(kind: str, rewards: Tensor, batch: Batch, args: VGFConfig, moved: Transported) -> Tensor:
     """TD(lambda) targets `[R, T]`, bootstrapped by the expectation of Q under the transported policy."""
     _, _, mask = sequences(batch)
-    moved = transport_batch(model, batch, args)
     q_values = moved.candidates.q_values.exp() if kind == "bernoulli" else moved.candidates.q_values
     expected = (moved.logits.exp() * torch.where(moved.candidates.mask, q_values, 0.0)).sum(dim=-1)
     next_values = torch.nn.functional.pad(expected[:, 1:], (0, 1))

@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from vgf_llm._compat import pad, vllm_generation_class
 from vgf_llm.generation import mask_after_eos
 from vgf_llm.models import VGFModel
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.trainer.faults import explained_server
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
 from vgf_llm.trainer.vgf_config import VGFConfig
@@ -168,7 +170,19 @@ class RolloutEngine:
         }
         return {**kwargs, **settings_dict(args.generation_kwargs)}
 
+    def _watched(self) -> AbstractContextManager[None]:
+        """Names the server in errors, where there is one."""
+        if self.args.vllm_mode != "server":
+            return nullcontext()
+        args = self.args
+        url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        return explained_server(url, self.trainer.state.global_step)
+
     def _start_vllm(self) -> Any:
+        with self._watched():
+            return self._vllm_engine()
+
+    def _vllm_engine(self) -> Any:
         args, trainer = self.args, self.trainer
         policy = trainer.vgf_model.policy
         if trainer.vgf_model.policy_adapter is None:
@@ -203,10 +217,11 @@ class RolloutEngine:
 
     def _vllm_generate(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         trainer = self.trainer
-        self._sync_vllm()
         training = trainer.model.training
         count = trainer.num_generations if training else trainer.num_generations_eval
-        return self.vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
+        with self._watched():
+            self._sync_vllm()
+            return self.vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
 
     def _sync_vllm(self) -> None:
         """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vgf_llm._compat import _BaseTrainer, profiling_decorator, unwrap_model_for_generation
+from vgf_llm._compat import _BaseTrainer, profiling_decorator
 from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
 from vgf_llm.trainer.buffer import RolloutGroup, collate
@@ -19,6 +19,7 @@ from vgf_llm.trainer.objective import Batch, evaluating, mean_over_rows, sequenc
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine
 from vgf_llm.trainer.rounds import ValueRounds
+from vgf_llm.trainer.sharding import whole_parameters
 
 
 class SamplingMixin(_BaseTrainer):
@@ -37,7 +38,7 @@ class SamplingMixin(_BaseTrainer):
 
     def generation_context(self) -> AbstractContextManager[Any]:
         """Gathers sharded weights once for a whole rollout."""
-        return unwrap_model_for_generation(
+        return whole_parameters(
             self.model_wrapped,
             self.accelerator,
             gather_deepspeed3_params=self.args.ds3_gather_for_generation,

@@ -19,6 +19,7 @@ from vgf_llm.models import TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
 from vgf_llm.models.vgf_model import BackboneName
 from vgf_llm.trainer.rollout_config import settings_dict
+from vgf_llm.trainer.sharding import is_sharded
 from vgf_llm.trainer.validation import check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
 
@@ -107,7 +108,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
             raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
         policy.set_trainable(value=args.value_coef > 0, policy=distil)
         if distil and policy.policy_adapter is None and policy.ref_model is None:
-            policy.ref_model = copy.deepcopy(inner_model(policy.policy)).requires_grad_(False)
+            policy.ref_model = copy_language_model(policy.policy, args).requires_grad_(False)
         return policy
     if peft_config is not None:
         if isinstance(policy, PeftModel):
@@ -125,9 +126,9 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         )
     # Copies are taken before adapters are put on: they hold the reference's weights.
     needs_ref = distil and peft_config is None and not isinstance(policy, PeftModel)
-    ref_model = copy.deepcopy(inner_model(policy)).requires_grad_(False) if needs_ref else None
+    ref_model = copy_language_model(policy, args).requires_grad_(False) if needs_ref else None
     if args.value_backbone == "copy" and not isinstance(policy, PeftModel):
-        value_model = copy.deepcopy(inner_model(policy))
+        value_model = copy_language_model(policy, args)
     if distil and peft_config is not None:
         policy = get_peft_model(policy, peft_config)
     width = output_width(value_model if value_model is not None else policy)
@@ -151,6 +152,32 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     )
     model.set_trainable(value=args.value_coef > 0, policy=distil)
     return model
+
+
+def copy_language_model(model: nn.Module, args: VGFConfig) -> PreTrainedModel:
+    """Returns a second model with the weights of the first.
+
+    Args:
+        model: A language model.
+        args: The configuration.
+
+    Returns:
+        The copy; loaded again from the model's origin where ZeRO-3 holds a shard of each weight, which cannot be
+        copied.
+
+    Raises:
+        ValueError: If the weights are sharded and the model names no origin.
+    """
+    inner = inner_model(model)
+    if not any(is_sharded(parameter) for parameter in inner.parameters()):
+        return copy.deepcopy(inner)
+    origin = inner.config._name_or_path
+    if not origin:
+        raise ValueError(
+            "`model` was built under ZeRO-3 and names no folder or hub id to load its copy from, which "
+            "`value_backbone='copy'` and `distill_coef > 0` need. Pass a path as `model`, or use LoRA (`peft_config`)."
+        )
+    return AutoModelForCausalLM.from_pretrained(origin, dtype=inner.dtype, trust_remote_code=args.trust_remote_code)
 
 
 def value_lora_config(args: VGFConfig, peft_config: PeftConfig | None) -> LoraConfig:

@@ -24,6 +24,7 @@ from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.checkpoint import CheckpointMixin
 from vgf_llm.trainer.dataloaders import DataLoaderMixin
+from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequences, transport_batch, value_loss
 from vgf_llm.trainer.reward_checks import RewardFunc
@@ -226,6 +227,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         self.rounds = ValueRounds(args, accelerator.num_processes, accelerator.process_index, pad_token_id)
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.rollout = RolloutEngine(self, rollout_func)
+        self.sigterm = SaveOnSigterm(accelerator)
+        self.add_callback(self.sigterm)
 
     @property
     def vgf_model(self) -> VGFModel:  # type: ignore[override]
@@ -266,7 +269,11 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         args = self.args
         input_ids, attention_mask, mask = sequences(batch)
-        moved = transport_batch(self.vgf_model, batch, args) if args.distill_coef > 0 else None
+        moved = targets = None
+        if args.distill_coef > 0 or (args.value_coef > 0 and args.td_lambda < 1):
+            with self.generation_context():  # before the forward whose graph a gathering would disturb
+                targets = transport_batch(self.vgf_model, batch, args)
+            moved = targets if args.distill_coef > 0 else None
         output = model(
             input_ids,
             attention_mask,
@@ -278,7 +285,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         measured = {}
         if args.value_coef > 0:
             kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
-            value = value_loss(kind, self.vgf_model, output.scores, batch, args)
+            value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets)
             loss = loss + args.value_coef * value
             measured["value/loss"] = value.detach()
         if moved is not None:
@@ -330,7 +337,17 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             )
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output = super()._inner_training_loop(*args, **kwargs)
+        try:
+            output = super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self.sigterm.restore()
+        if self.sigterm.received:
+            logger.warning(
+                "SIGTERM ended training after step %d, with a checkpoint in %s; `resume_from_checkpoint=True` goes on.",
+                self.state.global_step,
+                self.args.output_dir,
+            )
+            raise SystemExit(SIGTERM_STATUS)
         gate = self.rounds.gate
         # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
         sampled_from_base = self.args.rollout_transport_steps == 0 and self.args.distill_coef == 0

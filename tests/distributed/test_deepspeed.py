@@ -1,0 +1,83 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Two processes under ZeRO, with the configurations that ship, do what one process does.
+
+DeepSpeed compiles a communication library on the first launch (about a minute, needs g++) and keeps it.
+"""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.distributed.launch import check_resumed, check_same_training, finish, start
+from tests.distributed.train_cases import CASES
+
+pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed]
+# ZeRO-3 is where everything differs; ZeRO-2 shows that optimiser and gradients may be sharded too.
+QUICK = {"zero2": ["distilled_lora"], "zero3": ["log_ratio", "bilinear", "from_disk"]}
+OTHERS = {"zero3": ["gathers"]}
+
+
+def run_all(tmp_path_factory, cases):
+    """Runs cases by backend, the one process beside the first backend."""
+    every = list(dict.fromkeys(name for names in cases.values() for name in names))
+    folders = {backend: tmp_path_factory.mktemp(backend) for backend in ("one", *cases)}
+    alone = start("one", folders["one"], every)
+    for backend, names in cases.items():
+        finish(start(backend, folders[backend], [*names, *OTHERS.get(backend, [])]))
+    finish(alone)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return run_all(tmp_path_factory, QUICK)
+
+
+@pytest.mark.parametrize(("backend", "case"), [(backend, case) for backend in QUICK for case in QUICK[backend]])
+def test_zero_does_what_one_process_does(quick, backend, case):
+    check_same_training(quick["one"], quick[backend], case, zero_stage=int(backend[-1]))
+
+
+@pytest.mark.parametrize("backend", QUICK)
+def test_zero_resumes_as_if_uninterrupted(quick, backend):
+    check_resumed(quick[backend], QUICK[backend][0])
+
+
+def test_the_saved_policy_is_consolidated(quick):
+    policy = AutoModelForCausalLM.from_pretrained(quick["zero3"] / "from_disk-model")
+    assert all(parameter.numel() > 0 for parameter in policy.parameters())
+
+
+def test_checkpoints_hold_no_frozen_weights(quick):
+    """Of the log-ratio value DeepSpeed's shards hold the adapter alone, not the policy that is frozen beside it."""
+    directory = quick["zero3"] / "log_ratio" / "set-aside"
+    shards = sorted(directory.glob("global_step*/*model_states.pt"))
+    policy = (quick["zero3"] / "log_ratio-model" / "model.safetensors").stat().st_size
+    assert len(shards) == 2
+    assert all(shard.stat().st_size < policy / 2 for shard in shards)
+
+
+def test_zero3_gathers_once_for_a_whole_rollout(quick):
+    counts = json.loads((quick["zero3"] / "gathers.json").read_text())
+    assert counts["gathered"]["4"] == counts["gathered"]["8"] > 0
+    assert counts["layer_by_layer"]["8"] > counts["layer_by_layer"]["4"] > counts["gathered"]["4"]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return run_all(tmp_path_factory, {f"zero{stage}": list(CASES) for stage in (1, 2, 3)})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_trains_every_case(full, stage, case):
+    check_same_training(full["one"], full[f"zero{stage}"], case, zero_stage=stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_resumes(full, stage):
+    check_resumed(full[f"zero{stage}"], next(iter(CASES)))

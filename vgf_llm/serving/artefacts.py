@@ -1,0 +1,104 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""From a saved VGF model to what a serving engine is given: the policy's own files, and the value beside them."""
+
+from pathlib import Path
+from typing import Any
+
+from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
+from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head
+from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.serving.transport import check_servable
+
+PROCESSOR = "vgf_llm.serving.engine:VGFLogitsProcessor"
+MODEL_KEY = "vgf_model"  # of vLLM's `additional_config`
+_VALUE_FILES = {CONFIG_NAME, VALUE_HEAD_NAME, VALUE_MODEL_DIR, REF_MODEL_DIR, "value"}
+_TRAINING_SUFFIXES = (".pt", ".pth", ".bin")
+
+
+def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
+    """Loads the value of a saved model without its policy.
+
+    Args:
+        path: A folder that `VGFModel.save_pretrained` or `VGFTrainer.save_model` wrote.
+
+    Returns:
+        The value, in evaluation mode, and the configuration.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not whole, or the value cannot run inside one engine step.
+    """
+    directory = Path(path)
+    config = VGFModelConfig.load(directory)
+    value = build_value(
+        config.parametrization,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        embedding_width=config.hidden_size,
+        head_hidden_size=config.head_hidden_size,
+        reward_kind=config.reward_kind,
+    )
+    check_servable(value, config.transport, config.backbone)
+    load_value_head(value, directory)
+    return value.eval().requires_grad_(False), config
+
+
+def policy_view(path: str | Path, view: str | Path) -> str:
+    """Makes a folder that holds the policy's files alone, as links.
+
+    Engines load every safetensors file of a folder, and would take the value's for weights of the policy.
+
+    Args:
+        path: The saved model.
+        view: An empty folder for the links.
+
+    Returns:
+        What to give the engine as model: the view, or the policy's origin where the folder has no weights of it.
+
+    Raises:
+        ValueError: If the policy is a LoRA adapter on a base, or names no origin.
+    """
+    directory, target = Path(path).resolve(), Path(view)
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(
+            f"The policy in {str(directory)!r} is a LoRA adapter. Merge it first: load it with "
+            "AutoPeftModelForCausalLM, `merge_and_unload()`, and save the VGFModel with the merged policy."
+        )
+    if not (directory / "config.json").is_file():
+        origin = VGFModelConfig.load(directory).base_model_name_or_path
+        if not origin:
+            raise ValueError(f"{str(directory)!r} holds no policy weights and names no base model to serve.")
+        return origin
+    for source in sorted(directory.iterdir()):
+        if source.name not in _VALUE_FILES and source.is_file() and not _is_training_state(source):
+            (target / source.name).symlink_to(source)
+    return str(target)
+
+
+def _is_training_state(path: Path) -> bool:
+    value_data = path.name.startswith(("value_buffer", "value_round"))
+    return value_data or path.suffix in _TRAINING_SUFFIXES
+
+
+def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
+    """Returns the arguments of `vllm.LLM` that serve a saved model with transport.
+
+    Args:
+        path: The saved model.
+        view: An empty folder that lives as long as the engine; see `policy_view`.
+
+    Returns:
+        `model`, `logits_processors`, `additional_config` and `logprobs_mode`.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the model cannot be served; the message says why and what can.
+    """
+    load_served_value(path)  # its errors belong here, not into the engine's process
+    return {
+        "model": policy_view(path, view),
+        "logits_processors": [PROCESSOR],
+        "additional_config": {MODEL_KEY: str(Path(path).resolve())},
+        # Scores travel as log-probabilities of what the processors made.
+        "logprobs_mode": "processed_logprobs",
+    }

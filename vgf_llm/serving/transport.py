@@ -1,0 +1,238 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Transport of a serving engine's batch: rows of different requests, each with a budget of its own.
+
+The engine hands over the logits of a decode step and the hidden states they came from. Rows of one budget move together
+through the processor that `VGFModel.generate` uses; rows without a budget are not touched. Nothing here imports vLLM.
+"""
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vgf_llm.generation.processor import TransportProcessor
+from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.value import StateFeatures, StateValue, ValueModel
+from vgf_llm.spaces import build_space
+
+# What a request may set, and the types that arrive over HTTP as they should be.
+REQUEST_OPTIONS: dict[str, type] = {
+    "transport_steps": int,
+    "step_size": float,
+    "top_k_candidates": int,
+    "min_candidate_prob": float,
+    "alpha": float,
+    "max_kl": float,
+    "min_entropy": float,
+}
+SCORE_TOKEN = "vgf_score_token"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one request wants of the engine.
+
+    Attributes:
+        transport: Its budget.
+        score_token: The token whose value is asked for instead of a sample, or `None`.
+    """
+
+    transport: TransportConfig
+    score_token: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the engine's own logits are what it wants."""
+        return self.score_token is None and self.transport.transport_steps == 0
+
+
+class _Rows:
+    """The features of some rows of a batch, in the form that `TransportProcessor` reads them."""
+
+    need_hidden = False
+    policy_hidden = None
+
+    def __init__(self, hidden: Tensor, embedding: Tensor | None) -> None:
+        self._features = StateFeatures(hidden=hidden, embedding=embedding)
+
+    def features(self, input_ids: Tensor | None) -> StateFeatures:
+        """Returns the features `[R, ...]`."""
+        return self._features
+
+
+class ServedTransport:
+    """Moves the logits of a batch of requests by the value of a saved model.
+
+    Args:
+        value: A value that reads the policy's own hidden state.
+        defaults: The transport that requests start from.
+        vocab_size: V of the policy.
+
+    Raises:
+        ValueError: If the value cannot run inside one engine step.
+
+    Example:
+        >>> from vgf_llm.models import TransportConfig, build_value
+        >>> value = build_value("vocab", width=4, vocab_size=6)
+        >>> served = ServedTransport(value, TransportConfig(transport_steps=0), vocab_size=6)
+        >>> logits, hidden = torch.zeros(2, 6), torch.ones(2, 4)
+        >>> moved = served.apply(logits, hidden, {1: served.request({"transport_steps": 4})})
+        >>> bool((moved[0] == logits[0]).all())
+        True
+    """
+
+    def __init__(self, value: ValueModel, defaults: TransportConfig, *, vocab_size: int) -> None:
+        check_servable(value, defaults)
+        self.value = value
+        self.vocab_size = vocab_size
+        # Particles are requests of their own here (`n` of the API), and clients select among them.
+        self.defaults = replace(defaults, num_particles=1, selection="none")
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether the value reads the output embedding E."""
+        return self.value.parametrization == "bilinear"
+
+    def request(self, extra_args: Mapping[str, Any] | None) -> Request:
+        """Reads a request's own parameters.
+
+        Args:
+            extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to
+                other extensions of the engine and pass.
+
+        Returns:
+            The request.
+
+        Raises:
+            ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig`
+                that requests cannot set.
+        """
+        given = dict(extra_args or {})
+        set_here = [name for name in REQUEST_OPTIONS if given.get(name) is not None]
+        changes: dict[str, Any] = {name: _number(name, given[name]) for name in set_here}
+        fixed = {item.name for item in fields(TransportConfig)} - set(REQUEST_OPTIONS)
+        refused = sorted(fixed & set(given))
+        if refused:
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in refused)} cannot be set for a request; what can is "
+                f"{', '.join(REQUEST_OPTIONS)}. For several particles ask for `n` responses and select among them."
+            )
+        token = given.get(SCORE_TOKEN)
+        if token is not None:
+            token = int(_number(SCORE_TOKEN, token, int))
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"`{SCORE_TOKEN}` must be a token id in [0, {self.vocab_size}), got {token}.")
+        return Request(replace(self.defaults, **changes), token)
+
+    @torch.no_grad()
+    def apply(
+        self, logits: Tensor, hidden: Tensor, requests: Mapping[int, Request], embedding: Tensor | None = None
+    ) -> Tensor:
+        """Moves the rows whose requests have a budget.
+
+        Args:
+            logits: `[R, V]`; changed in place, as engines do.
+            hidden: `[R, D]`, the hidden states that the logits came from.
+            requests: The request of each row; a row without one is not touched.
+            embedding: `[V, D]`, the output embedding, for a bilinear value.
+
+        Returns:
+            `logits`.
+
+        Raises:
+            ValueError: If the rows of `logits` and `hidden` do not match.
+        """
+        active = {row: request for row, request in requests.items() if not request.is_plain and row < logits.shape[0]}
+        if not active:
+            return logits
+        if hidden.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"`hidden` has {hidden.shape[0]} rows for {logits.shape[0]} rows of logits: the engine did not compute "
+                "them in one call. Speculative decoding is not supported with transport; switch it off."
+            )
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        scored: dict[int, int] = {}
+        for row, request in active.items():
+            if request.score_token is not None:
+                scored[row] = request.score_token
+            else:
+                groups.setdefault(astuple(request.transport), []).append(row)
+        for members in groups.values():
+            rows = torch.tensor(members, device=logits.device)
+            logits[rows] = self._transport(logits[rows], hidden[rows], embedding, active[members[0]].transport)
+        for row, token in scored.items():
+            logits[row] = self._scored(logits[row], hidden[row], embedding, token)
+        return logits
+
+    def _transport(
+        self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, transport: TransportConfig
+    ) -> Tensor:
+        space = build_space(_NO_POLICY, self.value, transport)
+        # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
+        moved = logits.clone()
+        rows: Any = _Rows(hidden, embedding)
+        processor = TransportProcessor(space, rows, transport, record=False)
+        moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]
+        return moved
+
+    def _scored(self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, token: int) -> Tensor:
+        """Two tokens that differ by the value's raw score, so that their log-probabilities carry it to the client."""
+        features = StateFeatures(hidden=hidden.unsqueeze(0), embedding=embedding)
+        score = self.value.scores(features, torch.tensor([[token]], device=logits.device))[0, 0]
+        result = torch.full_like(logits, -torch.inf)
+        result[token] = score.to(logits.dtype)
+        result[score_partner(token)] = 0.0
+        return result
+
+
+_NO_POLICY = nn.Identity()  # logit space moves logits alone
+
+
+def score_partner(token: int) -> int:
+    """Returns the token whose logit is 0 when `token` is scored: another one, the same for every reader."""
+    return 1 if token == 0 else 0
+
+
+def _number(name: str, value: Any, kind: type | None = None) -> int | float:
+    kind = kind or REQUEST_OPTIONS[name]
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'}, got {value!r}.")
+    return kind(value)
+
+
+def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
+    """Refuses what one engine step cannot compute.
+
+    Args:
+        value: The value.
+        transport: The model's defaults.
+        backbone: Where the value reads, as `vgf_config.json` names it.
+
+    Raises:
+        ValueError: For a value that needs a second forward for each token, a state value, or interacting particles;
+            the message names the alternatives.
+    """
+    alternatives = (
+        "Distil the transported policy into weights (`distill_coef > 0`) and serve those, or train a head on the "
+        "policy's own features (`value_parametrization='vocab'` or 'bilinear' with `value_backbone='policy'`)."
+    )
+    if value.needs_logits:
+        raise ValueError(
+            "A log_ratio value needs a second forward for each token, with its adapter or its own model, which an "
+            f"engine step cannot do beside the policy's. {alternatives} For L * epsilon = 1 alone, serve the value's "
+            "own model: merge the adapter in `value/` into the policy."
+        )
+    if isinstance(value, StateValue):
+        raise ValueError(f"A v_head value moves hidden states, not logits. {alternatives}")
+    if backbone != "policy":
+        raise ValueError(
+            f"This value reads features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a second "
+            f"forward for each token. {alternatives}"
+        )
+    if transport.interaction:
+        raise ValueError("`interaction=True` couples the particles of a prompt, which are separate requests here.")
+    if transport.space != "logit":
+        raise ValueError(f"`space` must be 'logit' to serve, got {transport.space!r}.")
