@@ -208,5 +208,5 @@ def test_what_the_space_refuses() -> None:
         LogitSpace(tiny_model("llama"), v_head, step_size=1.0, num_steps=1)
     with pytest.raises(ValueError, match="`interaction=True` is defined for `metric='fisher'`"):
         space(table(1), interaction=True, metric="euclidean")
-    with pytest.raises(ValueError, match="`control` must be None or 'random', got 'noise'"):
+    with pytest.raises(ValueError, match="`control` must be one of None, 'random', 'shuffled'; got 'noise'"):
         space(table(1), control="noise")
