@@ -2,7 +2,7 @@
 """Plots of a table: what the budget buys, where the proxy parts from gold, and what an answer costs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,16 @@ def plot_budget(
         ticks = sorted({row.steps for rows in curves.values() for row in rows if row.steps is not None})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
+        axes.set_xlim(-0.3, max(ticks, default=1) * 1.3 + 0.3)
         axes.set(xlabel="transport steps L", ylabel=score_name, title=title)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.savefig(path)
         plt.close(figure)
 
 
-def plot_over_optimization(rows: Sequence[Row], turn_over: int, path: str | Path, title: str) -> None:
+def plot_over_optimization(
+    rows: Sequence[Row], turn_over: int, path: str | Path, title: str, score_name: str = "gold"
+) -> None:
     """Draws gold and proxy over the square root of the divergence, and marks where gold turns over.
 
     Args:
@@ -95,6 +98,7 @@ def plot_over_optimization(rows: Sequence[Row], turn_over: int, path: str | Path
         turn_over: Index of the row of the highest gold score.
         path: The PNG.
         title: The title.
+        score_name: What the gold score is called.
 
     Raises:
         ValueError: If a row has no divergence.
@@ -107,8 +111,9 @@ def plot_over_optimization(rows: Sequence[Row], turn_over: int, path: str | Path
         figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
         gold = [row.score for row in rows]
         axes.errorbar(x, gold, yerr=[row.standard_error for row in rows], color=_COLOURS[0], marker="o", capsize=3,
-                      label="gold")  # fmt: skip
-        if all(row.proxy is not None for row in rows):
+                      label=score_name)  # fmt: skip
+        with_proxy = all(row.proxy is not None for row in rows)
+        if with_proxy:
             proxy = [row.proxy for row in rows]
             errors = [row.proxy_error or 0.0 for row in rows]
             axes.errorbar(
@@ -118,12 +123,20 @@ def plot_over_optimization(rows: Sequence[Row], turn_over: int, path: str | Path
             axes.annotate(f"L={row.steps}", (position, height), xytext=(5, -14), textcoords="offset points", fontsize=8,
                           color=_COLOURS[0])  # fmt: skip
         last = turn_over == len(rows) - 1
-        text = "gold still rises at the last budget" if last else f"gold turns over at L={rows[turn_over].steps}"
+        text = (
+            f"{score_name} is highest at the last budget"
+            if last
+            else f"{score_name} turns over at L={rows[turn_over].steps}"
+        )
         axes.axvline(x[turn_over], color="0.3", linestyle=":", linewidth=1.4, label=text)
         axes.scatter([x[turn_over]], [gold[turn_over]], s=150, facecolors="none", edgecolors="0.2", linewidths=1.6,
                      zorder=5)  # fmt: skip
         axes.margins(x=0.07, y=0.12)
-        axes.set(xlabel=r"$\sqrt{\mathrm{KL}}$ to the reference, nats per response", ylabel="score", title=title)
+        axes.set(
+            xlabel=r"$\sqrt{\mathrm{KL}}$ to the reference, nats per response",
+            ylabel="score" if with_proxy else score_name,
+            title=title,
+        )
         axes.legend(loc="best")
         figure.savefig(path)
         plt.close(figure)
@@ -133,31 +146,37 @@ def plot_costs(groups: Mapping[str, Sequence[Row]], path: str | Path, title: str
     """Draws all methods' scores against what an answer costs: sampled tokens on the left, seconds on the right.
 
     Args:
-        groups: Rows by family; a family is one colour, joined by a line in order of cost.
+        groups: Rows by family, joined by a line in order of cost. Families that start with `VGF` are drawn filled,
+            baselines hollow, and controls (random, shuffled) as grey crosses.
         path: The PNG.
         title: The title.
         score_name: What the score is called.
     """
     plt = _pyplot()
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(11.0, 5.2), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(11.0, 5.6), sharey=True, layout="constrained")
         panels = (("tokens", "sampled tokens per problem"), ("seconds", "seconds for all problems"))
         for axis, (name, label) in zip(axes, panels, strict=True):
-            for index, (family, rows) in enumerate(groups.items()):
+            for (family, rows), style in zip(groups.items(), _group_styles(groups), strict=True):
                 ordered = sorted(rows, key=lambda row: getattr(row, name))
                 axis.errorbar(
                     [max(getattr(row, name), 1e-3) for row in ordered],
                     [row.score for row in ordered],
                     yerr=[row.standard_error for row in ordered],
-                    color=_COLOURS[index % len(_COLOURS)],
-                    marker=_MARKERS[index % len(_MARKERS)],
                     linestyle="-" if len(ordered) > 1 else "none",
-                    linewidth=1.0,
-                    alpha=0.9,
+                    linewidth=1.2,
+                    elinewidth=0.9,
                     capsize=2,
                     label=family,
+                    **style,
                 )
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.margins(x=0.12)
             axis.set(xlabel=label)
         axes[0].set(ylabel=score_name)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
@@ -165,3 +184,23 @@ def plot_costs(groups: Mapping[str, Sequence[Row]], path: str | Path, title: str
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
         figure.savefig(path)
         plt.close(figure)
+
+
+def _group_styles(groups: Iterable[str]) -> list[dict[str, Any]]:
+    """Filled markers for VGF, hollow ones for baselines, grey crosses for controls."""
+    styles, seen = [], {"vgf": 0, "baseline": 0, "control": 0}
+    for family in groups:
+        control = family.startswith(("random", "shuffled"))
+        kind = "control" if control else "vgf" if family.startswith("VGF") else "baseline"
+        index = seen[kind]
+        seen[kind] += 1
+        if control:
+            styles.append({"color": "0.5", "marker": ("x", "+")[index % 2], "markersize": 8})
+            continue
+        style: dict[str, Any] = {
+            "color": _COLOURS[index % len(_COLOURS)],
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "markersize": 8 if kind == "vgf" else 7,
+        }
+        styles.append(style if kind == "vgf" else {**style, "markerfacecolor": "white", "markeredgewidth": 1.6})
+    return styles

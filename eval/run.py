@@ -194,15 +194,38 @@ def run(args: argparse.Namespace) -> Scaling:
     directory = Path(args.output_dir)
     sampler, _ = open_sampler(args, loaded, task.to(loaded.model.device), directory)
     result = measure(sampler, methods, seeds=args.seeds)
-    write_report(result, directory, task, args.compare_to or labels[0], meta={
-        "model": loaded.identity, "task": task.name, "split": args.split, "problems": len(task.problems),
-        "seeds": args.seeds, "command": "python -m eval.run " + " ".join(sys.argv[1:]),
-    })  # fmt: skip
+    meta = {
+        "model": loaded.identity,
+        "task": task.name,
+        "split": args.split,
+        "problems": len(task.problems),
+        "seeds": args.seeds,
+        "settings": {name: value for name, value in vars(args).items() if value is not None},
+    }
+    default = loaded.model.transport.transport_steps
+    write_report(result, directory, task, args.compare_to or labels[0], meta=meta, default_steps=default)
     return result
 
 
-def write_report(result: Scaling, directory: Path, task: Task, reference: str, meta: dict[str, Any]) -> None:
-    """Writes `results.json`, `results.md` and the plots."""
+def write_report(
+    result: Scaling,
+    directory: Path,
+    task: Task,
+    reference: str,
+    *,
+    meta: dict[str, Any],
+    default_steps: int | None = None,
+) -> None:
+    """Writes `results.json`, `results.md` and the plots.
+
+    Args:
+        result: Rows and scores.
+        directory: Where.
+        task: What was measured on.
+        reference: The row that paired differences are taken to.
+        meta: Kept beside the rows.
+        default_steps: The budget at which methods are compared by cost; the largest if it was not measured.
+    """
     name = task.score_name
     sections = [report.differences_to_markdown(result.scores, reference)]
     if task.binary and result.pass_at:
@@ -223,13 +246,11 @@ def write_report(result: Scaling, directory: Path, task: Task, reference: str, m
         label, rows = next(iter(singles.items()))
         scores = [result.scores[row.method] for row in rows]
         turn = turn_over(scores, _proxies(result, rows))
-        plots.plot_over_optimization(rows, turn.index, directory / "over_optimization.png", f"{title}: {label}")
-    groups: dict[str, list[report.Row]] = {}
-    for row in result.rows:
-        if result.families[row.method] != "oracle":
-            family = result.families[row.method]
-            groups.setdefault(family.removesuffix(" by value"), []).append(row)
-    plots.plot_costs(_fewer_groups(groups), directory / "costs.png", title, name)
+        plots.plot_over_optimization(rows, turn.index, directory / "over_optimization.png", f"{title}: {label}", name)
+    budgets = {row.steps for row in result.rows if row.steps}
+    shown = default_steps if default_steps in budgets else max(budgets, default=None)
+    suffix = f", transport at L={shown}" if budgets else ""
+    plots.plot_costs(_cost_groups(result, shown), directory / "costs.png", title + suffix, name)
 
 
 def _proxies(result: Scaling, rows: Sequence[report.Row]) -> list[torch.Tensor] | None:
@@ -265,13 +286,16 @@ def _best_per_family(result: Scaling, rows: Sequence[report.Row]) -> list[report
     return list(best.values())[:6]
 
 
-def _fewer_groups(groups: dict[str, list[report.Row]]) -> dict[str, list[report.Row]]:
-    """Merges a space's families of different N: a legend of twenty entries helps nobody."""
-    merged: dict[str, list[report.Row]] = {}
-    for family, rows in groups.items():
-        kind = " ".join(word for word in family.split() if not word.isdigit()).replace(" of,", ",").removesuffix(" of")
-        merged.setdefault(kind.replace("_", " "), []).extend(rows)
-    return merged
+def _cost_groups(result: Scaling, steps: int | None) -> dict[str, list[report.Row]]:
+    """Rows by what they do, whatever their N; transport at one budget, so that no point is the best of several."""
+    groups: dict[str, list[report.Row]] = {}
+    for row in result.rows:
+        family = result.families[row.method]
+        if family == "oracle" or (row.steps is not None and row.steps != steps):
+            continue
+        kind = " ".join(word for word in family.replace("_", " ").split() if not word.isdigit())
+        groups.setdefault(kind.removesuffix(" of").replace(" of by", " by"), []).append(row)
+    return groups
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,17 @@ def _embedded_math(options: TaskOptions) -> Task:
 def _embedded_preference(options: TaskOptions) -> Task:
     if find_spec("recipes.embedded_preference") is None:
         raise ValueError("The task 'embedded_preference' needs the package recipes/embedded_preference.")
-    from recipes.embedded_preference.evaluation import make_task
-
-    return make_task(options)
+    package = import_module("recipes.embedded_preference")
+    prompts = package.make_prompts(options.num_problems or 500, seed=options.problem_seed, split=options.split)
+    proxy = options.reward_model or getattr(package, "PROXY_DIR", None)
+    return Task(
+        "embedded_preference",
+        Dataset.from_dict({"prompt": prompts}),
+        package.gold_reward,
+        None if proxy is None else str(proxy),
+        binary=False,
+        max_new_tokens=32,
+    )
 
 
 def _gsm8k(options: TaskOptions) -> Task:
