@@ -199,7 +199,8 @@ def _group_styles(groups: Iterable[str]) -> list[dict[str, Any]]:
             continue
         style: dict[str, Any] = {
             "color": _COLOURS[index % len(_COLOURS)],
-            "marker": _MARKERS[index % len(_MARKERS)],
+            # Once round the palette the markers move on, so that no two families look alike.
+            "marker": _MARKERS[(index + index // len(_COLOURS) * 3) % len(_MARKERS)],
             "markersize": 8 if kind == "vgf" else 7,
         }
         styles.append(style if kind == "vgf" else {**style, "markerfacecolor": "white", "markeredgewidth": 1.6})

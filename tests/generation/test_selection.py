@@ -240,7 +240,10 @@ def test_mask_after_eos_without_an_end_token() -> None:
         ({"selection": "best"}, "`selection` must be one of"),
         ({"metric": "l2"}, "`metric` must be one of"),
         ({"control": "noise"}, "`control` must be one of None, 'random', 'shuffled'; got 'noise'"),
-        ({"control": "noise", "transport_steps": 0}, "`control` must be one of None, 'random', 'shuffled'; got 'noise'"),
+        (
+            {"control": "noise", "transport_steps": 0},
+            "`control` must be one of None, 'random', 'shuffled'; got 'noise'",
+        ),
         ({"space": "hidden"}, "`space='hidden'` needs a v_head value; this model has 'bilinear'"),
         ({"interaction": True, "metric": "euclidean"}, "`interaction=True` is defined for `metric='fisher'`"),
     ],
