@@ -70,7 +70,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Returns the arguments that every TRL trainer shares."""
         return {
-            "output_dir": tempfile.mkdtemp(prefix="compare-"),
+            "output_dir": str(self.directory),
             "seed": self.seed,
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": "cosine",

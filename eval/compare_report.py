@@ -157,7 +157,7 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
         f"{_label(best, labels)} (highest on validation problems) minus each other method in the same decoding, "
         "paired over problems:",
         "",
-        "| minus | decoding | difference | 95% interval | s.e. |",
+        "| minus | decoding | difference | 95% interval | in s.e. |",
         "|---|---|---|---|---|",
     ]
     own = {entry.mode: entry for entry in rows if entry.method == best}
@@ -165,10 +165,10 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
         if entry.method == best or entry.mode not in own:
             continue
         found = paired_difference(own[entry.mode].over_seeds, entry.over_seeds)
-        ratio = found.mean / found.standard_error if found.standard_error > 0 else float("nan")
+        ratio = f"{found.mean / found.standard_error:+.1f}" if found.standard_error > 0 else ""
         lines.append(
             f"| {_label(entry.method, labels)} | {entry.mode} | {found.mean:+.3f} | {found.low:+.3f} to "
-            f"{found.high:+.3f} | {ratio:+.1f} |"
+            f"{found.high:+.3f} | {ratio} |"
         )
     return "\n".join(lines)
 
@@ -219,10 +219,11 @@ def grpo_reference(runs: Sequence[Run], command: str) -> dict[str, Any]:
 
 
 def plot(runs: Sequence[Run], labels: Mapping[str, str], path: Path, score_name: str) -> None:
-    """Draws every method and mode against the tokens and seconds of answering the test problems."""
+    """Draws every method's greedy answer, majority vote and best-of-N against the tokens and seconds of answering."""
     groups: dict[str, list[Row]] = {}
     for entry in entries(runs):
-        mean, error = mean_and_error(entry.over_seeds)
-        row = Row(entry.mode, mean, error, entry.tokens, entry.seconds)
-        groups.setdefault(_label(entry.method, labels), []).append(row)
-    plots.plot_costs(groups, path, "Answering the test problems: greedy, sampled and voted", score_name)
+        if entry.mode == "greedy" or ("T=" not in entry.mode and entry.mode.startswith(("majority", "best-of"))):
+            mean, error = mean_and_error(entry.over_seeds)
+            row = Row(entry.mode, mean, error, entry.tokens, entry.seconds)
+            groups.setdefault(_label(entry.method, labels), []).append(row)
+    plots.plot_costs(groups, path, "Test problems: greedy, majority and best of N", score_name, join=False)

@@ -142,15 +142,23 @@ def plot_over_optimization(
         plt.close(figure)
 
 
-def plot_costs(groups: Mapping[str, Sequence[Row]], path: str | Path, title: str, score_name: str = "accuracy") -> None:
+def plot_costs(
+    groups: Mapping[str, Sequence[Row]],
+    path: str | Path,
+    title: str,
+    score_name: str = "accuracy",
+    *,
+    join: bool = True,
+) -> None:
     """Draws all methods' scores against what an answer costs: sampled tokens on the left, seconds on the right.
 
     Args:
-        groups: Rows by family, joined by a line in order of cost. Families that start with `VGF` are drawn filled,
-            baselines hollow, and controls (random, shuffled) as grey crosses.
+        groups: Rows by family. Those that start with `VGF` are drawn filled, baselines hollow, and controls (random,
+            shuffled) as grey crosses.
         path: The PNG.
         title: The title.
         score_name: What the score is called.
+        join: Whether the rows of a family are joined by a line in order of cost.
     """
     plt = _pyplot()
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -165,7 +173,7 @@ def plot_costs(groups: Mapping[str, Sequence[Row]], path: str | Path, title: str
                     [max(getattr(row, name), 1e-3) for row in ordered],
                     [row.score for row in ordered],
                     yerr=[row.standard_error for row in ordered],
-                    linestyle="-" if len(ordered) > 1 else "none",
+                    linestyle="-" if join and len(ordered) > 1 else "none",
                     linewidth=1.2,
                     elinewidth=0.9,
                     capsize=2,

@@ -2,6 +2,7 @@
 """Tasks: their problems and scores, and what bad input is answered with."""
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,22 @@ def test_real_problems_are_read_and_scored(data_dir: Path) -> None:
     golds = [f"So \\boxed{{{answer}}}." for answer in math500.problems["answer"]]
     assert math500.score(range(3), golds, [[1]] * 3)["gold"] == [1.0] * 3
     assert math500.score(range(3), ["I do not know."] * 3, [[1]] * 3)["gold"] == [0.0] * 3
+
+
+def test_the_preference_task_is_looked_up_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    proxy = classifier(tmp_path / "proxy", 0)
+    package = types.ModuleType("recipes.embedded_preference")
+    package.make_prompts = lambda n, seed, split: [f"w{seed} w{i}" for i in range(n)]
+    package.gold_reward = lambda prompts, completions, **kwargs: [float(len(text)) for text in completions]
+    monkeypatch.setattr("eval.tasks.find_spec", lambda name: object())
+    monkeypatch.setattr("eval.tasks.import_module", lambda name: package)
+    options = TaskOptions(num_problems=2, reward_model=proxy)
+    scores = load_task("embedded_preference", options).score([0, 1], ["w1", "w1 w2"], [[5], [5, 6]])
+    assert scores["gold"] == [2.0, 5.0] and len(scores["proxy"]) == 2
+    # Without a model that was named or ships with the package, gold stands alone.
+    assert load_task("embedded_preference", TaskOptions(num_problems=2)).proxy is None
+    package.PROXY_DIR = Path(proxy)
+    assert load_task("embedded_preference", TaskOptions(num_problems=2)).proxy == proxy
+    monkeypatch.setattr("eval.tasks.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package recipes/embedded_preference"):
+        load_task("embedded_preference")
