@@ -29,6 +29,8 @@ SPACES: dict[str, dict[str, Any]] = {
     "logit": {"space": "logit", "metric": "fisher"},
     "euclidean": {"space": "logit", "metric": "euclidean"},
     "hidden": {"space": "hidden"},
+    "sequence_embedding": {"space": "sequence_embedding"},
+    "sequence_logit": {"space": "sequence_logit"},
 }
 METHODS |= {f"vgf_{name}": f"transport, {settings}" for name, settings in SPACES.items()}
 DEFAULT_METHODS = tuple(name for name in METHODS if not name.startswith("vgf_"))
@@ -106,15 +108,7 @@ def abilities(model: VGFModel, task: Task, *, has_value: bool = True) -> Abiliti
     Returns:
         `Abilities`.
     """
-    spaces = []
-    for name, settings in SPACES.items():
-        try:
-            build_space(model.policy, model.value, replace(model.transport, **settings))
-        except ValueError:  # the space's own refusal is the answer
-            continue
-        own_features = model.value_model is None and not model.has_value_adapter
-        if settings["space"] != "hidden" or own_features:
-            spaces.append(name)
+    spaces = [name for name, settings in SPACES.items() if _can_move(model, settings)]
     models = len(model.value_blocks()) + (model.value_model is not None)
     return Abilities(
         has_value=has_value,
@@ -125,6 +119,19 @@ def abilities(model: VGFModel, task: Task, *, has_value: bool = True) -> Abiliti
         forwards=models + (model.ref_model is not None and model.value.needs_logits),
         interacting=model.transport.interaction,
     )
+
+
+def _can_move(model: VGFModel, settings: dict[str, Any]) -> bool:
+    space = settings["space"]
+    try:
+        transport = replace(model.transport, **settings)
+        if space.startswith("sequence"):
+            return getattr(model, "sequence_value", None) is not None
+        build_space(model.policy, model.value, transport)
+    except ValueError:  # the refusal of the configuration or of the space is the answer
+        return False
+    own_features = model.value_model is None and not model.has_value_adapter
+    return space != "hidden" or own_features
 
 
 def check_methods(names: Sequence[str] | None, able: Abilities) -> list[str]:
@@ -272,7 +279,7 @@ def _transported(space: str, able: Abilities, options: PlanOptions) -> list[Meth
                 Method(f"{title}, {text}, L={steps}", f"{title}, {text}", draw, n, selection, steps)
                 for text, selection in choices
             ]
-        if steps > 0:
+        if steps > 0 and not space.startswith("sequence"):  # whole responses start from samples
             greedy = {"do_sample": False, **SPACES[space], "transport_steps": steps}
             name = f"{title} greedy"
             rows.append(

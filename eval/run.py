@@ -9,6 +9,7 @@ to a folder, and only what is missing is sampled.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -152,7 +153,8 @@ def open_sampler(
     """
     options = generation_options(args, loaded)
     settings = {
-        "model": loaded.identity,
+        "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
         "task": args.task,
         "problems": len(task.problems),
         **{name: value for name, value in asdict(task_options(args)).items() if value is not None},
@@ -246,7 +248,10 @@ def write_report(
         label, rows = next(iter(singles.items()))
         scores = [result.scores[row.method] for row in rows]
         turn = turn_over(scores, _proxies(result, rows))
-        plots.plot_over_optimization(rows, turn.index, directory / "over_optimization.png", f"{title}: {label}", name)
+        if all(row.kl is not None and not math.isnan(row.kl) for row in rows):
+            plots.plot_over_optimization(
+                rows, turn.index, directory / "over_optimization.png", f"{title}: {label}", name
+            )
     budgets = {row.steps for row in result.rows if row.steps}
     shown = default_steps if default_steps in budgets else max(budgets, default=None)
     suffix = f", transport at L={shown}" if budgets else ""

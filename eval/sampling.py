@@ -6,6 +6,7 @@ on gives the samples that it would have given at once.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -51,7 +52,7 @@ class Samples:
     Attributes:
         gold: `[B, N]`, scores that are reported.
         num_tokens: `[B, N]`, sampled tokens.
-        kl: `[B, N]`, divergence to the reference in nats, summed over the response.
+        kl: `[B, N]`, divergence to the reference in nats, summed over the response; NaN where it is not known.
         base_logps: `[B, N]`, log-probability under the reference.
         seconds: `[B, N]`, each response's share of the sampling time.
         forwards: `[B, N]`, its share of the tokens that models processed.
@@ -186,9 +187,10 @@ def collect(records: Sequence[Record], num_problems: int, num_samples: int) -> S
         table[record["prompt"]][record["sample"]] = record
 
     def tensor(name: str) -> Tensor | None:
-        if table[0][0].get(name) is None:
+        if name != "kl" and table[0][0].get(name) is None:
             return None
-        return torch.tensor([[record[name] for record in row] for row in table], dtype=torch.float32)
+        numbers = [[math.nan if record[name] is None else record[name] for record in row] for row in table]
+        return torch.tensor(numbers, dtype=torch.float32)
 
     peaks = [record["peak_mb"] for record in records if record.get("peak_mb") is not None]
     numbers = {item.name: tensor(item.name) for item in fields(Samples) if item.type in (Tensor, Tensor | None)}
@@ -217,6 +219,7 @@ class _Batch:
     peak_mb: float | None
     values: Tensor | None = None
     transport_kl: Tensor | None = None
+    kl_known: bool = True
     value_seconds: float = 0.0
     value_forwards: int = 0
 
@@ -267,7 +270,7 @@ def _sample_batch(
             "answer": None if task.answer_of is None else task.answer_of(texts[index]),
             **{name: column[index] for name, column in scores.items()},
             "num_tokens": len(ids[index]),
-            "kl": float(found.kl[index]),
+            "kl": float(found.kl[index]) if batch.kl_known else None,
             "base_logps": float(found.base_logps[index]),
             "values": values[index],
             "weights": weights[index],
@@ -301,7 +304,10 @@ def _generate(model: VGFModel, inputs: Any, draw: Draw, num_samples: int, option
     batch = _Batch(sequences, attention, mask, seconds, counter.tokens, memory.megabytes)
     if draw.transported:
         batch.values = output.values.float()
-        batch.transport_kl = output.kl.view(len(sequences), -1)
+        # Responses that were not decoded token by token have no distribution to measure.
+        batch.kl_known = output.kl is not None
+        if batch.kl_known:
+            batch.transport_kl = output.kl.view(len(sequences), -1)
     elif draw.with_values:
         with ForwardCounter(model).counting() as counter:
             began = _now(model)

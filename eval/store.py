@@ -83,7 +83,8 @@ class SampleStore:
 
     Args:
         directory: The results folder; created if absent.
-        settings: What the samples depend on, JSON values: the model and its fingerprint, the task, lengths, batches.
+        settings: What the samples depend on, JSON values: the model's fingerprint, the task, lengths, batches; and
+            `model`, its name, which may differ.
 
     Attributes:
         records: Every sample, by draw, seed, problem and number.
@@ -95,9 +96,9 @@ class SampleStore:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = SampleStore(folder, {"model": "a"})
+        ...     store = SampleStore(folder, {"model": "a", "fingerprint": "01"})
         ...     store.append([{"draw": "greedy", "seed": 0, "prompt": 0, "sample": 0, "gold": 1.0}])
-        ...     len(SampleStore(folder, {"model": "a"}).records)
+        ...     len(SampleStore(folder, {"model": "a", "fingerprint": "01"}).records)
         1
     """
 
@@ -151,7 +152,9 @@ class SampleStore:
             found = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no metadata of an evaluation ({error!r}); name another folder.") from error
-        different = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
+        # The fingerprint says which model it is; its name may be a path that is written in several ways.
+        names = sorted({*found, *settings} - {"model"})
+        different = [name for name in names if found.get(name) != settings.get(name)]
         if different:
             pairs = "; ".join(f"{name}: {found.get(name)!r} there, {settings.get(name)!r} now" for name in different)
             raise ValueError(

@@ -3,7 +3,7 @@
 
 import pytest
 
-from eval.methods import DEFAULT_METHODS, METHODS, Abilities, PlanOptions, abilities, check_methods, plan
+from eval.methods import DEFAULT_METHODS, METHODS, SPACES, Abilities, PlanOptions, abilities, check_methods, plan
 from eval.tasks import Task, TaskOptions, load_task
 from tests.layouts import tiny_model, vgf_model
 
@@ -34,7 +34,7 @@ def test_spaces_are_those_that_the_value_can_move_in(task: Task) -> None:
 
 
 def test_every_method_is_described_and_gives_rows() -> None:
-    able = Abilities(has_value=True, spaces=("logit", "euclidean", "hidden"), has_proxy=True, forwards=2)
+    able = Abilities(has_value=True, spaces=tuple(SPACES), has_proxy=True, forwards=2)
     for name in METHODS:
         assert plan(check_methods([name], able), able, SMALL), name
     assert set(check_methods(None, able)) >= set(DEFAULT_METHODS) - {"vgf"}

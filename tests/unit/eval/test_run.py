@@ -87,7 +87,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(
 ) -> None:
     other = save_vgf(tmp_path / "other", seed=2)
     done = tmp_path / "done"
-    SampleStore(done, {"model": "another (0123456789abcdef)"})
+    SampleStore(done, {"model": "another", "fingerprint": "0123456789abcdef"})
     cases = [
         ({"task": "chess"}, "`--task` must be one of embedded_math"),
         ({"methods": ["ppo"]}, "`--methods` must be among greedy"),
@@ -98,7 +98,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(
         ({"num_particles": [0]}, "`num_particles` must be one or more integers >= 1"),
         ({"batch_size": 0}, "`--batch_size` must be at least 1"),
         ({"compare_to": "ppo"}, "`--compare_to` must be one of the rows"),
-        ({"model": other, "output_dir": done}, "holds samples of 'another (0123456789abcdef)', not of"),
+        ({"model": other, "output_dir": done}, "holds samples of 'another', not of"),
         ({"dtype": "float12"}, "`dtype` must be 'auto' or a torch dtype"),
     ]
     for options, message in cases:

@@ -56,12 +56,13 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_model_is_refused_naming_both(tmp_path: Path) -> None:
-    SampleStore(tmp_path, {"model": "a (01)", "batch_size": 4})
-    with pytest.raises(ValueError, match=r"holds samples of 'a \(01\)', not of 'b \(02\)'"):
-        SampleStore(tmp_path, {"model": "b (02)", "batch_size": 4})
+    SampleStore(tmp_path, {"model": "a", "fingerprint": "01", "batch_size": 4})
+    with pytest.raises(ValueError, match=r"holds samples of 'a', not of 'b' .*\(fingerprint: '01' there, '02' now\)"):
+        SampleStore(tmp_path, {"model": "b", "fingerprint": "02", "batch_size": 4})
     with pytest.raises(ValueError, match="batch_size: 4 there, 8 now"):
-        SampleStore(tmp_path, {"model": "a (01)", "batch_size": 8})
-    SampleStore(tmp_path, {"model": "a (01)", "batch_size": 4})
+        SampleStore(tmp_path, {"model": "a", "fingerprint": "01", "batch_size": 8})
+    # The same model by another path.
+    SampleStore(tmp_path, {"model": "./a", "fingerprint": "01", "batch_size": 4})
 
 
 def test_samples_without_metadata_and_foreign_metadata_are_refused(tmp_path: Path) -> None:
