@@ -24,8 +24,7 @@ from transformers import StoppingCriteriaList
 try:
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.utils import stop_sequences_criteria
+    from lm_eval.models.huggingface import HFLM, stop_sequences_criteria
 except ImportError as error:
     raise ImportError('This adapter needs lm-evaluation-harness: pip install "vgf-llm[lm-eval]".') from error
 

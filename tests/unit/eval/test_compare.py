@@ -2,6 +2,7 @@
 """The comparison: what baselines train on, how sweeps are read, its report, and a whole one at a small size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,21 +168,34 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, caps
 def test_a_comparison_goes_on_where_it_stopped(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    assert compare.main(arguments(out, config, methods=["base", "rft"], learning_rates=[1e-4, 1e-3])) == 0
-    files = sorted(path.name for path in (out / "runs").iterdir())
-    assert files == ["base-seed0.json", "rft-lr0.0001-seed0.json", "rft-lr0.001-seed0.json"]
+    # Short responses: what is tested is the book-keeping.
+    monkeypatch.setattr(compare, "load_task", lambda name, options: load_task(name, replace(options, max_new_tokens=4)))
+    argv = arguments(tmp_path / "out", config, learning_rates=[1e-4, 1e-3], num_train=4, num_validation=2, num_test=2)
+    assert compare.main([*argv, "--methods", "base", "grpo"]) == 0
+    files = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert files == ["base-seed0.json", "grpo-lr0.0001-seed0.json", "grpo-lr0.001-seed0.json"]
     printed = capsys.readouterr().out
-    assert "rejection-sampling SFT (TRL), lr 0.0001:" in printed
+    assert "GRPO (TRL), lr 0.0001:" in printed
     assert "| base | majority@2 |" in printed
 
     def refuse(job: Job) -> None:
         raise AssertionError("trained again")
 
     for name, method in TRAINABLE.items():
-        monkeypatch.setitem(TRAINABLE, name, type(method)(method.label, refuse, method.learning_rates))
-    assert compare.main(arguments(out, config, methods=["rft"], learning_rates=[1e-4, 1e-3])) == 0
-    assert (out / "results.md").is_file()
+        monkeypatch.setitem(TRAINABLE, name, replace(method, train=refuse))
+    assert compare.main([*argv, "--methods", "grpo"]) == 0
+    assert "| GRPO (TRL) | greedy |" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_other_vgf_settings_are_not_reused(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path / "out", config, methods=["vgf"])
+    compare.Comparison(compare.parse(argv))
+    stale = {**run("vgf", 0, [1.0] * 4), "vgf_config": "of another file"}
+    (tmp_path / "out" / "runs" / "vgf-seed0.json").write_text(json.dumps(stale), encoding="utf-8")
+    assert compare.main(argv) == 1
+    assert "was made with other settings than" in capsys.readouterr().err
 
 
 @pytest.mark.slow

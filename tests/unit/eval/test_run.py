@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from eval import run, tune_budget, win_rate
+from eval.methods import DEFAULT_METHODS
 from eval.metrics import TurnOver
 from eval.sampling import Samples
 from eval.store import SampleStore
@@ -26,12 +27,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_vgf(tmp_path_factory.mktemp("model"))
 
 
-def arguments(model: str, output: Path, **options: Any) -> list[str]:
+def arguments(model: str, output: Path, /, **options: Any) -> list[str]:
     given = {
         "model": model,
         "task": "embedded_math",
-        "num_problems": 4,
-        "max_new_tokens": 6,
+        "num_problems": 3,
+        "max_new_tokens": 4,
         "output_dir": output,
         "num_threads": 1,
         **options,
@@ -49,12 +50,13 @@ SMALL = {"steps": [0, 2], "num_particles": [1, 2], "seeds": [0, 1]}
 def test_a_whole_table_with_plots_and_nothing_sampled_twice(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = arguments(model, tmp_path, **SMALL)
+    names = [name for name in DEFAULT_METHODS if name not in ("vgf", "best_of_n_proxy", "best_of_m")]
+    argv = arguments(model, tmp_path, **SMALL, methods=[*names, "vgf_logit"])
     assert run.main(argv) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     methods = [row["method"] for row in results["rows"]]
     for name in ("greedy", "sampled, T=0.7", "majority@2", "best-of-2 by value", "value-weighted vote of 2",
-                 "pass@2 (oracle)", "VGF, one particle, L=2", "VGF euclidean, majority of 2, L=2",
+                 "pass@2 (oracle)", "VGF, one particle, L=2", "VGF, majority of 2, L=2",
                  "random direction, L=2", "shuffled value, L=2"):  # fmt: skip
         assert name in methods
     assert all(0 <= row["score"] <= 1 and row["tokens"] > 0 and row["seconds"] > 0 for row in results["rows"])
@@ -177,7 +179,7 @@ def test_win_rates_of_a_results_folder(
     argv = ["--samples", str(tmp_path), "--reward_model", "x", "--second", "greedy x1"]
     assert win_rate.main([*argv, "--first", "VGF logit L=2 x2"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["wins"] + found["losses"] + found["ties"] == 4
+    assert found["wins"] + found["losses"] + found["ties"] == 3
     assert win_rate.main([*argv, "--first", "nothing"]) == 1
     assert "There are no samples of 'nothing' with seed 0; those there are: VGF logit" in capsys.readouterr().err
     assert win_rate.main(["--samples", str(tmp_path / "no"), *argv[2:], "--first", "x"]) == 1
