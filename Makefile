@@ -12,7 +12,7 @@ ENV_STAMP := $(VENV)/.installed-test
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow quality format docs clean
+.PHONY: help env demo results test test-slow quality format docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -21,6 +21,16 @@ env: $(ENV_STAMP)  ## create .venv and install the package with its test depende
 
 demo: $(ENV_STAMP)  ## run the main job: learn a value on grade-school math and spend a step budget
 	$(BIN)/accelerate launch recipes/gsm8k_vgf.py $(ARGS)
+
+# Hours on two cores; every run is kept in outputs/, so that a second call goes on where the first one stopped.
+results: $(ENV_STAMP)  ## print the embedded tables of docs/results.md again
+	$(BIN)/accelerate launch recipes/gsm8k_vgf.py --skip_evaluation true $(ARGS)
+	$(BIN)/python -m eval.run --model outputs/gsm8k_embedded --task embedded_math --cache_implementation static \
+		--seeds 0 1 --output_dir outputs/results/embedded_math
+	$(BIN)/python -m eval.compare --recipe embedded_math --seeds 0 1 2 --output_dir outputs/results/compare_math \
+		--write_reference
+	$(BIN)/python -m eval.compare --recipe embedded_preference --seeds 0 1 2 \
+		--output_dir outputs/results/compare_preference
 
 test: $(ENV_STAMP)  ## run the tests, except those marked slow
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

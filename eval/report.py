@@ -1,9 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Rows with standard errors, and the tables and plots made of them."""
+"""Rows with standard errors, and the tables made of them."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from eval.metrics import paired_difference
+from eval.store import write_atomically, write_json
+
 
 @dataclass(frozen=True)
 class Row:
@@ -19,125 +21,142 @@ class Row:
 
     Attributes:
         method: Name.
-        accuracy: Mean over problems.
+        score: Mean gold score over problems; the accuracy where gold is 0 or 1.
         standard_error: Of the mean, over problems.
         tokens: Sampled tokens per problem.
         seconds: Wall time for all problems.
         steps: L, for methods that transport.
         num_samples: Responses drawn per problem to give one answer.
-        kl: Mean KL to the base per token in nats, for methods that transport.
+        proxy: Mean proxy score.
+        proxy_error: Its standard error.
+        kl: Divergence to the reference per response in nats, the bound log N - (N-1)/N of choosing included.
+        kl_per_token: Divergence of the sampled distribution per token.
+        base_logp: Log-probability under the reference per token.
+        distinct_1: Share of different words, over one response per problem.
+        distinct_2: Share of different pairs of words.
+        forwards: Tokens that models processed per problem, prompts included.
+        peak_mb: Most memory in use while sampling.
     """
 
     method: str
-    accuracy: float
+    score: float
     standard_error: float
     tokens: float
     seconds: float
     steps: int | None = None
     num_samples: int = 1
+    proxy: float | None = None
+    proxy_error: float | None = None
     kl: float | None = None
+    kl_per_token: float | None = None
+    base_logp: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    forwards: float | None = None
+    peak_mb: float | None = None
 
 
-def mean_and_error(per_problem: Tensor) -> tuple[float, float]:
-    """Returns the mean of `[B]` and its standard error.
-
-    Example:
-        >>> import torch
-        >>> mean, error = mean_and_error(torch.tensor([0.0, 1.0, 0.0, 1.0]))
-        >>> mean, round(error, 4)
-        (0.5, 0.2887)
-    """
-    values = per_problem.double()
-    return float(values.mean()), float(values.std(unbiased=True) / math.sqrt(len(values)))
-
-
-def lead(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Returns the mean difference of two methods on the same problems, and its paired standard error.
-
-    Args:
-        first: `[B]`.
-        second: `[B]`.
-
-    Returns:
-        The difference and its standard error.
-    """
-    return mean_and_error(first.double() - second.double())
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Formats rows as a Markdown table."""
-    lines = [
-        "| method | L | N | accuracy | s.e. | KL/token | tokens/problem | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+def to_markdown(rows: Sequence[Row], score_name: str = "accuracy") -> str:
+    """Formats rows as a Markdown table; columns that no row fills are left out."""
+    columns = {
+        "method": [row.method.removesuffix(f", L={row.steps}") for row in rows],  # L has a column of its own
+        "L": ["" if row.steps is None else str(row.steps) for row in rows],
+        "N": [str(row.num_samples) for row in rows],
+        score_name: [f"{row.score:.3f} ± {row.standard_error:.3f}" for row in rows],
+        "proxy": [_number(row.proxy, 3) + (f" ± {row.proxy_error:.3f}" if row.proxy_error else "") for row in rows],
+        "KL": [_number(row.kl, 2) for row in rows],
+        "KL/token": [_number(row.kl_per_token, 3) for row in rows],
+        "base log p/token": [_number(row.base_logp, 3) for row in rows],
+        "distinct-1": [_number(row.distinct_1, 3) for row in rows],
+        "distinct-2": [_number(row.distinct_2, 3) for row in rows],
+        "tokens": [f"{row.tokens:.0f}" for row in rows],
+        "forwards": [_number(row.forwards, 0) for row in rows],
+        "seconds": [f"{row.seconds:.1f}" for row in rows],
+        "peak MB": [_number(row.peak_mb, 0) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*columns.values(), strict=True)]
     return "\n".join(lines) + "\n"
 
 
-def print_table(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
-    """Prints rows as a table."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))  # fits 80 columns
-    for name in ("method", "L", "N", "acc.", "s.e.", "KL", "tokens", "sec."):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+def differences_to_markdown(scores: Mapping[str, Tensor], reference: str) -> str:
+    """Formats every method's paired difference to one of them, with 95% intervals.
+
+    Args:
+        scores: Scores `[B]` per method, on the same problems.
+        reference: The method that the others are compared with.
+
+    Returns:
+        A Markdown table.
+
+    Raises:
+        KeyError: If `reference` is not among the methods.
+    """
+    lines = [f"| difference to {reference} | mean | s.e. | 95% interval |", "|---|---|---|---|"]
+    for name, values in scores.items():
+        if name == reference:
+            continue
+        found = paired_difference(values, scores[reference])
+        lines.append(
+            f"| {name} | {found.mean:+.3f} | {found.standard_error:.3f} | {found.low:+.3f} to {found.high:+.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def print_table(
+    rows: Sequence[Row], title: str, console: Console | None = None, *, score_name: str = "accuracy"
+) -> None:
+    """Prints the main columns of rows as a table that fits 80 columns."""
+    columns = ("method", "L", "N", score_name[:8], "s.e.", "KL", "tokens", "sec.")
+    with_proxy = any(row.proxy is not None for row in rows)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in (*columns, *(("proxy",) if with_proxy else ())):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
     for row in rows:
-        table.add_row(*_cells(row))
+        cells = [
+            row.method.removesuffix(f", L={row.steps}"),
+            "" if row.steps is None else str(row.steps),
+            str(row.num_samples),
+            f"{row.score:.3f}",
+            f"{row.standard_error:.3f}",
+            _number(row.kl, 1),
+            f"{row.tokens:.0f}",
+            f"{row.seconds:.1f}",
+        ]
+        table.add_row(*cells, *((_number(row.proxy, 3),) if with_proxy else ()))
     (console or Console()).print(table)
 
 
-def save(rows: Sequence[Row], directory: str | Path, meta: dict[str, object]) -> None:
-    """Writes `results.json` and `results.md` into a folder."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=2)
-    (directory / "results.json").write_text(text + "\n", encoding="utf-8")
-    (directory / "results.md").write_text(to_markdown(rows), encoding="utf-8")
-
-
-def plot_budget(curves: dict[str, Sequence[Row]], baselines: Sequence[Row], path: str | Path, title: str) -> None:
-    """Draws accuracy over the step budget with standard errors, and baselines as horizontal lines.
+def save(
+    rows: Sequence[Row],
+    directory: str | Path,
+    meta: Mapping[str, object],
+    *,
+    score_name: str = "accuracy",
+    sections: Sequence[str] = (),
+) -> None:
+    """Writes `results.json` and `results.md` into a folder.
 
     Args:
-        curves: Rows with `steps`, by label.
-        baselines: Rows drawn as lines.
-        path: The PNG.
-        title: The title.
-
-    Raises:
-        ImportError: Without matplotlib, which the extra `plots` installs.
+        rows: The table.
+        directory: The folder; created if absent.
+        meta: What the table was made of.
+        score_name: What the gold score is called.
+        sections: Markdown that follows the table.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "vgf-llm[plots]".') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for label, rows in curves.items():
-        steps = [row.steps for row in rows]
-        errors = [row.standard_error for row in rows]
-        axes.errorbar(steps, [row.accuracy for row in rows], yerr=errors, marker="o", capsize=3, label=label)
-    for index, row in enumerate(sorted(baselines, key=lambda row: -row.accuracy)):
-        style = ["--", ":", "-.", (0, (5, 1)), (0, (1, 1))][index % 5]
-        axes.axhline(row.accuracy, color="0.35", linestyle=style, linewidth=1.2, label=row.method)
-    axes.set_xscale("symlog", base=2, linthresh=1)
-    ticks = sorted({row.steps for rows in curves.values() for row in rows if row.steps is not None})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set(xlabel="transport steps L", ylabel="accuracy", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    table = to_markdown(rows, score_name)
+    finite = [{name: _finite(value) for name, value in asdict(row).items()} for row in rows]
+    write_json(directory / "results.json", {"meta": {**meta, "score": score_name}, "rows": finite})
+    write_atomically(directory / "results.md", "\n".join([table, *sections]))
 
 
-def _cells(row: Row) -> list[str]:
-    return [
-        row.method.removesuffix(f", L={row.steps}"),  # L has a column of its own
-        "" if row.steps is None else str(row.steps),
-        str(row.num_samples),
-        f"{row.accuracy:.3f}",
-        f"{row.standard_error:.3f}",
-        "" if row.kl is None or math.isnan(row.kl) else f"{row.kl:.3f}",
-        f"{row.tokens:.0f}",
-        f"{row.seconds:.1f}",
-    ]
+def _finite(value: object) -> object:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,9 +1,15 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Sampling responses to a set of problems, and what each way of choosing among them scores."""
+"""Sampling responses to a task's problems, and what each way of choosing among them scores.
 
+Problems are sampled in fixed batches, each from a seed of its own, so that an evaluation that was interrupted and goes
+on gives the samples that it would have given at once.
+"""
+
+import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -11,11 +17,32 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vgf_llm.generation import select
+from eval.costs import ForwardCounter, PeakMemory
+from eval.likelihood import likelihood
+from eval.store import Record, SampleStore
+from eval.tasks import Task
+from vgf_llm.generation import mask_after_eos, select
 from vgf_llm.models import VGFModel
 
-CheckFn = Callable[[list[str], list[str]], list[float]]
-AnswerOf = Callable[[str], str | None]
+
+@dataclass(frozen=True)
+class Draw:
+    """One way of sampling, from which several methods may choose.
+
+    Attributes:
+        name: Names it in result files; two draws of a folder with one name are the same draw.
+        options: Handed to `VGFModel.generate`.
+        with_values: Whether responses are valued; transported ones are valued on the way.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    with_values: bool = False
+
+    @property
+    def transported(self) -> bool:
+        """Whether the value moves this draw."""
+        return self.options.get("transport_steps", 0) > 0
 
 
 @dataclass(frozen=True)
@@ -23,126 +50,299 @@ class Samples:
     """N responses to each of B problems.
 
     Attributes:
-        correct: `[B, N]`, 0/1 scores.
-        values: `[B, N]`, the value of each response; `None` if it was not computed.
-        answers: `B` lists of `N` extracted answers, `None` where there is none.
+        gold: `[B, N]`, scores that are reported.
         num_tokens: `[B, N]`, sampled tokens.
-        kl: Mean KL to the base per token in nats.
-        seconds: Wall time of sampling (and of valuing, where values were asked for).
+        kl: `[B, N]`, divergence to the reference in nats, summed over the response; NaN where it is not known.
+        base_logps: `[B, N]`, log-probability under the reference.
+        seconds: `[B, N]`, each response's share of the sampling time.
+        forwards: `[B, N]`, its share of the tokens that models processed.
+        answers: `B` lists of `N` extracted answers, `None` where there is none.
+        responses: `B` lists of `N` texts.
+        proxy: `[B, N]`, scores that training could see; `None` if the task has none.
+        values: `[B, N]`, the model's value of each response; `None` if it was not computed.
+        weights: `[B, N]`, its weight in a vote.
+        value_seconds: `[B, N]`, the time of valuing, where that was apart from sampling.
+        value_forwards: `[B, N]`, the tokens processed in valuing.
+        peak_mb: Most memory in use while sampling; `None` where the platform does not tell.
     """
 
-    correct: Tensor
-    values: Tensor | None
-    answers: list[list[str | None]]
+    gold: Tensor
     num_tokens: Tensor
-    kl: float
-    seconds: float
+    kl: Tensor
+    base_logps: Tensor
+    seconds: Tensor
+    forwards: Tensor
+    answers: list[list[str | None]]
+    responses: list[list[str]]
+    proxy: Tensor | None = None
+    values: Tensor | None = None
+    weights: Tensor | None = None
+    value_seconds: Tensor | None = None
+    value_forwards: Tensor | None = None
+    peak_mb: float | None = None
 
     def take(self, n: int) -> "Samples":
         """Returns the first `n` responses of each problem, with their share of the cost."""
-        share = n / self.correct.shape[1]
-        values = None if self.values is None else self.values[:, :n]
-        answers = [row[:n] for row in self.answers]
-        return Samples(self.correct[:, :n], values, answers, self.num_tokens[:, :n], self.kl, self.seconds * share)
+        if not 1 <= n <= self.gold.shape[1]:
+            raise ValueError(f"`n` must be from 1 to the {self.gold.shape[1]} samples of a problem, got {n}.")
+        cut: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                cut[item.name] = value[:, :n]
+            elif isinstance(value, list):
+                cut[item.name] = [row[:n] for row in value]
+        return replace(self, **cut)
 
-    def single(self) -> Tensor:
-        """Accuracy of one response, per problem `[B]`: the mean over its N responses."""
-        return self.correct.mean(dim=-1)
+    def choose(self, selection: str) -> Tensor:
+        """Returns the index of the chosen response, `[B]`.
 
-    def best_of_n(self) -> Tensor:
-        """Score of the response of highest value, per problem `[B]`."""
-        if self.values is None:
-            raise ValueError("These samples have no values; sample with `with_values=True`.")
-        return self._pick(select(self.values, "value", answers=()))
+        Args:
+            selection: `"value"`, `"majority"` and `"weighted_vote"` as in `VGFModel.generate`; `"proxy"` for the
+                highest proxy score. A majority's ties go to the answer that was drawn first.
+        """
+        if selection == "majority":
+            order = -torch.arange(self.gold.shape[1], dtype=torch.float32).expand_as(self.gold)
+            return select(order, "majority", answers=self.answers)
+        ranked = self.proxy if selection == "proxy" else self.values
+        if ranked is None:
+            raise ValueError(
+                f"These samples have no {'proxy scores' if selection == 'proxy' else 'values'} to rank by."
+            )
+        if selection == "weighted_vote":
+            return select(ranked, selection, answers=self.answers, weights=self.weights)
+        return select(ranked, "value", answers=())
 
-    def majority(self) -> Tensor:
-        """Score of the most frequent answer, per problem `[B]`; ties go to the answer that was drawn first."""
-        order = -torch.arange(self.correct.shape[1], dtype=torch.float32).expand_as(self.correct)
-        return self._pick(select(order, "majority", answers=self.answers))
+    def pick(self, scores: Tensor, selection: str) -> Tensor:
+        """Score of the answer that a method gives, per problem `[B]`.
 
-    def any_correct(self) -> Tensor:
-        """Whether one of the N responses is right, per problem `[B]`: pass@N."""
-        return self.correct.amax(dim=-1)
-
-    def _pick(self, chosen: Tensor) -> Tensor:
-        return self.correct.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        Args:
+            scores: `[B, N]`.
+            selection: As for `choose`; `"single"`: one response, as the mean over all N; `"oracle"`: the best one.
+        """
+        if selection == "single":
+            return scores.mean(dim=-1)
+        if selection == "oracle":
+            return scores.amax(dim=-1)
+        return scores.gather(-1, self.choose(selection).unsqueeze(-1)).squeeze(-1)
 
 
 def sample(
     model: VGFModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Any],
-    golds: Sequence[str],
+    task: Task,
+    draw: Draw,
     *,
-    check: CheckFn,
-    answer_of: AnswerOf,
     num_samples: int,
-    batch_size: int = 512,
     seed: int = 0,
-    with_values: bool = False,
-    description: str = "sampling",
+    batch_size: int = 512,
+    store: SampleStore | None = None,
     **generate_kwargs: Any,
 ) -> Samples:
     """Samples `num_samples` responses per problem and scores them.
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer, padding left.
-        prompts: Texts, or lists of messages.
-        golds: What `check` compares with, one per prompt.
-        check: Maps responses and their golds to 0/1 scores.
-        answer_of: Extracts a response's answer, for votes.
+        tokenizer: Its tokenizer.
+        task: Problems and scores.
+        draw: How to sample.
         num_samples: N.
-        batch_size: Rows (responses) per forward.
         seed: Seed of the sampling.
-        with_values: Whether responses are valued.
-        description: Shown on the progress bar.
-        **generate_kwargs: Handed to `VGFModel.generate`.
+        batch_size: Responses sampled at a time; part of what decides the samples.
+        store: Where samples are kept and those of an earlier run are found.
+        **generate_kwargs: Handed to `VGFModel.generate` beside the draw's options.
 
     Returns:
         `Samples`.
+
+    Raises:
+        ValueError: If there is nothing to sample.
     """
-    torch.manual_seed(seed)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(f"`num_samples` and `batch_size` must be at least 1, got {num_samples} and {batch_size}.")
+    prompts = list(task.problems["prompt"])
+    order = sorted(range(len(prompts)), key=lambda i: len(str(prompts[i])))  # like lengths together: less padding
     per_batch = max(1, batch_size // num_samples)
-    texts: list[list[str]] = [[] for _ in prompts]
-    values = torch.zeros(len(prompts), num_samples)
-    tokens = torch.zeros(len(prompts), num_samples)
-    spent, seconds = 0.0, 0.0
-    for start in tqdm(range(0, len(order), per_batch), desc=description, leave=False):
+    # The number of samples enters the seed, so it has to be in the name that finds them again.
+    name = f"{draw.name} x{num_samples}"
+    done: list[Record] = []
+    for start in tqdm(range(0, len(order), per_batch), desc=name, leave=False):
         rows = order[start : start + per_batch]
-        batch = _encode(tokenizer, [prompts[i] for i in rows]).to(model.device)
-        began = time.perf_counter()
+        records = store.find(name, seed, rows, num_samples) if store is not None else None
+        if records is None:
+            records = _sample_batch(
+                model, tokenizer, task, draw, rows, prompts, num_samples, _batch_seed(name, seed, rows), generate_kwargs
+            )
+            records = [{"draw": name, "seed": seed, **record} for record in records]
+            if store is not None:
+                store.append(records)
+        done += records
+    return collect(done, len(prompts), num_samples)
+
+
+def collect(records: Sequence[Record], num_problems: int, num_samples: int) -> Samples:
+    """Arranges the records of one draw and seed as `Samples`."""
+    table: list[list[Record]] = [[{}] * num_samples for _ in range(num_problems)]
+    for record in records:
+        table[record["prompt"]][record["sample"]] = record
+
+    def tensor(name: str) -> Tensor | None:
+        if name != "kl" and table[0][0].get(name) is None:
+            return None
+        numbers = [[math.nan if record[name] is None else record[name] for record in row] for row in table]
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    peaks = [record["peak_mb"] for record in records if record.get("peak_mb") is not None]
+    numbers = {item.name: tensor(item.name) for item in fields(Samples) if item.type in (Tensor, Tensor | None)}
+    return Samples(
+        **numbers,  # type: ignore[arg-type]
+        answers=[[record["answer"] for record in row] for row in table],
+        responses=[[record["response"] for record in row] for row in table],
+        peak_mb=max(peaks) if peaks else None,
+    )
+
+
+def _batch_seed(draw: str, seed: int, rows: Sequence[int]) -> int:
+    digest = hashlib.sha256(f"{draw}|{seed}|{','.join(map(str, rows))}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@dataclass
+class _Batch:
+    """What sampling one batch gave, flat over R = problems x N."""
+
+    sequences: Tensor
+    attention: Tensor
+    mask: Tensor
+    seconds: float
+    forwards: int
+    peak_mb: float | None
+    values: Tensor | None = None
+    transport_kl: Tensor | None = None
+    kl_known: bool = True
+    value_seconds: float = 0.0
+    value_forwards: int = 0
+
+
+def _sample_batch(
+    model: VGFModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    draw: Draw,
+    rows: Sequence[int],
+    prompts: Sequence[Any],
+    num_samples: int,
+    seed: int,
+    generate_kwargs: dict[str, Any],
+) -> list[Record]:
+    """Samples and scores the responses of some problems."""
+    inputs = encode(tokenizer, [prompts[i] for i in rows]).to(model.device)
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):  # an evaluation inside a training run leaves its randomness alone
+        torch.manual_seed(seed)
+        batch = _generate(model, inputs, draw, num_samples, {"max_new_tokens": task.max_new_tokens, **generate_kwargs})
+    responses = batch.sequences[:, inputs["input_ids"].shape[1] :]
+    ids = [row[mask.bool()].tolist() for row, mask in zip(responses.cpu(), batch.mask.cpu(), strict=True)]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    problems = [i for i in rows for _ in range(num_samples)]
+    scores = task.score(problems, texts, ids)
+    options = {**generate_kwargs, **draw.options}
+    found = likelihood(
+        model,
+        batch.sequences,
+        batch.attention,
+        batch.mask,
+        greedy=not options.get("do_sample", False),
+        temperature=options.get("temperature", 1.0),
+        transport_kl=batch.transport_kl,
+    )
+    weights: list[float | None] = [None] * len(texts)
+    values: list[float | None] = [None] * len(texts)
+    if batch.values is not None:
+        values = batch.values.flatten().tolist()
+        weights = model.value.vote_weights(batch.values).flatten().tolist()
+    share = 1 / len(texts)
+    return [
+        {
+            "prompt": problem,
+            "sample": index % num_samples,
+            "response": texts[index],
+            "answer": None if task.answer_of is None else task.answer_of(texts[index]),
+            **{name: column[index] for name, column in scores.items()},
+            "num_tokens": len(ids[index]),
+            "kl": float(found.kl[index]) if batch.kl_known else None,
+            "base_logps": float(found.base_logps[index]),
+            "values": values[index],
+            "weights": weights[index],
+            "seconds": batch.seconds * share,
+            "forwards": batch.forwards * share,
+            "value_seconds": batch.value_seconds * share,
+            "value_forwards": batch.value_forwards * share,
+            "peak_mb": batch.peak_mb,
+        }
+        for index, problem in enumerate(problems)
+    ]
+
+
+def _generate(model: VGFModel, inputs: Any, draw: Draw, num_samples: int, options: dict[str, Any]) -> _Batch:
+    """Runs `generate`, then values what was not valued on the way; each is timed by itself."""
+    with PeakMemory(model.device) as memory, ForwardCounter(model).counting() as counter:
+        began = _now(model)
         output = model.generate(
-            batch["input_ids"],
-            batch["attention_mask"],
+            inputs["input_ids"],
+            inputs["attention_mask"],
             num_particles=num_samples,
             selection="none",
-            return_dict_in_generate=with_values,
-            **generate_kwargs,
+            return_dict_in_generate=draw.transported,
+            **{"transport_steps": 0, **options, **draw.options},
         )
-        seconds += time.perf_counter() - began
-        sequences = output.sequences if with_values else output
-        responses = sequences[:, batch["input_ids"].shape[1] :]
-        decoded = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        lengths = (responses != tokenizer.pad_token_id).sum(dim=-1).view(-1, num_samples)
-        for position, i in enumerate(rows):
-            texts[i] = decoded[position * num_samples : (position + 1) * num_samples]
-        tokens[rows] = lengths.float().cpu()
-        if with_values:
-            values[rows] = output.values.float().cpu()
-            spent += float(output.kl.sum())
-    flat = [text for row in texts for text in row]
-    repeated = [gold for gold in golds for _ in range(num_samples)]
-    correct = torch.tensor(check(flat, repeated)).view(len(prompts), num_samples)
-    answers = [[answer_of(text) for text in row] for row in texts]
-    kl = spent / float(tokens.sum()) if with_values else float("nan")
-    return Samples(correct, values if with_values else None, answers, tokens, kl, seconds)
+        seconds = _now(model) - began
+    sequences = output.sequences if draw.transported else output
+    prompt_mask = inputs["attention_mask"].repeat_interleave(num_samples, dim=0)
+    mask = mask_after_eos(sequences[:, prompt_mask.shape[1] :], _eos_ids(model, options))
+    attention = torch.cat([prompt_mask, mask], dim=1)
+    batch = _Batch(sequences, attention, mask, seconds, counter.tokens, memory.megabytes)
+    if draw.transported:
+        batch.values = output.values.float()
+        # Responses that were not decoded token by token have no distribution to measure.
+        batch.kl_known = output.kl is not None
+        if batch.kl_known:
+            batch.transport_kl = output.kl.view(len(sequences), -1)
+    elif draw.with_values:
+        with ForwardCounter(model).counting() as counter:
+            began = _now(model)
+            batch.values = model.score(sequences, attention, mask).values.float().view(-1, num_samples)
+            batch.value_seconds = _now(model) - began
+        batch.value_forwards = counter.tokens
+    return batch
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> Any:
+def _now(model: VGFModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _eos_ids(model: VGFModel, options: dict[str, Any]) -> list[int]:
+    eos: int | list[int] | None = options.get("eos_token_id", model.generation_config.eos_token_id)
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> Any:
+    """Tokenizes texts or conversations, padded left."""
     if isinstance(prompts[0], str):
         return tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     return tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        prompts,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
     )
+
+
+def distinct_tokens(texts: Sequence[Sequence[str]]) -> list[list[Hashable]]:
+    """Splits responses into words, the tokens of distinct-n: one count for models of any tokenizer."""
+    return [list(text.split()) for row in texts for text in row]

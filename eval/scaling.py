@@ -1,159 +1,169 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What the step budget buys: baselines, transport at every L, and the random-direction control on the same problems."""
+"""Runs the methods of a table on one set of problems: every draw once, every row from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from eval.report import Row, mean_and_error
-from eval.sampling import Samples
+from eval.methods import Method
+from eval.metrics import best_of_n_kl, distinct_n, mean_and_error, pass_at_k
+from eval.report import Row
+from eval.sampling import Draw, Samples, distinct_tokens
 
 Sampler = Callable[..., Samples]
 
 
 @dataclass
 class Scaling:
-    """Rows of a budget table, with the per-problem scores behind them.
+    """Rows of a table, with the per-problem scores behind them.
 
     Attributes:
         rows: The table.
-        scores: `[B]` per method, for paired differences.
-        curves: Rows with L, by label.
-        chosen_steps: L chosen on validation problems.
+        scores: Gold scores `[B]` per row, means over seeds, for paired differences.
+        proxies: Proxy scores `[B]` per row, where the task has them.
+        families: The family of each row; one with several L is a curve.
+        pass_at: pass@k of the base's samples, by k, where gold is 0 or 1.
+        chosen_steps: L chosen on validation problems, where one was chosen.
     """
 
     rows: list[Row] = field(default_factory=list)
     scores: dict[str, Tensor] = field(default_factory=dict)
-    curves: dict[str, list[Row]] = field(default_factory=dict)
-    chosen_steps: int = 0
-
-    def add(self, method: str, scores: Tensor, samples: Samples, n: int, *, steps: int | None = None) -> Row:
-        """Adds a row; the cost is that of `n` responses per problem."""
-        accuracy, error = mean_and_error(scores)
-        share = n / samples.correct.shape[1]
-        tokens = float(samples.num_tokens.sum(dim=-1).mean()) * share
-        kl = samples.kl if steps else None
-        row = Row(method, accuracy, error, tokens, samples.seconds * share, steps, n, kl)
-        self.rows.append(row)
-        self.scores[method] = scores
-        return row
+    proxies: dict[str, Tensor] = field(default_factory=dict)
+    families: dict[str, str] = field(default_factory=dict)
+    pass_at: dict[int, tuple[float, float]] = field(default_factory=dict)
+    chosen_steps: int | None = None
 
     def row(self, method: str) -> Row:
         """Returns the row of a method."""
         return next(row for row in self.rows if row.method == method)
 
+    @property
+    def curves(self) -> dict[str, list[Row]]:
+        """Rows of every family that has more than one L, in order of L."""
+        families: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.steps is not None:
+                families.setdefault(self.families[row.method], []).append(row)
+        return {name: sorted(rows, key=lambda row: row.steps or 0) for name, rows in families.items() if len(rows) > 1}
 
-def measure(
-    test: Sampler,
-    validation: Sampler,
-    *,
-    steps: Sequence[int],
-    num_particles: int,
-    num_baseline: int = 8,
-    validation_samples: int = 2,
-    compute_matched: int | None = None,
-    sampling: dict[str, Any] | None = None,
-) -> Scaling:
-    """Measures every method on one set of test problems.
 
-    The accuracy of a single response is the mean over the N that are drawn anyway: the same expectation as one draw per
-    problem, with less noise.
+def measure(sampler: Sampler, methods: Sequence[Method], *, seeds: Sequence[int] = (0,)) -> Scaling:
+    """Samples every draw that the methods name and scores every method.
+
+    The score of a single response is the mean over all that were drawn: the same expectation as one draw per problem,
+    with less noise. Standard errors are over problems, after the mean over seeds.
 
     Args:
-        test: `sample` bound to the test problems; called with `num_samples` and generation arguments.
-        validation: The same on validation problems, which choose L.
-        steps: The budgets L, 0 included or not.
-        num_particles: N, the particles of every transported row.
-        num_baseline: Responses of the votes and best-of rows of the base, which are given at N as well.
-        validation_samples: Responses per validation problem.
-        compute_matched: M of the best-of-M whose cost matches N transported particles; 2 N if left out, for a value
-            with a second forward per token.
-        sampling: Further arguments of every sampled run.
+        sampler: `sample` bound to model and task; called with a draw, `num_samples` and `seed`.
+        methods: Rows.
+        seeds: Seeds of the sampling.
 
     Returns:
         A `Scaling`.
     """
-    n, result, options = num_particles, Scaling(), sampling or {}
-    budgets = sorted({0, *steps})
-    result.chosen_steps = best = _choose_steps(validation, budgets, validation_samples, options)
-    base = _baseline_rows(result, test, (n, num_baseline), compute_matched or 2 * n, options)
-    _transport_rows(result, test, base.take(n), [length for length in budgets if length > 0], n, options)
-    control = test(
-        num_samples=n,
-        transport_steps=best,
-        do_sample=True,
-        with_values=True,
-        control="random",
-        description="random control",
-        **options,
-    )
-    result.add(f"random direction, L={best}", control.single(), control, 1, steps=best)
-    moved = test(num_samples=1, transport_steps=best, do_sample=False, description=f"VGF greedy, L={best}")
-    result.add(f"VGF greedy, L={best}", moved.single(), moved, 1, steps=best)
+    if not methods or not seeds:
+        raise ValueError(f"Need at least one method and one seed, got {len(methods)} and {len(seeds)}.")
+    counts: dict[str, int] = {}
+    draws: dict[str, Draw] = {}
+    for method in methods:
+        counts[method.draw.name] = max(counts.get(method.draw.name, 1), method.num_samples, method.draws)
+        kept = draws.setdefault(method.draw.name, method.draw)
+        if method.draw.with_values and not kept.with_values:
+            draws[method.draw.name] = method.draw
+    drawn: dict[str, list[Samples]] = {}
+    for name, draw in draws.items():
+        # Greedy decoding has no randomness: one seed is all seeds.
+        used = seeds if draw.options.get("do_sample") else seeds[:1]
+        drawn[name] = [sampler(draw=draw, num_samples=counts[name], seed=seed) for seed in used]
+    result = Scaling()
+    for method in methods:
+        _add(result, method, drawn[method.draw.name])
+    _add_pass_at(result, drawn.get("base", []))
     return result
 
 
-def _choose_steps(validation: Sampler, budgets: Sequence[int], num_samples: int, options: dict[str, Any]) -> int:
-    """Returns the L of the best single response on validation problems."""
-    accuracy = {}
-    for length in (length for length in budgets if length > 0):
-        samples = validation(
-            num_samples=num_samples,
-            transport_steps=length,
-            do_sample=True,
-            description=f"validation, L={length}",
-            **options,
+def choose_steps(sampler: Sampler, methods: Sequence[Method], *, seed: int = 0) -> int:
+    """Returns the L of the best single transported response on validation problems; ties go to the smaller budget.
+
+    Args:
+        sampler: `sample` bound to model and validation problems.
+        methods: The methods of a plan; those of one particle are tried.
+        seed: Seed of the sampling.
+
+    Raises:
+        ValueError: If no method transports.
+    """
+    tried = [m for m in methods if m.selection == "single" and m.steps and m.draw.options.get("do_sample")]
+    tried = [m for m in tried if "control" not in m.draw.options and m.family == tried[0].family]
+    if not tried:
+        raise ValueError("Nothing to choose: no method transports one particle with L above 0.")
+    scores = {m.steps: float(sampler(draw=m.draw, num_samples=2, seed=seed).gold.mean()) for m in tried}
+    return max(sorted(scores, key=lambda steps: steps or 0), key=scores.__getitem__) or 0
+
+
+def _add(result: Scaling, method: Method, drawn: Sequence[Samples]) -> None:
+    """Adds the row of a method, its costs those of `num_samples` responses per problem."""
+    n = method.num_samples
+    # A single response is the mean over all that were drawn.
+    shares = [samples if method.selection == "single" else samples.take(n) for samples in drawn]
+    share = n / shares[0].gold.shape[1]
+    gold = torch.stack([s.pick(s.gold, method.selection) for s in shares]).mean(dim=0)
+    score, error = mean_and_error(gold)
+
+    def mean(name: str, per_problem: bool = True) -> float:
+        total = torch.stack([getattr(s, name).sum(dim=-1) * share for s in shares]).mean(dim=0)
+        return float(total.mean() if per_problem else total.sum())
+
+    cost: dict[str, Any] = {
+        "tokens": mean("num_tokens"),
+        "forwards": mean("forwards"),
+        "seconds": mean("seconds", False),
+    }
+    if method.selection in ("value", "weighted_vote") and shares[0].value_seconds is not None:
+        cost["forwards"] += mean("value_forwards")
+        cost["seconds"] += mean("value_seconds", False)
+    proxy: tuple[float | None, float | None] = (None, None)
+    # Where the proxy ranks nothing it is what the chosen response earned; an oracle has no choice to look at.
+    if shares[0].proxy is not None and method.selection != "oracle":
+        proxies = torch.stack([s.pick(s.proxy, method.selection) for s in shares]).mean(dim=0)  # type: ignore[arg-type]
+        proxy = mean_and_error(proxies)
+        result.proxies[method.label] = proxies
+    lengths = sum(float(s.num_tokens.sum()) for s in shares)
+    kl = sum(float(s.kl.sum()) for s in shares) / sum(s.kl.numel() for s in shares)
+    chosen_of = n if method.selection in ("value", "proxy") else 1
+    # One response per problem: the share of different words falls with the number of responses.
+    words = [distinct_tokens(s.take(1).responses) for s in shares]
+    peaks = [s.peak_mb for s in shares if s.peak_mb is not None]
+    result.rows.append(
+        Row(
+            method=method.label,
+            score=score,
+            standard_error=error,
+            steps=method.steps,
+            num_samples=n,
+            proxy=proxy[0],
+            proxy_error=proxy[1],
+            kl=None if method.selection in ("majority", "weighted_vote", "oracle") else kl + best_of_n_kl(chosen_of),
+            kl_per_token=kl * sum(s.kl.numel() for s in shares) / max(lengths, 1.0),
+            base_logp=sum(float(s.base_logps.sum()) for s in shares) / max(lengths, 1.0),
+            distinct_1=sum(distinct_n(w, 1) for w in words) / len(words),
+            distinct_2=sum(distinct_n(w, 2) for w in words) / len(words),
+            peak_mb=max(peaks) if peaks else None,
+            **cost,
         )
-        accuracy[length] = float(samples.single().mean())
-    return max(accuracy, key=lambda length: accuracy[length])
-
-
-def _baseline_rows(
-    result: Scaling, test: Sampler, counts: tuple[int, int], compute_matched: int, options: dict[str, Any]
-) -> Samples:
-    """Adds what the base does without transport; returns its samples."""
-    most = max(counts)
-    greedy = test(num_samples=1, transport_steps=0, do_sample=False, description="greedy")
-    result.add("greedy", greedy.single(), greedy, 1)
-    cool = test(num_samples=most, transport_steps=0, do_sample=True, temperature=0.7, description="T=0.7", **options)
-    result.add("sampled, T=0.7", cool.single(), cool, 1)
-    result.add(f"majority@{most}, T=0.7", cool.majority(), cool, most)
-    base = test(
-        num_samples=max(most, compute_matched),
-        transport_steps=0,
-        do_sample=True,
-        with_values=True,
-        description="base",
-        **options,
     )
-    result.add("sampled, T=1", base.single(), base, 1)
-    for count in sorted(set(counts)):
-        result.add(f"majority@{count}", base.take(count).majority(), base, count)
-    for count in sorted({*counts, compute_matched}):
-        result.add(f"best-of-{count} by value", base.take(count).best_of_n(), base, count)
-    result.add(f"pass@{most} (oracle)", base.take(most).any_correct(), base, most)
-    return base
+    result.scores[method.label] = gold
+    result.families[method.label] = method.family
 
 
-def _transport_rows(
-    result: Scaling, test: Sampler, base: Samples, budgets: Sequence[int], n: int, options: dict[str, Any]
-) -> None:
-    labels = ("VGF, one particle", f"VGF, best of {n} by value", f"VGF, majority of {n}")
-    curves: dict[str, list[Row]] = {label: [] for label in labels}
-    for length in (0, *budgets):
-        samples = base
-        if length > 0:
-            samples = test(
-                num_samples=n,
-                transport_steps=length,
-                do_sample=True,
-                with_values=True,
-                description=f"VGF, L={length}",
-                **options,
-            )
-        scores = (samples.single(), samples.best_of_n(), samples.majority())
-        for label, values, count in zip(labels, scores, (1, n, n), strict=True):
-            curves[label].append(result.add(f"{label}, L={length}", values, samples, count, steps=length))
-    result.curves = curves
+def _add_pass_at(result: Scaling, drawn: Sequence[Samples]) -> None:
+    """Adds pass@k of the base for every power of two up to the samples drawn."""
+    if not drawn or not all(bool(((s.gold == 0) | (s.gold == 1)).all()) for s in drawn):
+        return
+    k, most = 1, drawn[0].gold.shape[1]
+    while k <= most:
+        result.pass_at[k] = mean_and_error(torch.stack([pass_at_k(s.gold, k) for s in drawn]).mean(dim=0))
+        k *= 2

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from eval import report, scaling
+from eval import plots, report, scaling
+from eval.methods import PlanOptions, abilities, check_methods, plan
+from eval.metrics import paired_difference
+from eval.run import PLAIN_SAMPLING
 from eval.sampling import sample
+from eval.tasks import Task
 from recipes.data import load_math_dataset
 from recipes.embedded_math import BASE_DIR, make_problems
 from reward_models.answers import extract_answer
@@ -139,34 +143,42 @@ def measure(trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args
     """Measures every method on the test problems; validation problems choose L."""
     model = trainer.vgf_model.eval()
     tokenizer = trainer.processing_class
+    length = trainer.args.max_completion_length
+    tasks = {
+        split: Task("math", dataset, reward, answer_of=extract_answer, max_new_tokens=length)
+        for split, dataset in problems.items()
+    }
 
     def bound(split: str) -> Any:
         return partial(
             sample,
             model,
             tokenizer,
-            problems[split]["prompt"],
-            problems[split]["answer"],
-            check=lambda texts, golds: reward(completions=texts, answer=golds),
-            answer_of=extract_answer,
+            tasks[split],
             batch_size=args.eval_rows,
-            seed=trainer.args.seed,
-            max_new_tokens=trainer.args.max_completion_length,
             pad_token_id=tokenizer.pad_token_id,
             cache_implementation=trainer.args.cache_implementation,
             disable_compile=True,
         )
 
-    # Top-k and top-p of a model's own generation defaults would cut the base that transport starts from.
-    plain = {"top_k": 0, "top_p": 1.0}
-    return scaling.measure(
-        bound("test"),
-        bound("validation"),
-        steps=args.budget_steps,
-        num_particles=args.eval_particles,
-        num_baseline=args.eval_baseline_samples,
-        sampling=plain,
+    able = abilities(model, tasks["test"])
+    options = PlanOptions(
+        steps=sorted({0, *args.budget_steps}),
+        num_particles=(1, args.eval_particles),
+        temperatures=(0.7, 1.0),
+        extra_counts=(args.eval_baseline_samples,),
+        sampling=PLAIN_SAMPLING,
     )
+    transported = f"vgf_{able.spaces[0]}"
+    seed = trainer.args.seed
+    best = scaling.choose_steps(bound("validation"), plan([transported], able, options), seed=seed)
+    names = ("greedy", "temperature", "majority", "best_of_n", "best_of_m", "oracle", transported, "random_direction")
+    methods = plan(check_methods(names, able), able, replace(options, control_steps=(best,)))
+    # Greedy transport is one more decoding of every problem: at the chosen budget alone.
+    methods = [m for m in methods if not m.family.endswith("greedy") or m.steps in (None, best)]
+    result = scaling.measure(bound("test"), methods, seeds=[seed])
+    result.chosen_steps = best
+    return result
 
 
 def summarize(result: Any, args: MathScriptArguments, console: Console) -> None:
@@ -181,10 +193,11 @@ def summarize(result: Any, args: MathScriptArguments, console: Console) -> None:
         f"best-of-{n} by value",
         f"random direction, L={best}",
     ):
-        difference, error = report.lead(result.scores[ours], result.scores[name])
-        console.print(f"  {name:28s} {difference:+.3f} ± {error:.3f}  ({difference / max(error, 1e-9):+.1f} s.e.)")
-    control, error = report.lead(result.scores[f"random direction, L={best}"], result.scores["sampled, T=1"])
-    console.print(f"  random direction against the base: {control:+.3f} ± {error:.3f}")
+        found = paired_difference(result.scores[ours], result.scores[name])
+        ratio = found.mean / max(found.standard_error, 1e-9)
+        console.print(f"  {name:28s} {found.mean:+.3f} ± {found.standard_error:.3f}  ({ratio:+.1f} s.e.)")
+    found = paired_difference(result.scores[f"random direction, L={best}"], result.scores["sampled, T=1"])
+    console.print(f"  random direction against the base: {found.mean:+.3f} ± {found.standard_error:.3f}")
     if args.dataset_name == EMBEDDED and GRPO_REFERENCE.is_file():
         reference = json.loads(GRPO_REFERENCE.read_text(encoding="utf-8"))
         console.print(f"\n[bold]TRL's GRPO at equal completions[/bold] (`{reference['command']}`):")
@@ -238,7 +251,7 @@ def main(argv: list[str]) -> None:
         names = ("greedy", f"majority@{n}", f"best-of-{n} by value", f"random direction, L={best}")
         baselines = [result.row(name) for name in names]
         plot = result_dir / "accuracy_over_budget.png"
-        report.plot_budget(result.curves, baselines, plot, "What the step budget buys")
+        plots.plot_budget(result.curves, baselines, plot, "What the step budget buys")
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
         console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
         console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")

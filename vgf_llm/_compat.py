@@ -76,6 +76,13 @@ def vllm_generation_class() -> type:
     return VLLMGeneration
 
 
+def online_dpo_classes() -> tuple[type, type]:
+    """Return TRL's `OnlineDPOConfig` and `OnlineDPOTrainer`, which are experimental and so move without notice."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    return OnlineDPOConfig, OnlineDPOTrainer
+
+
 __all__ = [
     "TRL_SPECIFIER",
     "RepeatSampler",
@@ -92,6 +99,7 @@ __all__ = [
     "nanmax",
     "nanmin",
     "nanstd",
+    "online_dpo_classes",
     "pad",
     "prepare_deepspeed",
     "prepare_fsdp",

@@ -239,8 +239,11 @@ def test_mask_after_eos_without_an_end_token() -> None:
         ({"space": "token"}, "`space` must be one of logit, hidden"),
         ({"selection": "best"}, "`selection` must be one of"),
         ({"metric": "l2"}, "`metric` must be one of"),
-        ({"control": "noise"}, "`control` must be None or 'random', got 'noise'"),
-        ({"control": "noise", "transport_steps": 0}, "`control` must be None or 'random', got 'noise'"),
+        ({"control": "noise"}, "`control` must be one of None, 'random', 'shuffled'; got 'noise'"),
+        (
+            {"control": "noise", "transport_steps": 0},
+            "`control` must be one of None, 'random', 'shuffled'; got 'noise'",
+        ),
         ({"space": "hidden"}, "`space='hidden'` needs a v_head value; this model has 'bilinear'"),
         ({"interaction": True, "metric": "euclidean"}, "`interaction=True` is defined for `metric='fisher'`"),
     ],

@@ -72,7 +72,7 @@ def _check_results(folder: Path) -> dict[str, Any]:
     methods = [row["method"] for row in results["rows"]]
     for method in ("greedy", "majority@2", "best-of-2 by value", "VGF, one particle, L=2", "random direction, L=2"):
         assert method in methods
-    assert all(0 <= row["accuracy"] <= 1 and row["tokens"] > 0 and row["seconds"] > 0 for row in results["rows"])
+    assert all(0 <= row["score"] <= 1 and row["tokens"] > 0 and row["seconds"] > 0 for row in results["rows"])
     assert (folder / "results.md").read_text(encoding="utf-8").count("\n") == len(methods) + 2
     assert (folder / "accuracy_over_budget.png").read_bytes().startswith(b"\x89PNG")
     return results

@@ -50,7 +50,8 @@ def generate(
         streamer: Receives tokens as they come; one particle and one prompt only.
         return_dict_in_generate: Whether a `VGFGenerateOutput` is returned instead of the sequences.
         answer_fn: Maps a response's token ids to its answer, for votes; the ids themselves by default.
-        control: `None`, or `"random"` for directions of the value's norm and random sense.
+        control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
+            `"shuffled"`, the value's numbers given to the wrong candidates.
         **kwargs: Every field of `TransportConfig` (`transport_steps`, `step_size`, `num_particles`, `selection`,
             `space`, `metric`, `top_k_candidates`, `min_candidate_prob`, `alpha`, `max_kl`, `min_entropy`,
             `interaction`, `repulsion`), which override the model's own defaults; all others go to the policy's
@@ -74,7 +75,7 @@ def generate(
         (torch.Size([1, 2]), torch.Size([1]))
     """
     if control not in CONTROLS:
-        raise ValueError(f"`control` must be None or 'random', got {control!r}.")
+        raise ValueError(f"`control` must be one of {', '.join(map(repr, CONTROLS))}; got {control!r}.")
     transport = replace(model.transport, **{k: kwargs.pop(k) for k in _TRANSPORT_FIELDS if kwargs.get(k) is not None})
     for name in _TRANSPORT_FIELDS:
         kwargs.pop(name, None)

@@ -21,7 +21,7 @@ def build_space(
         policy: The language model.
         value: The value.
         transport: Space, metric, steps and interaction.
-        control: `None` or `"random"`.
+        control: `None`, `"random"` or `"shuffled"`.
 
     Returns:
         The space.

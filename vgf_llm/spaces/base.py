@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vgf_llm.models.value import StateFeatures, ValueModel
 
-CONTROLS = (None, "random")
+CONTROLS = (None, "random", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class TransportSpace(ABC):
         value: The value.
         step_size: epsilon.
         num_steps: L.
-        control: `None`, or `"random"`: directions of the value's norm and random sense, the control that every result
-            table needs.
+        control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
+            `"shuffled"`, the value's own numbers given to the wrong candidates.
     """
 
     name: ClassVar[str]
@@ -65,7 +65,7 @@ class TransportSpace(ABC):
         self, policy: nn.Module, value: ValueModel, *, step_size: float, num_steps: int, control: str | None = None
     ) -> None:
         if control not in CONTROLS:
-            raise ValueError(f"`control` must be None or 'random', got {control!r}.")
+            raise ValueError(f"`control` must be one of {', '.join(map(repr, CONTROLS))}; got {control!r}.")
         self.policy = policy
         self.value = value
         self.step_size = step_size
@@ -136,3 +136,24 @@ def random_like(direction: Tensor, weights: Tensor | None = None) -> Tensor:
 
     noise = centred(noise)
     return noise * spread(centred(direction)) / spread(noise).clamp(min=1e-12)
+
+
+def shuffled_like(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Permutes each row at random, so that its numbers stay and what they belong to is lost.
+
+    Args:
+        values: `[..., K]`.
+        mask: `[..., K]`; entries where it is false keep their place.
+
+    Returns:
+        `[..., K]`.
+
+    Example:
+        >>> shuffled_like(torch.tensor([1.0, 2.0, 3.0])).sort().values.tolist()
+        [1.0, 2.0, 3.0]
+    """
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    # Entries off the mask sort behind all others in both orders, and meet themselves there.
+    off = torch.where(mask, 0.0, 2.0 + torch.arange(values.shape[-1], device=values.device))
+    places, drawn = off.argsort(dim=-1, stable=True), (off + torch.rand_like(off)).argsort(dim=-1)
+    return torch.empty_like(values).scatter_(-1, places, values.gather(-1, drawn))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vgf_llm.functional import flow_direction
 from vgf_llm.models.language_model import project_hidden
 from vgf_llm.models.value import StateValue, ValueModel
-from vgf_llm.spaces.base import DecodeState, TransportSpace, random_like
+from vgf_llm.spaces.base import DecodeState, TransportSpace, random_like, shuffled_like
 
 
 class HiddenSpace(TransportSpace):
@@ -23,7 +23,7 @@ class HiddenSpace(TransportSpace):
         alpha: Entropy temperature of interacting particles; `None` is 1.
         interaction: Whether particles of one prompt interact.
         repulsion: Whether the interaction includes the kernel's gradient.
-        control: `None` or `"random"`.
+        control: `None`, `"random"` or `"shuffled"`.
 
     Raises:
         ValueError: For a value that is no function of the hidden state alone.
@@ -72,6 +72,8 @@ class HiddenSpace(TransportSpace):
             ).view_as(particles)
         if self.control == "random":
             score = random_like(score)
+        elif self.control == "shuffled":
+            score = shuffled_like(score)
         norm = score.norm(dim=-1, keepdim=True)
         start = self.lift(state).norm(dim=-1, keepdim=True)
         return torch.where(norm > 0, score * start / norm.clamp(min=1e-30), torch.zeros_like(score))

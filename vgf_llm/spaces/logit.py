@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from vgf_llm.functional import flow_direction, simplex_flow
 from vgf_llm.models.value import StateValue, ValueModel
-from vgf_llm.spaces.base import DecodeState, TransportedStep, TransportSpace, masked_log_softmax, random_like
+from vgf_llm.spaces.base import (
+    DecodeState,
+    TransportedStep,
+    TransportSpace,
+    masked_log_softmax,
+    random_like,
+    shuffled_like,
+)
 
 
 class LogitSpace(TransportSpace):
@@ -28,7 +35,7 @@ class LogitSpace(TransportSpace):
         alpha: Entropy temperature of the Boltzmann target, or `None` to tilt.
         interaction: Whether particles of one prompt interact; Fisher metric only.
         repulsion: Whether the interaction includes the kernel's gradient.
-        control: `None` or `"random"`.
+        control: `None`, `"random"` or `"shuffled"`.
 
     Raises:
         ValueError: For a state value, which cannot rank candidates, or an interaction under the Euclidean metric.
@@ -60,11 +67,13 @@ class LogitSpace(TransportSpace):
         self.repulsion = repulsion
 
     def q_values(self, state: DecodeState) -> Tensor:
-        """Returns the potentials `[R, K]` that drive the flow; under the control, random ones of their spread."""
+        """Returns the potentials `[R, K]` that drive the flow; under a control, senseless ones of their spread."""
         q_values = self.value.q_values(state.features, state.candidate_ids)
         if self.control == "random":
             weights = masked_log_softmax(state.logits, state.candidate_mask).exp()
             q_values = random_like(q_values, weights)
+        elif self.control == "shuffled":
+            q_values = shuffled_like(q_values, state.candidate_mask)
         return q_values
 
     def lift(self, state: DecodeState) -> Tensor:

@@ -120,6 +120,15 @@ def test_random_control_moves_as_far_elsewhere(policy: Any) -> None:
 
 
 @torch.no_grad()
+def test_shuffled_control_moves_as_far_elsewhere(policy: Any) -> None:
+    state = make_state(policy, rows=20)
+    moved = [make_space(policy, control=control).velocity(state.hidden, state) for control in (None, "shuffled")]
+    torch.testing.assert_close(*(velocity.norm(dim=-1) for velocity in moved))
+    torch.testing.assert_close(*(velocity.sort(dim=-1).values for velocity in moved))
+    assert not torch.allclose(*moved)
+
+
+@torch.no_grad()
 def test_a_flat_value_moves_nothing(policy: Any) -> None:
     state, space = make_state(policy), make_space(policy)
     space.value.head.out.weight.zero_()

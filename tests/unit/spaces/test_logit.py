@@ -12,6 +12,7 @@ from tests.layouts import tiny_model
 from vgf_llm.functional import candidate_set, median_bandwidth
 from vgf_llm.models import StateFeatures, ValueModel, build_value
 from vgf_llm.spaces import DecodeState, LogitSpace
+from vgf_llm.spaces.base import shuffled_like
 
 VOCAB, K = 12, 6
 
@@ -96,6 +97,19 @@ def test_the_interface_steps_to_the_closed_form() -> None:
         particles = flow.step(particles, flow.velocity(particles, state))
     found = flow.project(particles, state).masked_fill(~state.candidate_mask, -torch.inf).log_softmax(-1)
     torch.testing.assert_close(found, flow.transport(state).logits, atol=1e-12, rtol=0)
+
+
+def test_shuffled_control_gives_the_same_numbers_to_other_candidates() -> None:
+    state, q = make_state(16), table(16)
+    drawn = space(q, control="shuffled").q_values(state)
+    own, mask = q.gather(-1, state.candidate_ids), state.candidate_mask
+    assert torch.equal(drawn[~mask], own[~mask])
+    inside = [x.masked_fill(~mask, torch.inf).sort(dim=-1).values for x in (drawn, own)]
+    assert torch.equal(*inside)
+    assert not torch.equal(drawn, own)
+    # Every place is equally likely: the mean over draws loses what belonged to it.
+    many = shuffled_like(torch.arange(4.0).expand(20_000, 4))
+    assert torch.allclose(many.mean(dim=0), torch.full((4,), 1.5), atol=0.05)
 
 
 def test_random_control_keeps_spread_and_drops_the_direction() -> None:
@@ -208,5 +222,5 @@ def test_what_the_space_refuses() -> None:
         LogitSpace(tiny_model("llama"), v_head, step_size=1.0, num_steps=1)
     with pytest.raises(ValueError, match="`interaction=True` is defined for `metric='fisher'`"):
         space(table(1), interaction=True, metric="euclidean")
-    with pytest.raises(ValueError, match="`control` must be None or 'random', got 'noise'"):
+    with pytest.raises(ValueError, match="`control` must be one of None, 'random', 'shuffled'; got 'noise'"):
         space(table(1), control="noise")

@@ -1,0 +1,316 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Trains what a comparison compares, all from one base with one reward and one number of sampled completions.
+
+Every trainer here is TRL's or `VGFTrainer`; a method is a function from `Job` to the folder of what it trained.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+
+from eval.sampling import Draw, Samples, sample
+from eval.tasks import Task
+from vgf_llm import VGFConfig, VGFTrainer
+from vgf_llm._compat import online_dpo_classes
+from vgf_llm.models import VGFModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        base: Folder of the base model.
+        task: Training problems; its gold is the training reward.
+        directory: Where the result is saved.
+        seed: Seed.
+        learning_rate: Of baselines; VGF's is its recipe's.
+        vgf_config: The recipe's YAML file.
+        num_generations: Completions per prompt.
+        batch_size: Completions per optimizer step.
+        static_cache: Whether sampling uses a static cache, which is faster for small models on a CPU.
+        preference_epochs: Epochs of the methods that train on a fixed set of samples.
+    """
+
+    base: str
+    task: Task
+    directory: Path
+    seed: int = 0
+    learning_rate: float | None = None
+    vgf_config: Path | None = None
+    num_generations: int = 4
+    batch_size: int = 128
+    static_cache: bool = True
+    preference_epochs: int = 2
+
+    @property
+    def completions(self) -> int:
+        """Sampled completions of the run."""
+        return len(self.task.problems) * self.num_generations
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.base, padding_side="left")
+
+    def half(self, index: int) -> "Job":
+        """Returns the run on the first or second half of the prompts."""
+        middle = len(self.task.problems) // 2
+        rows = range(middle) if index == 0 else range(middle, len(self.task.problems))
+        return replace(self, task=self.task.select(rows))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments that every TRL trainer shares."""
+        return {
+            "output_dir": str(self.directory),
+            "seed": self.seed,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 10,
+            "bf16": False,
+            "use_cpu": not torch.cuda.is_available(),
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 20,
+            "disable_tqdm": True,
+        }
+
+
+def train_grpo(job: Job) -> None:
+    """Group-relative policy optimisation, with TRL's defaults but for the learning rate."""
+    _policy_gradient(GRPOTrainer, GRPOConfig, job)
+
+
+def train_rloo(job: Job) -> None:
+    """REINFORCE with a leave-one-out baseline, likewise."""
+    _policy_gradient(RLOOTrainer, RLOOConfig, job)
+
+
+def _policy_gradient(trainer_class: Any, config_class: Any, job: Job) -> None:
+    args = config_class(
+        **job.settings(),
+        num_generations=job.num_generations,
+        per_device_train_batch_size=job.batch_size,
+        max_completion_length=job.task.max_new_tokens,
+        num_train_epochs=1,
+        cache_implementation="static" if job.static_cache else None,
+    )
+    trainer = trainer_class(
+        model=job.base,
+        reward_funcs=job.task.gold,
+        args=args,
+        train_dataset=job.task.problems,
+        processing_class=job.tokenizer,
+    )
+    trainer.train()
+    _save(trainer, job)
+
+
+def train_online_dpo(job: Job) -> None:
+    """Online DPO: two completions per prompt and epoch, so that the epochs make up the number of completions."""
+    config_class, trainer_class = online_dpo_classes()
+    if job.num_generations % 2:
+        raise ValueError(f"`num_generations` must be even for online_dpo, got {job.num_generations}.")
+    args = config_class(
+        **job.settings(),
+        per_device_train_batch_size=max(1, job.batch_size // 2),
+        max_new_tokens=job.task.max_new_tokens,
+        temperature=1.0,
+        num_train_epochs=job.num_generations // 2,
+        cache_implementation="static" if job.static_cache else None,
+    )
+    trainer = trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(job.base),
+        ref_model=AutoModelForCausalLM.from_pretrained(job.base),
+        reward_funcs=job.task.gold,
+        args=args,
+        train_dataset=job.task.problems,
+        processing_class=job.tokenizer,
+    )
+    trainer.train()
+    _save(trainer, job)
+
+
+def train_dpo(job: Job) -> None:
+    """DPO on pairs among the base's own samples, better against worse."""
+    pairs = preference_pairs(job.task, sample_base(job))
+    args = DPOConfig(
+        **job.settings(),
+        per_device_train_batch_size=max(1, job.batch_size // 2),
+        num_train_epochs=job.preference_epochs,
+        max_length=None,
+    )
+    trainer = DPOTrainer(model=job.base, args=args, train_dataset=pairs, processing_class=job.tokenizer)
+    trainer.train()
+    _save(trainer, job)
+
+
+def train_rft(job: Job) -> None:
+    """Rejection-sampling fine-tuning: supervised training on the best of the base's own samples."""
+    kept = best_samples(job.task, sample_base(job))
+    args = SFTConfig(
+        **job.settings(),
+        per_device_train_batch_size=max(1, job.batch_size // 2),
+        num_train_epochs=job.preference_epochs,
+        max_length=None,
+    )
+    trainer = SFTTrainer(model=job.base, args=args, train_dataset=kept, processing_class=job.tokenizer)
+    trainer.train()
+    _save(trainer, job)
+
+
+def train_vgf(job: Job, **overrides: Any) -> None:
+    """VGF with the recipe's settings; `overrides` win over them."""
+    args = vgf_settings(job, **overrides)
+    trainer = VGFTrainer(
+        model=job.base,
+        reward_funcs=job.task.gold,
+        args=args,
+        train_dataset=job.task.problems,
+        processing_class=job.tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(job.directory))
+    job.tokenizer.save_pretrained(job.directory)
+
+
+def train_vgf_distilled(job: Job) -> None:
+    """VGF whose transport is regressed into the policy's weights while the value learns."""
+    train_vgf(job, distill_coef=1.0)
+
+
+def train_vgf_distilled_twice(job: Job) -> None:
+    """Two such iterations with half of the prompts each; the second starts from the first one's policy."""
+    with tempfile.TemporaryDirectory() as first:
+        train_vgf_distilled(replace(job.half(0), directory=Path(first)))
+        train_vgf_distilled(replace(job.half(1), base=first))
+
+
+def train_vgf_on_grpo(job: Job) -> None:
+    """GRPO with half of the prompts, then a VGF value over that policy with the other half."""
+    with tempfile.TemporaryDirectory() as policy:
+        train_grpo(replace(job.half(0), directory=Path(policy)))
+        train_vgf(replace(job.half(1), base=policy))
+
+
+def vgf_settings(job: Job, **overrides: Any) -> VGFConfig:
+    """Returns the recipe's `VGFConfig`: its YAML file, without what belongs to the recipe's script.
+
+    Raises:
+        ValueError: If the job names no file.
+    """
+    if job.vgf_config is None:
+        raise ValueError("`vgf_config` is missing: VGF's settings come from its recipe's YAML file.")
+    known = {item.name for item in fields(VGFConfig) if item.init}
+    given = yaml.safe_load(job.vgf_config.read_text(encoding="utf-8"))
+    settings = {name: value for name, value in given.items() if name in known}
+    settings |= {"output_dir": str(job.directory), "seed": job.seed, "num_generations": job.num_generations}
+    settings |= {"max_completion_length": job.task.max_new_tokens, "disable_tqdm": True, "save_strategy": "no"}
+    settings["use_cpu"] = not torch.cuda.is_available()
+    return VGFConfig(**{**settings, **overrides})
+
+
+def sample_base(job: Job) -> Samples:
+    """Samples the completions of the offline methods from the base."""
+    model = VGFModel(AutoModelForCausalLM.from_pretrained(job.base)).eval()
+    cache = {"cache_implementation": "static", "disable_compile": True} if job.static_cache else {}
+    draw = Draw("base", {"do_sample": True, "top_k": 0, "top_p": 1.0})
+    return sample(model, job.tokenizer, job.task, draw, num_samples=job.num_generations, seed=job.seed, **cache)
+
+
+def preference_pairs(task: Task, samples: Samples) -> Dataset:
+    """Pairs the best response of each prompt with its worst, the second best with the second worst, and so on.
+
+    Args:
+        task: The problems.
+        samples: N responses to each, scored by the training reward.
+
+    Returns:
+        Columns `prompt`, `chosen`, `rejected`; equal rewards make no pair.
+
+    Raises:
+        ValueError: If there is no pair at all.
+    """
+    rows = []
+    for prompt, texts, rewards in zip(task.problems["prompt"], samples.responses, samples.gold.tolist(), strict=True):
+        order = sorted(range(len(texts)), key=lambda i: -rewards[i])
+        for better, worse in zip(order, reversed(order), strict=True):
+            if rewards[better] > rewards[worse]:
+                rows.append({"prompt": prompt, "chosen": texts[better], "rejected": texts[worse]})
+    if not rows:
+        raise ValueError("No prompt has responses of different reward, so there is nothing to prefer.")
+    return Dataset.from_list(rows)
+
+
+def best_samples(task: Task, samples: Samples) -> Dataset:
+    """Keeps every right response where rewards are 0 or 1, else the best response of each prompt.
+
+    Args:
+        task: The problems.
+        samples: N responses to each, scored by the training reward.
+
+    Returns:
+        Columns `prompt` and `completion`.
+
+    Raises:
+        ValueError: If nothing is kept.
+    """
+    binary = bool(((samples.gold == 0) | (samples.gold == 1)).all())
+    rows = []
+    for prompt, texts, rewards in zip(task.problems["prompt"], samples.responses, samples.gold.tolist(), strict=True):
+        kept = [i for i, reward in enumerate(rewards) if reward == 1] if binary else [rewards.index(max(rewards))]
+        rows += [{"prompt": prompt, "completion": texts[i]} for i in kept]
+    if not rows:
+        raise ValueError("No response is right, so there is nothing to train on.")
+    return Dataset.from_list(rows)
+
+
+def _save(trainer: Any, job: Job) -> None:
+    # Trainers may replace the forward of the model that they train: what is measured is loaded from disk.
+    trainer.save_model(str(job.directory))
+    job.tokenizer.save_pretrained(job.directory)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A method of a comparison that trains.
+
+    Attributes:
+        label: Its name in tables.
+        train: Trains and saves.
+        learning_rates: The sweep; empty for methods whose settings come from a recipe.
+        has_value: Whether the result is a VGF model.
+        distilled: Whether its policy is trained, and stands in the table without transport too.
+        swept_as: The method whose chosen learning rate it takes, where it contains one.
+    """
+
+    label: str
+    train: Callable[[Job], None]
+    learning_rates: tuple[float, ...] = ()
+    has_value: bool = False
+    distilled: bool = False
+    swept_as: str | None = None
+
+
+TRAINABLE = {
+    "vgf": Trainable("VGF", train_vgf, has_value=True),
+    "vgf_distilled_1": Trainable("VGF distilled, 1 iteration", train_vgf_distilled, has_value=True, distilled=True),
+    "vgf_distilled_2": Trainable(
+        "VGF distilled, 2 iterations", train_vgf_distilled_twice, has_value=True, distilled=True
+    ),
+    "vgf_on_grpo": Trainable("VGF on GRPO (half each)", train_vgf_on_grpo, has_value=True, swept_as="grpo"),
+    "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
+    "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
+    "dpo": Trainable("DPO (TRL)", train_dpo, (3e-5, 1e-4, 3e-4)),
+    "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4)),
+    "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (1e-4, 3e-4, 1e-3)),
+}

@@ -1,0 +1,229 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Writes a comparison down: scores over seeds with errors over problems, paired differences, sweeps, costs, a plot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval import plots
+from eval.metrics import mean_and_error, paired_difference
+from eval.report import Row
+
+Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method in one mode of decoding, over its seeds.
+
+    Attributes:
+        method: Key of the row.
+        mode: Greedy, sampled, a vote, ...
+        scores: `[S, B]`, per seed and problem.
+        runs: The runs behind them.
+        seconds: Of measuring, mean over seeds.
+        tokens: Sampled tokens per problem, mean over seeds.
+    """
+
+    method: str
+    mode: str
+    scores: Tensor
+    runs: tuple[Run, ...]
+    seconds: float
+    tokens: float
+
+    @property
+    def over_seeds(self) -> Tensor:
+        """`[B]`, the mean over seeds."""
+        return self.scores.mean(dim=0)
+
+
+def chosen_runs(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs of every method at its chosen learning rate: of a sweep, the best on validation problems."""
+    kept = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        first = min(run["seed"] for run in own)
+        swept = [run for run in own if run["seed"] == first]
+        best = max(swept, key=lambda run: run["validation"][0])["learning_rate"]
+        kept += [run for run in own if run["learning_rate"] == best]
+    return kept
+
+
+def entries(runs: Sequence[Run]) -> list[Entry]:
+    """Collects every method and mode over the seeds of its chosen runs."""
+    found = []
+    chosen = chosen_runs(runs)
+    keys = dict.fromkeys((name, mode) for run in chosen for name, rows in run["rows"].items() for mode in rows)
+    for name, mode in keys:
+        own = [run for run in chosen if mode in run["rows"].get(name, {})]
+        cells = [run["rows"][name][mode] for run in own]
+        found.append(
+            Entry(
+                method=name,
+                mode=mode,
+                scores=torch.tensor([cell["scores"] for cell in cells], dtype=torch.float64),
+                runs=tuple(own),
+                seconds=sum(cell["seconds"] for cell in cells) / len(cells),
+                tokens=sum(cell["tokens"] for cell in cells) / len(cells),
+            )
+        )
+    return found
+
+
+def render(
+    runs: Sequence[Run], labels: Mapping[str, str], settings: Mapping[str, Any], command: str, score_name: str
+) -> str:
+    """Writes the section of a comparison.
+
+    Args:
+        runs: The contents of the run files.
+        labels: Names of methods in tables.
+        settings: The comparison's sizes.
+        command: What printed it.
+        score_name: What the gold score is called.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ValueError: Without runs.
+    """
+    if not runs:
+        raise ValueError("There are no runs to report.")
+    rows = entries(runs)
+    chosen = chosen_runs(runs)
+    versions = ", ".join(f"{name} {number}" for name, number in chosen[-1]["versions"].items())
+    seeds = sorted({run["seed"] for run in chosen})
+    completions = settings["num_train"] * settings["num_generations"]
+    parts = [
+        f"### {settings['recipe']}: side by side",
+        f"```bash\n{command}\n```",
+        f"Same base, prompts and reward; {completions:,} sampled completions for every trained row; {score_name} on "
+        f"{settings['num_test']} test problems, the same for all; seeds {', '.join(map(str, seeds))}; ± is the "
+        f"standard error over problems of the mean over seeds, and the range is over seeds. {versions}; "
+        f"{chosen[-1]['threads']} threads.",
+        _score_table(rows, labels, score_name),
+        _difference_table(rows, labels),
+        _sweep_table(runs, labels),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _label(name: str, labels: Mapping[str, str]) -> str:
+    plain = name.removesuffix(" + transport")
+    return labels.get(plain, plain) + name[len(plain) :]
+
+
+def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: str) -> str:
+    lines = [
+        f"| method | decoding | {score_name} | seeds | lr | L | training s | test s | tokens/problem |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in rows:
+        mean, error = mean_and_error(entry.over_seeds)
+        per_seed = entry.scores.mean(dim=1)
+        spread = f"{float(per_seed.min()):.3f} to {float(per_seed.max()):.3f}" if len(per_seed) > 1 else ""
+        rate = entry.runs[0]["learning_rate"]
+        transported = entry.method.endswith("+ transport") or entry.method in ("vgf", "vgf_on_grpo")
+        steps = sorted({run["steps"] for run in entry.runs if "steps" in run}) if transported else []
+        trained = sum(run["train_seconds"] for run in entry.runs) / len(entry.runs)
+        cells = [
+            _label(entry.method, labels),
+            entry.mode,
+            f"{mean:.3f} ± {error:.3f}",
+            spread,
+            "" if rate is None else f"{rate:g}",
+            ", ".join(map(str, steps)),
+            "" if entry.runs[0]["completions"] == 0 else f"{trained:.0f}",
+            f"{entry.seconds:.1f}",
+            f"{entry.tokens:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
+    """VGF's mode of highest validation score against every other method in the same mode, paired over problems."""
+    ours = [entry for entry in rows if entry.method.startswith("vgf")]
+    if not ours:
+        return ""
+    best = max(ours, key=lambda entry: sum(run["validation"][0] for run in entry.runs) / len(entry.runs)).method
+    lines = [
+        f"{_label(best, labels)} (highest on validation problems) minus each other method in the same decoding, "
+        "paired over problems:",
+        "",
+        "| minus | decoding | difference | 95% interval | in s.e. |",
+        "|---|---|---|---|---|",
+    ]
+    own = {entry.mode: entry for entry in rows if entry.method == best}
+    for entry in rows:
+        if entry.method == best or entry.mode not in own:
+            continue
+        found = paired_difference(own[entry.mode].over_seeds, entry.over_seeds)
+        ratio = f"{found.mean / found.standard_error:+.1f}" if found.standard_error > 0 else ""
+        lines.append(
+            f"| {_label(entry.method, labels)} | {entry.mode} | {found.mean:+.3f} | {found.low:+.3f} to "
+            f"{found.high:+.3f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
+    lines = [
+        "Learning rates, sampled responses to validation problems with the first seed:",
+        "",
+        "| method | lr | validation | training s |",
+        "|---|---|---|---|",
+    ]
+    swept = [run for run in runs if run["learning_rate"] is not None and run["method"] != "vgf_on_grpo"]
+    if not swept:
+        return ""
+    first = min(run["seed"] for run in swept)
+    for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"])):
+        if run["seed"] == first:
+            mean, error = run["validation"]
+            lines.append(
+                f"| {labels[run['method']]} | {run['learning_rate']:g} | {mean:.3f} ± {error:.3f} | "
+                f"{run['train_seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def grpo_reference(runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """Returns what the math recipe prints beside its own rows.
+
+    Raises:
+        ValueError: If GRPO has not been run.
+    """
+    own = [run for run in chosen_runs(runs) if run["method"] == "grpo"]
+    if not own:
+        raise ValueError("`--write_reference` needs runs of grpo; name it among the methods.")
+    rows = []
+    for run in sorted(own, key=lambda run: run["seed"]):
+        cells = [
+            "{} {:.3f} ± {:.3f}".format(mode, *mean_and_error(torch.tensor(cell["scores"])))
+            for mode, cell in run["rows"]["grpo"].items()
+        ]
+        rows.append(f"seed {run['seed']}: {', '.join(cells)}; {run['train_seconds']:.0f} s of training")
+    sweep = {
+        f"{run['learning_rate']:g}": dict(zip(("validation_sampled", "standard_error"), run["validation"], strict=True))
+        for run in runs
+        if run["method"] == "grpo" and run["seed"] == min(r["seed"] for r in own)
+    }
+    return {"command": command, "learning_rate": own[0]["learning_rate"], "sweep": sweep, "rows": rows}
+
+
+def plot(runs: Sequence[Run], labels: Mapping[str, str], path: Path, score_name: str) -> None:
+    """Draws every method's greedy answer, majority vote and best-of-N against the tokens and seconds of answering."""
+    groups: dict[str, list[Row]] = {}
+    for entry in entries(runs):
+        if entry.mode == "greedy" or ("T=" not in entry.mode and entry.mode.startswith(("majority", "best-of"))):
+            mean, error = mean_and_error(entry.over_seeds)
+            row = Row(entry.mode, mean, error, entry.tokens, entry.seconds)
+            groups.setdefault(_label(entry.method, labels), []).append(row)
+    plots.plot_costs(groups, path, "Test problems: greedy, majority and best of N", score_name, join=False)

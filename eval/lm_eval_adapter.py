@@ -1,0 +1,120 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""VGF models in EleutherAI's lm-evaluation-harness, under the name `vgf`.
+
+    python -m eval.lm_eval_adapter run --model vgf \
+        --model_args pretrained=PATH,transport_steps=8,num_particles=4 --tasks gsm8k
+
+The harness finds models in a registry of its own process and has no plugin mechanism, so that the bare command
+`lm_eval` cannot know this one. This module registers it with `lm_eval.api.registry.register_model` and hands the
+command line to the harness's own main function, unchanged; in Python, importing it before
+`lm_eval.simple_evaluate(model="vgf", ...)` is enough. Tasks, filters, few-shot prompts, chat templates and result files
+are all the harness's.
+
+Generation is transported. Log-likelihoods (multiple choice, perplexity) are the policy's own: transport gives no
+probability at all to tokens that are no candidates, and most answers of a multiple choice hold one.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM, stop_sequences_criteria
+except ImportError as error:
+    raise ImportError('This adapter needs lm-evaluation-harness: pip install "vgf-llm[lm-eval]".') from error
+
+from eval.loading import load_model
+from vgf_llm.cli import TRANSPORT_OPTIONS
+from vgf_llm.models.language_model import inner_model
+
+
+@register_model("vgf")
+class VGFLM(HFLM):
+    """A saved VGF model for the harness.
+
+    Args:
+        pretrained: Folder or hub id.
+        base_model: The policy, for a folder without its weights.
+        tokenizer: Folder or hub id of the tokenizer, for a folder without one.
+        device: Where it runs; CUDA where there is one, by default.
+        dtype: Of the weights; as saved by default.
+        seed: Seed of the sampling.
+        **kwargs: Every transport setting of `VGFModel.generate` (`transport_steps`, `num_particles`, `selection`, ...)
+            and `temperature`; all others go to the harness's own `HFLM`, such as `batch_size`.
+
+    Raises:
+        ValueError: For a transport setting that is out of range.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        base_model: str | None = None,
+        tokenizer: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        transport = {name: kwargs.pop(name) for name in [*TRANSPORT_OPTIONS, "temperature"] if name in kwargs}
+        loaded = load_model(pretrained, base_model=base_model, tokenizer=tokenizer, device=device, dtype=dtype)
+        if transport and not loaded.has_value:
+            raise ValueError(
+                f"{pretrained!r} has no learned value, so {sorted(transport)} cannot apply; use --model hf."
+            )
+        self.vgf_model = loaded.model
+        self._temperature = transport.pop("temperature", None)
+        # The harness reads numbers from its command line as they look: `step_size=1` is an integer there.
+        kinds = {name: kind for name, (kind, _) in TRANSPORT_OPTIONS.items()}
+        self._transport = {name: kinds[name](value) for name, value in transport.items()}
+        self._generator_seed = seed
+        super().__init__(
+            pretrained=inner_model(loaded.model.policy), tokenizer=loaded.tokenizer, backend="causal", **kwargs
+        )
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Samples (or decodes, with one particle and no temperature) one answer per context under transport."""
+        num_particles = self._transport.get("num_particles", self.vgf_model.transport.num_particles)
+        rows = context.shape[0] * num_particles
+        criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], rows)
+        temperature = self._temperature if self._temperature is not None else kwargs.pop("temperature", None)
+        kwargs.pop("temperature", None)
+        # Tasks ask for greedy decoding; several particles differ only if they are sampled.
+        wanted = kwargs.pop("do_sample", None)
+        sampled = num_particles > 1 or self._temperature is not None or bool(wanted and temperature)
+        if sampled:
+            kwargs |= {"temperature": temperature or 1.0, "top_k": 0, "top_p": 1.0} | kwargs
+        # A fixed seed per batch content: the harness orders requests itself, and may leave cached ones out.
+        torch.manual_seed(self._generator_seed + int(context.sum()))
+        return self.vgf_model.generate(
+            context,
+            attention_mask,
+            max_length=max_length,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            pad_token_id=self.tokenizer.pad_token_id,
+            do_sample=sampled,
+            use_cache=True,
+            **self._transport,
+            **kwargs,
+        )
+
+
+def main() -> None:
+    """Runs the harness's own command line, with `vgf` among its models."""
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    # Run as a script this module is `__main__`, and the harness looks its class up by name: one import, one class.
+    from eval import lm_eval_adapter
+
+    sys.argv[0] = "lm_eval"
+    lm_eval_adapter.main()

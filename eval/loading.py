@@ -1,0 +1,109 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Loading what an evaluation runs on: a saved VGF model, or a plain language model as a baseline."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from eval.store import fingerprint
+from vgf_llm.models import VGFModel
+from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for evaluation.
+
+    Attributes:
+        model: The model; a plain language model has a value that was never trained.
+        tokenizer: Its tokenizer, padding left.
+        has_value: Whether the value was learned.
+        name: What the user called it.
+        fingerprint: Hash of its files.
+    """
+
+    model: VGFModel
+    tokenizer: PreTrainedTokenizerBase
+    has_value: bool
+    name: str
+    fingerprint: str
+
+    @property
+    def identity(self) -> str:
+        """Name and fingerprint, as results folders keep it."""
+        return f"{self.name} ({self.fingerprint})"
+
+
+def local_folder(name_or_path: str, revision: str | None = None) -> Path:
+    """Returns the folder of a model, downloaded if it is a hub id.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name_or_path.count("/") != 1:
+        raise FileNotFoundError(f"`model` {name_or_path!r} is neither a folder nor a hub id of the form 'owner/name'.")
+    return Path(snapshot_download(name_or_path, revision=revision))
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    base_model: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+) -> LoadedModel:
+    """Loads a saved VGF model, or a causal language model that has no value.
+
+    Args:
+        name_or_path: Folder or hub id.
+        revision: Revision on the hub.
+        base_model: The policy, for a folder without its weights.
+        tokenizer: Folder or hub id of the tokenizer, for a folder without one.
+        device: Where it runs; CUDA where there is one, by default.
+        dtype: Of the weights; as saved by default.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: For an unknown dtype or device, or a model without a tokenizer.
+    """
+    resolved = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if resolved != "auto" and not isinstance(resolved, torch.dtype):
+        raise ValueError(f"`dtype` must be 'auto' or a torch dtype such as float32 or bfloat16, got {dtype!r}.")
+    place = _device(device)
+    folder = local_folder(name_or_path, revision)
+    mark = fingerprint(folder)
+    has_value = (folder / CONFIG_NAME).is_file()
+    if has_value:
+        origin = base_model or VGFModelConfig.load(folder).base_model_name_or_path
+        model = VGFModel.from_pretrained(folder, base_model=base_model, dtype=resolved)
+    else:
+        origin = None
+        model = VGFModel(AutoModelForCausalLM.from_pretrained(folder, dtype=resolved)).eval()
+    source = tokenizer or (str(folder) if (folder / "tokenizer_config.json").is_file() else origin)
+    if not source:
+        raise ValueError(f"{folder} holds no tokenizer and names no base model; pass `--tokenizer`.")
+    loaded = AutoTokenizer.from_pretrained(source, padding_side="left")
+    if loaded.pad_token_id is None:
+        loaded.pad_token = loaded.eos_token
+    return LoadedModel(model.to(place), loaded, has_value, name_or_path, mark)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be a torch device such as cpu or cuda:0, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` is {name!r}, but torch sees no CUDA device here; leave it out to run on the CPU.")
+    return device

@@ -1,0 +1,283 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Tasks: prompts, what is gold about a response, what a proxy says of it, and the answer that votes compare.
+
+A new task is a function from `TaskOptions` to `Task` with a line in `TASKS`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from recipes.data import load_math_dataset
+from recipes.embedded_math import BASE_DIR as MATH_BASE_DIR
+from recipes.embedded_math import make_problems
+from reward_models.answers import extract_answer, extract_expression
+from reward_models.verifiable import gsm8k_reward, math_reward
+from vgf_llm.trainer.rewards import RewardRunner, combine
+
+AnswerOf = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which problems of a task, and where they come from.
+
+    Args:
+        split: `"validation"` chooses settings, `"test"` is reported.
+        num_problems: How many; all of them (or the generated tasks' 500) if left out.
+        problem_seed: Seed that draws or generates them.
+        dataset: Hub id or local folder, instead of the task's own.
+        dataset_config: Configuration on the hub, or a folder inside the local one.
+        prompts_file: JSON lines with a column `prompt`, for the task `prompts`.
+        reward_model: Sequence classifier that scores the task `prompts`.
+        gold_model: A second, held-out classifier: then it is gold and `reward_model` is the proxy.
+        conversational: Whether prompts are chat messages.
+        system_prompt: First message of a conversation.
+        max_new_tokens: Longest response; the task's own if left out.
+    """
+
+    split: str = "test"
+    num_problems: int | None = None
+    problem_seed: int = 0
+    dataset: str | None = None
+    dataset_config: str | None = None
+    prompts_file: str | None = None
+    reward_model: str | None = None
+    gold_model: str | None = None
+    conversational: bool = False
+    system_prompt: str | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_problems", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, or left out; got {value}.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems and their scores.
+
+    Attributes:
+        name: Name.
+        problems: Columns `prompt` and whatever the rewards read.
+        gold: What is reported, in TRL's signature of reward functions, or a classifier.
+        proxy: What training could see, where that is something else.
+        answer_of: Extracts the answer that votes compare; `None` if responses have none.
+        binary: Whether gold is 0 or 1: then it is an accuracy, and pass@k is defined.
+        max_new_tokens: Longest response.
+    """
+
+    name: str
+    problems: Dataset
+    gold: Any
+    proxy: Any = None
+    answer_of: AnswerOf | None = None
+    binary: bool = True
+    max_new_tokens: int = 256
+    _runners: dict[str, RewardRunner] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.problems) == 0:
+            raise ValueError(f"The task {self.name!r} has no problems; an evaluation needs at least one.")
+        for kind in ("gold", "proxy"):
+            if getattr(self, kind) is not None:
+                self._runners[kind] = RewardRunner(getattr(self, kind))
+                self._runners[kind].check_columns(self.problems.column_names)
+
+    @property
+    def score_name(self) -> str:
+        """What the gold score is called in tables."""
+        return "accuracy" if self.binary else "gold"
+
+    def to(self, device: torch.device | str) -> "Task":
+        """Moves reward models to a device."""
+        for runner in self._runners.values():
+            runner.device = torch.device(device)
+            for func in runner.reward_funcs:
+                if isinstance(func, nn.Module):
+                    func.to(device).eval()
+        return self
+
+    def select(self, rows: Sequence[int]) -> "Task":
+        """Returns the task with some of its problems."""
+        return replace(self, problems=self.problems.select(list(rows)), _runners={})
+
+    def score(self, rows: Sequence[int], responses: Sequence[str], ids: Sequence[list[int]]) -> dict[str, list[float]]:
+        """Scores responses.
+
+        Args:
+            rows: The problem of each response.
+            responses: Texts.
+            ids: Their token ids.
+
+        Returns:
+            `"gold"`, and `"proxy"` if the task has one, each with one number per response.
+
+        Raises:
+            ValueError: If a reward gives no number for a problem.
+        """
+        examples = [self.problems[i] for i in rows]
+        prompts = [example["prompt"] for example in examples]
+        chat = isinstance(prompts[0], list)
+        completions = [[{"role": "assistant", "content": text}] if chat else text for text in responses]
+        scores = {}
+        for kind, runner in self._runners.items():
+            numbers = combine(runner(examples, prompts, completions, list(ids)), runner.reward_weights).tolist()
+            missing = next((i for i, number in zip(rows, numbers, strict=True) if math.isnan(number)), None)
+            if missing is not None:
+                raise ValueError(
+                    f"The {kind} score of {self.name!r} is None for problem {missing}; it must be a number."
+                )
+            scores[kind] = numbers
+        return scores
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A line of the registry.
+
+    Attributes:
+        description: One line for `--help`.
+        load: Makes the task.
+        splits: Splits that it has.
+        base_model: The base that ships with it, if one does.
+    """
+
+    description: str
+    load: Callable[[TaskOptions], Task]
+    splits: tuple[str, ...]
+    base_model: Path | None = None
+
+
+def _embedded_math(options: TaskOptions) -> Task:
+    problems = make_problems(options.num_problems or 500, seed=options.problem_seed, split=options.split)
+    problems = problems.map(lambda row: {"prompt": row["question"] + "\n"})
+    return Task("embedded_math", problems, gsm8k_reward, answer_of=extract_answer, max_new_tokens=54)
+
+
+def _embedded_preference(options: TaskOptions) -> Task:
+    if find_spec("recipes.embedded_preference") is None:
+        raise ValueError("The task 'embedded_preference' needs the package recipes/embedded_preference.")
+    package = import_module("recipes.embedded_preference")
+    prompts = package.make_prompts(options.num_problems or 500, seed=options.problem_seed, split=options.split)
+    proxy = options.reward_model or getattr(package, "PROXY_DIR", None)
+    return Task(
+        "embedded_preference",
+        Dataset.from_dict({"prompt": prompts}),
+        package.gold_reward,
+        None if proxy is None else str(proxy),
+        binary=False,
+        max_new_tokens=32,
+    )
+
+
+def _gsm8k(options: TaskOptions) -> Task:
+    problems = _math_problems(options, "openai/gsm8k", "train" if options.split == "validation" else "test")
+    return Task("gsm8k", problems, gsm8k_reward, answer_of=extract_answer, max_new_tokens=320)
+
+
+def _math500(options: TaskOptions) -> Task:
+    problems = _math_problems(options, "HuggingFaceH4/MATH-500", "test")
+    return Task("math500", problems, math_reward, answer_of=extract_expression, max_new_tokens=1024)
+
+
+def _math_problems(options: TaskOptions, hub_id: str, split: str) -> Dataset:
+    problems = load_math_dataset(
+        options.dataset or hub_id,
+        split,
+        config_name=options.dataset_config,
+        conversational=options.conversational,
+        system_prompt=options.system_prompt,
+    )
+    # In the recipe too, validation problems are the first of the shuffled training set.
+    problems = problems.shuffle(seed=options.problem_seed)
+    default = 200 if options.split == "validation" else len(problems)
+    return problems.select(range(min(options.num_problems or default, len(problems))))
+
+
+def _prompts(options: TaskOptions) -> Task:
+    for name in ("prompts_file", "reward_model"):
+        if getattr(options, name) is None:
+            raise ValueError(f"The task 'prompts' needs `--{name}`.")
+    problems = _read_prompts(Path(options.prompts_file))  # type: ignore[arg-type]
+    if options.num_problems is not None:
+        problems = problems.shuffle(seed=options.problem_seed)
+        problems = problems.select(range(min(options.num_problems, len(problems))))
+    gold, proxy = options.reward_model, None
+    if options.gold_model is not None:
+        gold, proxy = options.gold_model, options.reward_model
+    return Task("prompts", problems, gold, proxy, binary=False, max_new_tokens=256)
+
+
+def _read_prompts(path: Path) -> Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"`--prompts_file` {str(path)!r} does not exist.")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}).") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list) or not row["prompt"]:
+            found = sorted(row) if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{path}, line {number} needs a 'prompt', a text or a list of messages; found {found}.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no prompts; an evaluation needs at least one.")
+    return Dataset.from_list(rows)
+
+
+TASKS: dict[str, TaskEntry] = {
+    "embedded_math": TaskEntry(
+        "generated word problems", _embedded_math, ("train", "validation", "test"), MATH_BASE_DIR
+    ),
+    "embedded_preference": TaskEntry(
+        "generated preferences with a gold scorer", _embedded_preference, ("train", "validation", "test")
+    ),
+    "gsm8k": TaskEntry("GSM8K, from the hub or a folder", _gsm8k, ("validation", "test")),
+    "math500": TaskEntry("MATH-500, from the hub or a folder", _math500, ("test",)),
+    "prompts": TaskEntry("a prompts file scored by a reward model", _prompts, ("validation", "test")),
+}
+
+
+def load_task(name: str, options: TaskOptions | None = None) -> Task:
+    """Loads a task by name.
+
+    Args:
+        name: One of `TASKS`.
+        options: Which problems.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: For an unknown task or split; those that exist are listed.
+
+    Example:
+        >>> task = load_task("embedded_math", TaskOptions(num_problems=2))
+        >>> task.score([0], ["I do not know."], [[1]])
+        {'gold': [0.0]}
+    """
+    options = options or TaskOptions()
+    if name not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}; got {name!r}.")
+    entry = TASKS[name]
+    if options.split not in entry.splits:
+        raise ValueError(f"The task {name!r} has the splits {', '.join(entry.splits)}; got {options.split!r}.")
+    task = entry.load(options)
+    if options.max_new_tokens is not None:
+        task = replace(task, max_new_tokens=options.max_new_tokens, _runners={})
+    return task

@@ -1,0 +1,216 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The comparison: what baselines train on, how sweeps are read, its report, and a whole one at a small size."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+
+from eval import compare, compare_report
+from eval.baselines import TRAINABLE, Job, best_samples, preference_pairs, vgf_settings
+from eval.sampling import Samples
+from eval.tasks import Task, TaskOptions, load_task
+
+TINY = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 16,
+    "steps_per_generation": 1,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "value_parametrization": "log_ratio",
+    "value_backbone": "copy",
+    "learning_rate": 7.0e-4,
+    "transport_steps": 2,
+    "step_size": 0.5,
+    "num_test_problems": 3,
+}
+
+
+def samples(rewards: list[list[float]]) -> Samples:
+    gold = torch.tensor(rewards)
+    texts = [[f"{i}{j}" for j in range(gold.shape[1])] for i in range(gold.shape[0])]
+    return Samples(gold, gold, gold, gold, gold, gold, texts, texts)
+
+
+def task(count: int) -> Task:
+    prompts = Dataset.from_dict({"prompt": [f"p{i}" for i in range(count)]})
+    return Task("toy", prompts, lambda completions, **kwargs: [0.0] * len(completions))
+
+
+def test_right_and_wrong_answers_make_as_many_pairs_as_there_are_of_the_rarer() -> None:
+    pairs = preference_pairs(task(3), samples([[1, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]))
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs] == [
+        ("p0", "00", "03"),
+        ("p2", "21", "23"),
+        ("p2", "22", "20"),
+    ]
+    with pytest.raises(ValueError, match="nothing to prefer"):
+        preference_pairs(task(1), samples([[1, 1]]))
+
+
+def test_graded_rewards_pair_best_with_worst() -> None:
+    pairs = preference_pairs(task(1), samples([[0.2, -1.0, 3.0, 0.1]]))
+    assert [(row["chosen"], row["rejected"]) for row in pairs] == [("02", "01"), ("00", "03")]
+
+
+def test_rejection_sampling_keeps_what_is_right_or_best() -> None:
+    kept = best_samples(task(2), samples([[1, 0, 1], [0, 0, 0]]))
+    assert kept["completion"] == ["00", "02"]
+    assert best_samples(task(2), samples([[0.5, 0.7, 0.1], [-1.0, -2.0, -3.0]]))["completion"] == ["01", "10"]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        best_samples(task(1), samples([[0, 0]]))
+
+
+def test_vgf_takes_its_recipes_settings(tmp_path: Path) -> None:
+    config = tmp_path / "vgf.yaml"
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    math = load_task("embedded_math", TaskOptions("train", 8))
+    job = Job(base="x", task=math, directory=tmp_path, seed=3, vgf_config=config)
+    settings = vgf_settings(job, distill_coef=0.5)
+    assert (settings.learning_rate, settings.value_backbone, settings.seed) == (7.0e-4, "copy", 3)
+    assert (settings.distill_coef, settings.max_completion_length, job.completions) == (0.5, 54, 32)
+    assert [len(job.half(i).task.problems) for i in (0, 1)] == [4, 4]
+    for recipe in compare.RECIPES.values():  # the settings of every recipe that is there
+        if recipe.vgf_config.is_file():
+            vgf_settings(Job(base="x", task=math, directory=tmp_path, vgf_config=recipe.vgf_config))
+    with pytest.raises(ValueError, match="`vgf_config` is missing"):
+        vgf_settings(Job(base="x", task=math, directory=tmp_path))
+
+
+def run(
+    method: str, seed: int, scores: list[float], *, rate: float | None = None, validation: float = 0.5
+) -> dict[str, Any]:
+    cell = {"scores": scores, "seconds": 2.0, "tokens": 30.0, "kl": 1.0, "proxy": None}
+    return {
+        "method": method, "learning_rate": rate, "seed": seed, "train_seconds": 10.0, "completions": 32,
+        "versions": {"trl": "1.16.0"}, "threads": 1, "validation": [validation, 0.1],
+        "rows": {method: {"greedy": cell}},
+    }  # fmt: skip
+
+
+RUNS = [
+    run("vgf", 0, [1.0, 1.0, 0.0, 1.0], validation=0.9),
+    run("vgf", 1, [1.0, 1.0, 1.0, 1.0], validation=0.8),
+    run("grpo", 0, [0.0, 1.0, 0.0, 0.0], rate=1e-4, validation=0.2),
+    run("grpo", 0, [1.0, 1.0, 0.0, 0.0], rate=1e-3, validation=0.6),
+    run("grpo", 1, [0.0, 1.0, 0.0, 0.0], rate=1e-3, validation=0.1),
+]
+SETTINGS = {"recipe": "embedded_math", "num_train": 8, "num_generations": 4, "num_test": 4}
+
+
+def test_a_sweep_is_decided_by_the_first_seed_on_validation_problems() -> None:
+    chosen = compare_report.chosen_runs(RUNS)
+    assert [(r["method"], r["seed"], r["learning_rate"]) for r in chosen] == [
+        ("vgf", 0, None), ("vgf", 1, None), ("grpo", 0, 1e-3), ("grpo", 1, 1e-3),
+    ]  # fmt: skip
+
+
+def test_the_report_averages_seeds_and_pairs_problems(tmp_path: Path) -> None:
+    labels = {name: method.label for name, method in TRAINABLE.items()}
+    text = compare_report.render(RUNS, labels, SETTINGS, "python -m eval.compare", "accuracy")
+    # Per problem over seeds: VGF 1, 1, .5, 1; GRPO .5, 1, 0, 0.
+    assert "| VGF | greedy | 0.875 ± 0.125 | 0.750 to 1.000 |" in text
+    assert "| GRPO (TRL) | greedy | 0.375 ± 0.239 | 0.250 to 0.500 | 0.001 |" in text
+    assert "| GRPO (TRL) | greedy | +0.500 | +0.100 to +0.900 | +2.4 |" in text
+    assert "| GRPO (TRL) | 0.0001 | 0.200 ± 0.100 | 10 |" in text
+    assert "32 sampled completions" in text
+    compare_report.plot(RUNS, labels, tmp_path / "plot.png", "accuracy")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    reference = compare_report.grpo_reference(RUNS, "command")
+    assert reference["learning_rate"] == 1e-3
+    assert reference["sweep"]["0.0001"] == {"validation_sampled": 0.2, "standard_error": 0.1}
+    assert reference["rows"][0].startswith("seed 0: greedy 0.500 ±")
+    with pytest.raises(ValueError, match="needs runs of grpo"):
+        compare_report.grpo_reference(RUNS[:2], "command")
+
+
+def arguments(output: Path, config: Path, **options: Any) -> list[str]:
+    given = {
+        "recipe": "embedded_math", "output_dir": output, "vgf_config": config, "num_train": 8, "num_validation": 3,
+        "num_test": 4, "num_votes": 2, "steps": [1, 2], "batch_size": 16, "seeds": [0], "num_threads": 1, **options,
+    }  # fmt: skip
+    texts = []
+    for name, value in given.items():
+        texts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return texts
+
+
+@pytest.fixture()
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return path
+
+
+def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "compare.json").write_text(json.dumps({"num_train": 99}), encoding="utf-8")
+    cases = [
+        ({"recipe": "chess"}, "`--recipe` must be one of embedded_math, embedded_preference; got 'chess'"),
+        ({"methods": ["ppo"]}, "`--methods` must be among base, vgf, "),
+        ({"num_test": 0}, "`--num_test` must be at least 2, got 0"),
+        ({"batch_size": 6}, "must be a multiple of `--num_generations` 4"),
+        ({"vgf_config": tmp_path / "no.yaml"}, "no.yaml, which does not exist"),
+        ({"output_dir": tmp_path / "done"}, "holds another comparison (recipe: None there"),
+    ]
+    for options, message in cases:
+        assert compare.main(arguments(tmp_path / "out", config, **{"methods": ["grpo"], **options})) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "models").exists()
+
+
+def test_a_comparison_goes_on_where_it_stopped(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Short responses: what is tested is the book-keeping.
+    monkeypatch.setattr(compare, "load_task", lambda name, options: load_task(name, replace(options, max_new_tokens=4)))
+    argv = arguments(tmp_path / "out", config, learning_rates=[1e-4, 1e-3], num_train=4, num_validation=2, num_test=2)
+    assert compare.main([*argv, "--methods", "base", "grpo"]) == 0
+    files = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert files == ["base-seed0.json", "grpo-lr0.0001-seed0.json", "grpo-lr0.001-seed0.json"]
+    printed = capsys.readouterr().out
+    assert "GRPO (TRL), lr 0.0001:" in printed
+    assert "| base | majority@2 |" in printed
+
+    def refuse(job: Job) -> None:
+        raise AssertionError("trained again")
+
+    for name, method in TRAINABLE.items():
+        monkeypatch.setitem(TRAINABLE, name, replace(method, train=refuse))
+    assert compare.main([*argv, "--methods", "grpo"]) == 0
+    assert "| GRPO (TRL) | greedy |" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_other_vgf_settings_are_not_reused(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path / "out", config, methods=["vgf"])
+    compare.Comparison(compare.parse(argv))
+    stale = {**run("vgf", 0, [1.0] * 4), "vgf_config": "of another file"}
+    (tmp_path / "out" / "runs" / "vgf-seed0.json").write_text(json.dumps(stale), encoding="utf-8")
+    assert compare.main(argv) == 1
+    assert "was made with other settings than" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in TRAINABLE if name != "rft"])
+def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config: Path) -> None:
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3])
+    if TRAINABLE[method].swept_as is not None:
+        argv += ["--num_generations", "4"]
+    assert compare.main(argv) == 0
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out" / "runs").glob(f"{method}-*")]
+    assert len(runs) == 1
+    assert runs[0]["completions"] == 32
+    for rows in runs[0]["rows"].values():
+        for cell in rows.values():
+            assert len(cell["scores"]) == 4
+            assert cell["tokens"] > 0
+    if TRAINABLE[method].has_value:
+        assert runs[0]["steps"] in (1, 2)
