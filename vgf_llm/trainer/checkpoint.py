@@ -18,7 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_tensors, load_value_adapter, load_value_head
+from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_value_adapter, load_value_head
+from vgf_llm.models.tensor_files import load_tensors
 from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
 

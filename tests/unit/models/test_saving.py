@@ -243,14 +243,14 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_head(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vgf_llm.models import saving
+    from vgf_llm.models import tensor_files
 
     def fail(tensors: Any, path: str, metadata: Any) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
     before = (saved / "value_head.safetensors").read_bytes()
-    monkeypatch.setattr(saving, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         vgf_model(tiny_model("llama"), seed=9).save_pretrained(saved)
     assert (saved / "value_head.safetensors").read_bytes() == before
