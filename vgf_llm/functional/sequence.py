@@ -188,8 +188,8 @@ def straight_through_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of chosen tokens whose gradient is that of the expected embedding.
 
-    Forward the result is E[hard]; backward it is sum_k p_k E[candidate_k]. The mean is one pass over the candidates that
-    never holds their K embeddings of width D.
+    Forward the result is E[hard]; backward it is sum_k p_k E[candidate_k]. The mean is one pass over the candidates
+    that never holds their K embeddings of width D.
 
     Args:
         probs: Probabilities of the candidates, [..., K]; may require a gradient.

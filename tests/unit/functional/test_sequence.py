@@ -96,9 +96,7 @@ def test_what_is_masked_is_never_read_and_never_moves() -> None:
     hidden = ~mask.unsqueeze(-1)
     dirty = particles.masked_fill(hidden, torch.nan), score.masked_fill(hidden, torch.inf)
     torch.testing.assert_close(sequence_direction(*dirty, mask), sequence_direction(particles, score, mask))
-    moved = sequence_step(
-        particles, dirty[1], particles, mask, step_size=0.5, scale=1.0, anchor=0.1, max_distance=0.2
-    )
+    moved = sequence_step(particles, dirty[1], particles, mask, step_size=0.5, scale=1.0, anchor=0.1, max_distance=0.2)
     assert torch.equal(moved[~mask], particles[~mask])
     assert (moved[mask] != particles[mask]).any(dim=-1).all()
 
@@ -165,9 +163,7 @@ def test_simplex_direction_steps_the_simplex_flow(metric: str, alpha: float | No
         velocity = simplex_direction(current, q, mask, metric=metric, alpha=alpha, reference=logits)
         assert not velocity[~mask].any()
         current = current + 0.3 * velocity
-    expected = simplex_flow(
-        logits, q, step_size=0.3, num_steps=4, metric=metric, alpha=alpha, candidate_mask=mask
-    )
+    expected = simplex_flow(logits, q, step_size=0.3, num_steps=4, metric=metric, alpha=alpha, candidate_mask=mask)
     torch.testing.assert_close(current.masked_fill(~mask, -torch.inf).log_softmax(-1), expected)
 
 
