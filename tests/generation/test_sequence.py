@@ -212,7 +212,6 @@ def test_blocks_steer_while_writing(space: str, alpha: float | None) -> None:
     for out in (blocks, moved):
         assert out.particle_sequences.shape[:2] == (3, 4)
         assert out.kl.shape[-1] == out.particle_sequences.shape[-1] - 5 <= 12
-        ids, mask = prompts()
         expected = [torch.tensor([float(token % 4 == 3) for token in text]).mean() for text in texts(out)]
         torch.testing.assert_close(out.values.flatten(), torch.stack(expected))
     assert blocks.values.max(dim=-1).values.mean() > whole.values.mean()

@@ -87,7 +87,8 @@ def generate(
     sequences = transport.space in SEQUENCE_SPACES
     controls = SEQUENCE_CONTROLS if sequences else CONTROLS
     if control not in controls:
-        raise ValueError(f"`control` must be one of {controls} in `space={transport.space!r}`, got {control!r}.")
+        allowed = "None, 'random', 'shuffled' or 'swaps'" if sequences else "None or 'random'"
+        raise ValueError(f"`control` must be {allowed}, got {control!r}, in `space={transport.space!r}`.")
     policy = inner_model(model.policy)
     if return_dict_in_generate is None:
         return_dict_in_generate = bool((generation_config or policy.generation_config).return_dict_in_generate)

@@ -89,8 +89,8 @@ def check_sequence_value(
         if value.vocab_size != vocab_size:
             raise ValueError(
                 f"`sequence_value` has an embedding matrix of {value.vocab_size} tokens, the policy {vocab_size} "
-                "logits: token ids would mean other tokens. Take a value with the policy's tokenizer and vocabulary, or score "
-                "decoded text: a callable as `sequence_value`, with `transport_steps=0` or `control='swaps'`."
+                "logits: token ids would mean other tokens. Take a value with the policy's tokenizer, or score decoded "
+                "text: a callable as `sequence_value`, with `transport_steps=0` or `control='swaps'`."
             )
         return value
     if not callable(value):

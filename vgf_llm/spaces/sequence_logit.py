@@ -100,7 +100,7 @@ class SequenceLogitSpace(SequenceSpace):
         if self.noise > 0:
             scale = langevin_scale(self.noise, self.step_size, index, self.num_steps)
             moved = moved + scale * torch.randn_like(moved) * state.mask.unsqueeze(-1)
-        return masked_log_softmax(moved, candidates.mask)
+        return torch.where(state.mask.unsqueeze(-1), masked_log_softmax(moved, candidates.mask), particles)
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
         """Returns the tilt: what a token's log-probability gained; the least gain where it was no candidate."""
