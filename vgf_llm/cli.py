@@ -35,8 +35,8 @@ TRANSPORT_OPTIONS: dict[str, tuple[type, str]] = {
     "step_size": (float, "epsilon; in logit space only L * epsilon matters"),
     "num_particles": (int, "N, responses sampled per prompt"),
     "selection": (str, "value, weighted_vote, majority or none"),
-    "space": (str, "logit or hidden"),
-    "metric": (str, "fisher or euclidean, in logit space"),
+    "space": (str, "logit, hidden, sequence_embedding or sequence_logit"),
+    "metric": (str, "fisher or euclidean, in the logit spaces"),
     "top_k_candidates": (int, "K, the base's tokens that transport may reach"),
     "min_candidate_prob": (float, "a candidate's least probability under the base"),
     "alpha": (float, "temperature of the Boltzmann target"),
@@ -44,6 +44,15 @@ TRANSPORT_OPTIONS: dict[str, tuple[type, str]] = {
     "min_entropy": (float, "tokens with less entropy under the base are left alone, in nats"),
     "interaction": (bool, "particles of a prompt interact through the kernel"),
     "repulsion": (bool, "the interaction includes the kernel's gradient"),
+    "max_distance": (float, "sequence_embedding: trust radius of a token, in mean embedding norms"),
+    "anchor": (float, "sequence_embedding: pull of every token to its start"),
+    "projection": (str, "sequence spaces: redecode or nearest"),
+    "decode_strength": (float, "sequence_embedding: what the tilt of re-decoding is multiplied by"),
+    "block_size": (int, "sequence spaces: tokens moved and selected at a time"),
+    "noise": (float, "sequence_logit: temperature of the annealed Langevin noise"),
+    "rescore": (bool, "sequence spaces: value the text of every step and keep the best"),
+    "relift": (bool, "sequence spaces: take gradients at the text of the last step"),
+    "lower_bound_coef": (float, "sequence spaces: standard deviations below the ensemble's mean"),
 }
 _MAX_NEW_TOKENS = 256  # transformers would stop after 20
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
@@ -60,6 +69,7 @@ _PARTS = {
     "value": "value adapter (LoRA)",
     "value_model": "value model",
     "ref_model": "reference model",
+    "sequence_value": "sequence value",
 }
 
 
@@ -338,14 +348,15 @@ def _answer_fn(
 
 def _print_particles(output: "VGFGenerateOutput", tokenizer: "PreTrainedTokenizerBase", prompt_length: int) -> None:
     assert output.particle_sequences is not None and output.sequences is not None  # generate fills every field
-    assert output.values is not None and output.kl is not None and output.chosen is not None
+    assert output.values is not None and output.chosen is not None
     texts = tokenizer.batch_decode(output.particle_sequences[0, :, prompt_length:], skip_special_tokens=True)
     # Without a selection every particle is in `sequences`, and `chosen` says nothing.
     chosen = int(output.chosen[0]) if len(output.sequences) == 1 else None
     for index, text in enumerate(texts):
         mark = ", chosen" if index == chosen else ""
-        value, kl = float(output.values[0, index]), float(output.kl[0, index].sum())
-        print(f"[{index}] value {value:.3f}, KL to the base {kl:.3f} nats{mark}\n{text}\n")
+        # Whole responses whose tokens were not decoded have no distribution to measure.
+        kl = "" if output.kl is None else f", KL to the base {float(output.kl[0, index].sum()):.3f} nats"
+        print(f"[{index}] value {float(output.values[0, index]):.3f}{kl}{mark}\n{text}\n")
 
 
 if __name__ == "__main__":

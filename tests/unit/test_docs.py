@@ -12,7 +12,7 @@ from vgf_llm import TransportConfig, VGFConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNNABLE = ("generation.md", "method.md")
+RUNNABLE = ("generation.md", "method.md", "sequences.md")
 _BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -70,7 +70,7 @@ def test_the_training_page_names_every_own_setting() -> None:
 
 def test_the_generation_page_states_every_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs" / "generation.md").read_text(encoding="utf-8"), re.M)
-    words = {"none": None, "off": False}
+    words = {"none": None, "off": False, "on": True}
     stated = {name: words.get(value, value.strip('`"')) for name, value in rows}
     defaults = vars(TransportConfig())
     assert stated.keys() == defaults.keys()

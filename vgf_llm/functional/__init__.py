@@ -16,7 +16,8 @@ from .losses import (
     winner_likelihood_loss,
     within_prompt_accuracy,
 )
-from .simplex import candidate_set, simplex_flow
+from .sequence import langevin_scale, pool_tokens, sequence_direction, sequence_step, straight_through_tokens
+from .simplex import candidate_set, simplex_direction, simplex_flow
 
 __all__ = [
     "TransportResult",
@@ -29,15 +30,21 @@ __all__ = [
     "flow_direction",
     "kernel_matrix",
     "kl_divergence",
+    "langevin_scale",
     "masked_mean",
     "median_bandwidth",
     "mmd_bound",
     "mmd_squared",
     "pairwise_value_loss",
+    "pool_tokens",
     "rbf_kernel",
     "regression_value_loss",
     "relative_displacement",
+    "sequence_direction",
+    "sequence_step",
+    "simplex_direction",
     "simplex_flow",
+    "straight_through_tokens",
     "td_lambda_targets",
     "tokens_changed",
     "transport",

@@ -154,14 +154,14 @@ def transport(
             reason = "stationary"
             break
         if scale is not None:
-            velocity = _with_norm(velocity, scale)
+            velocity = with_norm(velocity, scale)
         proposal = current + step_size * velocity
         if project is not None:
             proposal = project(proposal)
             check_shape("the output of project", proposal, current.shape, "particles")
         check_finite(f"the particles after step {taken + 1}", proposal, "lower step_size or set max_distance")
         if max_distance is not None:
-            proposal, at_radius = _into_ball(proposal, start, max_distance)
+            proposal, at_radius = into_ball(proposal, start, max_distance)
             if bool((resting | (at_radius & _unmoved(proposal, current, start))).all()):
                 reason = "max_distance"
                 break
@@ -209,12 +209,13 @@ def _start_norms(start: Tensor) -> Tensor:
     return norms
 
 
-def _with_norm(velocity: Tensor, norm: Tensor) -> Tensor:
+def with_norm(velocity: Tensor, norm: float | Tensor) -> Tensor:
+    """`velocity` [..., D] scaled to length `norm`, a number or [..., 1]; a zero velocity stays zero."""
     length = torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
     return velocity / torch.where(length > 0, length, 1.0) * norm
 
 
-def _into_ball(proposal: Tensor, start: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def into_ball(proposal: Tensor, start: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """`proposal` with every particle pulled back into its ball, and which particles were outside [..., N]."""
     offset = proposal - start
     distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)

@@ -119,6 +119,61 @@ def _euclidean_displacement(
     return displacement
 
 
+def simplex_direction(
+    logits: Tensor,
+    q_values: Tensor,
+    candidate_mask: Tensor,
+    *,
+    metric: Metric = "fisher",
+    alpha: float | None = None,
+    reference: Tensor | None = None,
+    entropy: bool = True,
+) -> Tensor:
+    """The velocity of `simplex_flow` at one point, for values that change along the way.
+
+    fisher: g - E_p g; euclidean: p (g - E_p g). Without `alpha` g = Q, with it g = Q / alpha + log mu - log p. Langevin
+    dynamics have the entropy in their noise, and g = Q / alpha + log mu there (`entropy=False`).
+
+    Args:
+        logits: Logits of the candidates, [..., K].
+        q_values: Q of each candidate, [..., K].
+        candidate_mask: Which entries are candidates, [..., K]; what stands elsewhere is never read.
+        metric: "fisher" or "euclidean".
+        alpha: Temperature of the Boltzmann target, positive; None for the tilt.
+        reference: log mu of the candidates, [..., K]; needed with `alpha`.
+        entropy: Whether g holds - log p.
+
+    Returns:
+        The velocity of the logits, [..., K], 0 at masked entries.
+
+    Raises:
+        ValueError: Shapes do not agree, `alpha` comes without `reference`, or Q of a candidate is not finite.
+
+    Source:
+        arXiv 2604.14265: discrete gradient flow of KL(q || pi*), here on categorical distributions.
+
+    Example:
+        >>> simplex_direction(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([True, True]))
+        tensor([ 0.5000, -0.5000])
+    """
+    if metric not in ("fisher", "euclidean"):
+        raise ValueError(f"metric must be 'fisher' or 'euclidean', got {metric!r}.")
+    mask = as_mask("candidate_mask", candidate_mask, logits, "logits")
+    check_shape("q_values", q_values, logits.shape, "logits")
+    log_p = torch.where(mask, masked_log_softmax(logits, mask), 0.0)
+    gain = torch.where(mask, q_values.to(working_dtype(logits, q_values)), 0.0)
+    check_finite("q_values", gain)
+    if alpha is not None:
+        check_number("alpha", alpha, low_open=True, fix="None gives the tilt without a target")
+        if reference is None:
+            raise ValueError("alpha needs `reference`, the log-probabilities of the candidates under the base.")
+        log_mu = torch.where(mask, masked_log_softmax(reference, mask), 0.0)
+        gain = gain / alpha + log_mu - (log_p if entropy else 0.0)
+    probs = torch.where(mask, log_p.exp(), 0.0)
+    centred = torch.where(mask, gain - (probs * gain).sum(dim=-1, keepdim=True), 0.0)
+    return centred if metric == "fisher" else probs * centred
+
+
 def candidate_set(logits: Tensor, *, top_k: int, min_prob: float) -> tuple[Tensor, Tensor]:
     """The tokens that transport may choose: the reference's top-k with enough probability.
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Generation under transport: `generate`, its processor, and selection among particles."""
 
-from vgf_llm.generation.generate import generate, mask_after_eos
+from vgf_llm.generation.decoding import mask_after_eos
+from vgf_llm.generation.generate import generate
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.selection import select

@@ -10,17 +10,22 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from vgf_llm.generation.decoding import answers_of, check_decoding, default_mask, end_token_ids, mask_after_eos
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.selection import AnswerFn, select
+from vgf_llm.generation.sequence import generate_sequences
+from vgf_llm.generation.sequence_scoring import ScoreFn
 from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.adapter_rows import adapter_rows
-from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.value import StateValue
 from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.spaces import build_space
 from vgf_llm.spaces.base import CONTROLS
+from vgf_llm.spaces.sequence import SEQUENCE_CONTROLS
 
 _TRANSPORT_FIELDS = tuple(item.name for item in fields(TransportConfig))
 
@@ -37,6 +42,7 @@ def generate(
     return_dict_in_generate: bool | None = None,
     answer_fn: AnswerFn | None = None,
     control: str | None = None,
+    sequence_value: DifferentiableValue | ScoreFn | None = None,
     **kwargs: Any,
 ) -> Tensor | VGFGenerateOutput:
     """Samples `num_particles` responses per prompt under transport and selects one.
@@ -51,11 +57,13 @@ def generate(
         return_dict_in_generate: Whether a `VGFGenerateOutput` is returned instead of the sequences.
         answer_fn: Maps a response's token ids to its answer, for votes; the ids themselves by default.
         control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
-            `"shuffled"`, the value's numbers given to the wrong candidates.
-        **kwargs: Every field of `TransportConfig` (`transport_steps`, `step_size`, `num_particles`, `selection`,
-            `space`, `metric`, `top_k_candidates`, `min_candidate_prob`, `alpha`, `max_kl`, `min_entropy`,
-            `interaction`, `repulsion`), which override the model's own defaults; all others go to the policy's
-            `generate` (`max_new_tokens`, `do_sample`, `temperature`, ...).
+            `"shuffled"`, the value's numbers given to the wrong candidates (in sequence spaces: another response's
+            gradient); in sequence spaces also `"swaps"`, random token swaps with the same acceptance.
+        sequence_value: The value of a sequence space; the model's own when left out. A plain callable that maps lists
+            of prompts and responses, as token ids, to rewards is a black box: it selects, and serves `"swaps"`.
+        **kwargs: Every field of `TransportConfig` (`transport_steps`, `step_size`, `num_particles`, `space`, ...),
+            which override the model's own defaults; all others go to the policy's `generate` (`max_new_tokens`,
+            `do_sample`, `temperature`, ...).
 
     Returns:
         The chosen sequences `[B, P + T]` (with `selection="none"` every particle, `[B * N, P + T]`), or a
@@ -74,11 +82,14 @@ def generate(
         >>> out.values.shape, out.chosen.shape
         (torch.Size([1, 2]), torch.Size([1]))
     """
-    if control not in CONTROLS:
-        raise ValueError(f"`control` must be one of {', '.join(map(repr, CONTROLS))}; got {control!r}.")
     transport = replace(model.transport, **{k: kwargs.pop(k) for k in _TRANSPORT_FIELDS if kwargs.get(k) is not None})
     for name in _TRANSPORT_FIELDS:
         kwargs.pop(name, None)
+    sequences = transport.space in SEQUENCE_SPACES
+    controls = SEQUENCE_CONTROLS if sequences else CONTROLS
+    if control not in controls:
+        allowed = ", ".join(map(repr, controls))
+        raise ValueError(f"`control` must be one of {allowed} in `space={transport.space!r}`; got {control!r}.")
     policy = inner_model(model.policy)
     if return_dict_in_generate is None:
         return_dict_in_generate = bool((generation_config or policy.generation_config).return_dict_in_generate)
@@ -87,10 +98,22 @@ def generate(
     if plain and transport.num_particles == 1 and not return_dict_in_generate:
         with adapter_rows(model.policy, model.policy_adapter):
             return policy.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs)
-    _check_decoding(transport, kwargs, policy.generation_config, input_ids)
-    _check_model(model, transport, kwargs)
+    check_decoding(transport, kwargs, policy.generation_config, input_ids)
     if attention_mask is None:
-        attention_mask = _default_mask(policy, generation_config, kwargs, input_ids)
+        attention_mask = default_mask(policy, generation_config, kwargs, input_ids)
+    if sequences:
+        return generate_sequences(
+            model,
+            transport,
+            input_ids,
+            attention_mask,
+            sequence_value=sequence_value,
+            answer_fn=answer_fn,
+            control=control,
+            return_dict=return_dict_in_generate,
+            **kwargs,
+        )
+    _check_model(model, transport, kwargs)
     rows = input_ids.repeat_interleave(transport.num_particles, dim=0)
     mask = attention_mask.repeat_interleave(transport.num_particles, dim=0)
     processor = None
@@ -113,7 +136,7 @@ def generate(
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     if not return_dict_in_generate and (transport.selection == "none" or transport.num_particles == 1):
         return raw.sequences
-    eos_ids = _eos_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
+    eos_ids = end_token_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
     return _finish(model, transport, raw, mask, eos_ids, processor, answer_fn, return_dict_in_generate)
 
 
@@ -140,7 +163,7 @@ def _finish(
     if transport.selection != "none" and n > 1:
         answers: Sequence[Any] = ()
         if transport.selection != "value":
-            answers = _answers(tokens, completion_mask, n, answer_fn)
+            answers = answers_of(tokens, completion_mask, n, answer_fn)
         weights = model.value.vote_weights(values)
         chosen = select(values, transport.selection, answers=answers, weights=weights)
     particles = raw.sequences.view(-1, n, raw.sequences.shape[1])
@@ -177,78 +200,6 @@ def _static_cache_len(kwargs: dict[str, Any], defaults: GenerationConfig, prompt
         return None
     new_tokens = setting("max_new_tokens")
     return prompt_length + new_tokens if new_tokens is not None else setting("max_length")
-
-
-def mask_after_eos(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """Marks response tokens up to and with the first end-of-sequence token.
-
-    Args:
-        tokens: `[B, T]`.
-        eos_token_ids: Every token that ends a response; none means that all tokens count.
-
-    Returns:
-        `[B, T]`, 1 or 0, of dtype long.
-
-    Example:
-        >>> mask_after_eos(torch.tensor([[5, 2, 0], [5, 6, 7]]), [2]).tolist()
-        [[1, 1, 0], [1, 1, 1]]
-    """
-    is_eos = torch.isin(tokens, torch.tensor(list(eos_token_ids), dtype=tokens.dtype, device=tokens.device))
-    ended_before = is_eos.long().cumsum(dim=-1) - is_eos.long()
-    return (ended_before == 0).long()
-
-
-def _eos_ids(eos: Any, *configs: GenerationConfig | None) -> list[int]:
-    for config in configs:
-        if eos is None and config is not None:
-            eos = config.eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-
-
-def _answers(tokens: Tensor, mask: Tensor, n: int, answer_fn: AnswerFn | None) -> list[list[Any]]:
-    responses = [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)]
-    flat = [answer_fn(response) if answer_fn is not None else tuple(response) for response in responses]
-    return [flat[i : i + n] for i in range(0, len(flat), n)]
-
-
-def _default_mask(policy: Any, config: GenerationConfig | None, kwargs: dict[str, Any], input_ids: Tensor) -> Tensor:
-    pad = kwargs.get("pad_token_id")
-    for source in (config, policy.generation_config):
-        if pad is None and source is not None:
-            pad = source.pad_token_id
-    # A pad token that also ends responses may be a real token of the prompt: transformers masks nothing then.
-    if pad is None or pad in _eos_ids(kwargs.get("eos_token_id"), config, policy.generation_config):
-        return torch.ones_like(input_ids)
-    return (input_ids != pad).long()
-
-
-def _check_decoding(
-    transport: TransportConfig, kwargs: dict[str, Any], defaults: GenerationConfig, input_ids: Tensor
-) -> None:
-    if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise ValueError(f"`input_ids` must be a non-empty [B, P] tensor, got shape {tuple(input_ids.shape)}.")
-    config = kwargs.get("generation_config") or defaults
-
-    def setting(name: str, default: Any) -> Any:
-        value = kwargs.get(name, getattr(config, name, None))
-        return default if value is None else value
-
-    if setting("num_beams", 1) > 1:
-        raise ValueError("`num_beams` must be 1: particles take the place of beams. Raise `num_particles` instead.")
-    if setting("num_return_sequences", 1) > 1:
-        raise ValueError(
-            "`num_return_sequences` must be 1: set `num_particles`, with `selection='none'` to get every particle."
-        )
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "guidance_scale"):
-        if setting(name, None) is not None:
-            raise ValueError(f"`{name}` runs the model outside the decode steps that transport sees; leave it out.")
-    if kwargs.get("streamer") is not None and (transport.num_particles > 1 or input_ids.shape[0] > 1):
-        raise ValueError("`streamer` needs `num_particles=1` and one prompt: a stream is one response.")
-    if transport.num_particles > 1 and not setting("do_sample", False):
-        raise ValueError(
-            f"`num_particles={transport.num_particles}` with greedy decoding gives {transport.num_particles} equal "
-            "responses; pass `do_sample=True`."
-        )
 
 
 def _check_model(model: VGFModel, transport: TransportConfig, kwargs: dict[str, Any]) -> None:

@@ -14,10 +14,18 @@ class VGFGenerateOutput(ModelOutput):
     Attributes:
         sequences: `[B, P + T]`, the chosen response of each prompt (`[B * N, P + T]` with `selection="none"`).
         particle_sequences: `[B, N, P + T]`, every particle.
-        values: `[B, N]`, one value per particle; a logit for 0/1 rewards, `log pi/mu` for a log-ratio value.
-        token_scores: `[B, N, T]`, the value's raw score of every response token.
-        kl: `[B, N, T]`, KL to the base spent at every token, in nats, 0 after the end.
+        values: `[B, N]`, one value per particle; a logit for 0/1 rewards, `log pi/mu` for a log-ratio value, the
+            ensemble's lower bound for a sequence value.
+        token_scores: `[B, N, T]`, the value's raw score of every response token; `None` for a sequence value.
+        kl: `[B, N, T]`, KL to the base spent at every token, in nats, 0 after the end; `None` for whole responses whose
+            tokens were not decoded (`projection="nearest"`, `control="swaps"`).
         chosen: `[B]`, the index of the chosen particle.
+        num_steps: Steps that a sequence space took, summed over blocks.
+        stop_reason: Why it took no more: `"num_steps"`, `"stationary"` (no particle moves), `"no_change"` (the text
+            has changed, and two steps in a row changed no token) or `"max_kl"` (every response is at its cap).
+        kept_steps: `[B, N]`, the step whose text was kept, 0 for the sample itself; of the last block in block mode.
+        tokens_changed: `[B, N]`, the fraction of a response's tokens that differ from the sample it was moved from.
+        value_calls: Forwards of the sequence value, each of all particles.
         scores: Processed logits per step, as transformers returns them, when asked for.
         logits: Raw logits per step, as transformers returns them, when asked for.
     """
@@ -28,5 +36,10 @@ class VGFGenerateOutput(ModelOutput):
     token_scores: Tensor | None = None
     kl: Tensor | None = None
     chosen: Tensor | None = None
+    num_steps: int | None = None
+    stop_reason: str | None = None
+    kept_steps: Tensor | None = None
+    tokens_changed: Tensor | None = None
+    value_calls: int | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None

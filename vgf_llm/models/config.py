@@ -10,6 +10,7 @@ from typing import Any, Literal
 CONFIG_NAME = "vgf_config.json"
 FORMAT_VERSION = 1
 PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head")
+SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 
 
 def check_finite_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
@@ -30,16 +31,28 @@ class TransportConfig:
             temperature of the KL-regularised optimum).
         num_particles: N, responses per prompt.
         selection: `"value"`, `"weighted_vote"`, `"majority"` or `"none"`.
-        space: `"logit"` or `"hidden"`.
-        metric: `"fisher"` (closed form) or `"euclidean"`, for logit space.
+        space: `"logit"` or `"hidden"`, token by token; `"sequence_embedding"` or `"sequence_logit"`, whole responses
+            moved by the model's sequence value.
+        metric: `"fisher"` (closed form) or `"euclidean"`, for the logit spaces.
         top_k_candidates: K, the tokens of the base that transport may reach.
         min_candidate_prob: A candidate's least probability under the base.
         alpha: Entropy temperature; `None` tilts without end, a number flows to the Boltzmann target of that
             temperature and no further.
-        max_kl: Cap on each token's KL to the base, in nats.
+        max_kl: Cap on the KL to the base, in nats: of each token, and in sequence spaces of a response's mean token.
         min_entropy: Tokens whose base entropy is below this many nats are left alone.
         interaction: Whether the particles of one prompt interact through the RBF kernel.
         repulsion: Whether the interaction includes the kernel's gradient.
+        max_distance: Trust radius of every token in `"sequence_embedding"`, in mean embedding norms.
+        anchor: Pull of every token to its start in `"sequence_embedding"`.
+        projection: How moved responses become text: `"redecode"` writes them anew with the base, tilted towards where
+            their tokens moved; `"nearest"` takes the nearest of the base's candidates at each position.
+        decode_strength: What the tilt of `"sequence_embedding"` is multiplied by.
+        block_size: Tokens that a sequence space moves and selects at a time; `None` for whole responses.
+        noise: Temperature of the annealed Langevin noise in `"sequence_logit"`.
+        rescore: Whether a sequence space values the text of every step and keeps each response's best, the start
+            included; without it text is made after the last step alone.
+        relift: Whether the gradient is taken at the text of the last step instead of at the moved particles.
+        lower_bound_coef: How many standard deviations of the ensemble a sequence value is below its mean.
 
     Example:
         >>> TransportConfig(transport_steps=-1)
@@ -61,30 +74,47 @@ class TransportConfig:
     min_entropy: float = 0.0
     interaction: bool = False
     repulsion: bool = False
+    max_distance: float | None = None
+    anchor: float = 0.0
+    projection: Literal["redecode", "nearest"] = "redecode"
+    decode_strength: float = 10.0
+    block_size: int | None = None
+    noise: float = 0.0
+    rescore: bool = True
+    relift: bool = False
+    lower_bound_coef: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("transport_steps", 0), ("num_particles", 1), ("top_k_candidates", 1)):
+        counts = {"transport_steps": 0, "num_particles": 1, "top_k_candidates": 1, "block_size": 1}
+        for name, least in counts.items():
             value = getattr(self, name)
+            if value is None and name == "block_size":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
         check_finite_positive("step_size", self.step_size)
-        check_finite_positive("min_entropy", self.min_entropy, allow_zero=True)
-        for name in ("alpha", "max_kl"):
+        for name in ("min_entropy", "min_candidate_prob", "anchor", "decode_strength", "noise", "lower_bound_coef"):
+            check_finite_positive(name, getattr(self, name), allow_zero=True)
+        for name in ("alpha", "max_kl", "max_distance"):
             if getattr(self, name) is not None:
                 check_finite_positive(name, getattr(self, name))
-        check_finite_positive("min_candidate_prob", self.min_candidate_prob, allow_zero=True)
         if self.min_candidate_prob >= 1:
             raise ValueError(f"`min_candidate_prob` must be in [0, 1), got {self.min_candidate_prob!r}.")
         choices = {
             "selection": ("value", "weighted_vote", "majority", "none"),
-            "space": ("logit", "hidden"),
+            "space": ("logit", "hidden", *SEQUENCE_SPACES),
             "metric": ("fisher", "euclidean"),
+            "projection": ("redecode", "nearest"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
         if self.repulsion and not self.interaction:
             raise ValueError("`repulsion=True` needs `interaction=True`: particles repel each other by the kernel.")
+        if self.space in SEQUENCE_SPACES and self.max_kl is not None and self.projection == "nearest":
+            raise ValueError("`max_kl` is measured while re-decoding; `projection='nearest'` has no distribution.")
+        if self.relift and not self.rescore:
+            raise ValueError("`relift=True` takes gradients at the text of every step, which `rescore=False` skips.")
 
 
 @dataclass

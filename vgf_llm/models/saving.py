@@ -3,7 +3,8 @@
 
 A folder holds the policy as transformers (or PEFT) writes it, so that `AutoModelForCausalLM` loads it alone, and beside
 it `vgf_config.json`, `value_head.safetensors` (heads), `value/` (the value's LoRA adapter, PEFT format), `value_model/`
-(a value model of its own) and `ref_model/` (the reference of a trained policy).
+(a value model of its own), `ref_model/` (the reference of a trained policy) and `sequence_value/` (a value of whole
+responses).
 """
 
 import os
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.config import VGFModelConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
+from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.tensor_files import atomic_save_file, load_tensors
 from vgf_llm.models.value import ValueModel, build_value
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_MODEL_DIR = "value_model"
 REF_MODEL_DIR = "ref_model"
+SEQUENCE_VALUE_DIR = "sequence_value"
 
 
 def load_value_head(value: ValueModel, directory: Path) -> None:
@@ -101,6 +104,15 @@ def save_vgf_model(
         model.value_model.save_pretrained(directory / VALUE_MODEL_DIR, state_dict=part("value_model."), **kwargs)
     if model.ref_model is not None:
         model.ref_model.save_pretrained(directory / REF_MODEL_DIR, state_dict=part("ref_model."), **kwargs)
+    if model.sequence_value is not None:
+        if not isinstance(model.sequence_value, SequenceValue):
+            raise TypeError(
+                f"`sequence_value` is a {type(model.sequence_value).__name__}, which has no file format; only a "
+                "SequenceValue is saved with its model. Set it to None first and pass yours to `generate`."
+            )
+        model.sequence_value.save_pretrained(
+            directory / SEQUENCE_VALUE_DIR, state_dict=part("sequence_value."), **kwargs
+        )
     config = model.vgf_config
     head = model.value.state_dict() if state_dict is None else part("value.")
     if head:
@@ -201,6 +213,9 @@ def load_vgf_model(
             )
     if (directory / REF_MODEL_DIR).is_dir():
         ref_model = _load_language_model(str(directory / REF_MODEL_DIR), directory, model_kwargs)
+    sequence_value = None
+    if (directory / SEQUENCE_VALUE_DIR).is_dir():
+        sequence_value = SequenceValue.from_pretrained(directory / SEQUENCE_VALUE_DIR, **model_kwargs)
     value = build_value(
         config.parametrization,
         width=config.hidden_size,
@@ -221,6 +236,7 @@ def load_vgf_model(
         value_model=value_model,
         ref_model=ref_model,
         lora_config=lora_config,
+        sequence_value=sequence_value,
         transport=config.transport,
     )
     if config.backbone == "lora":

@@ -221,19 +221,27 @@ class SequenceValue(DifferentiableValue):
                     "the prompts, or take a value with a longer context."
                 )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: object) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: object
+    ) -> None:
         """Writes backbone (as transformers does), heads (safetensors) and settings (JSON) to a folder.
 
         Args:
             save_directory: The folder; created if absent.
+            state_dict: This module's tensors gathered from all processes; its own when left out.
             **kwargs: Handed to the backbone's `save_pretrained`, such as `max_shard_size`.
         """
         directory = Path(save_directory)
         if directory.is_file():
             raise NotADirectoryError(f"`save_directory` {str(directory)!r} is a file; expected a folder.")
         directory.mkdir(parents=True, exist_ok=True)
-        self.backbone.save_pretrained(directory, **kwargs)
-        atomic_save_file(self.head.state_dict(), directory / HEAD_NAME, {"format": "pt"})
+        tensors = self.state_dict() if state_dict is None else state_dict
+        parts = {
+            part: {key.removeprefix(part): tensor for key, tensor in tensors.items() if key.startswith(part)}
+            for part in ("backbone.", "head.")
+        }
+        self.backbone.save_pretrained(directory, state_dict=parts["backbone."], **kwargs)
+        atomic_save_file(parts["head."], directory / HEAD_NAME, {"format": "pt"})
         settings = {
             "num_members": self.num_members,
             "pooling": self.pooling,

@@ -35,6 +35,7 @@ from vgf_llm.models.language_model import (
     project_hidden,
 )
 from vgf_llm.models.outputs import Candidates, VGFModelOutput, VGFScore
+from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.value import StateFeatures, StateValue, ValueModel, build_value
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class VGFModel(nn.Module, PushToHubMixin):
         ref_model: The reference of a log-ratio value once the policy's own weights have been trained; `None` when the
             policy, its adapters off, still is the reference.
         lora_config: The value adapter, for `backbone="lora"`; plain LoRA on linear layers.
+        sequence_value: The value of whole responses that sequence spaces move along; optional.
         transport: Defaults of `generate`.
 
     Raises:
@@ -81,6 +83,7 @@ class VGFModel(nn.Module, PushToHubMixin):
         value_model: PreTrainedModel | None = None,
         ref_model: PreTrainedModel | None = None,
         lora_config: LoraConfig | None = None,
+        sequence_value: DifferentiableValue | None = None,
         transport: TransportConfig | None = None,
     ) -> None:
         super().__init__()
@@ -112,6 +115,7 @@ class VGFModel(nn.Module, PushToHubMixin):
         self.value = value
         self.value_model = value_model
         self.ref_model = ref_model
+        self.sequence_value = sequence_value
         self.has_value_adapter = value_model is None and backbone == "lora"
         self.transport = transport or TransportConfig()
         self._checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -171,7 +175,7 @@ class VGFModel(nn.Module, PushToHubMixin):
     def train(self, mode: bool = True) -> "VGFModel":
         """Sets training mode where something trains; frozen models stay in evaluation mode, without dropout."""
         super().train(mode)
-        for model in (self.policy, self.value_model, self.ref_model):
+        for model in (self.policy, self.value_model, self.ref_model, self.sequence_value):
             if model is not None and not any(parameter.requires_grad for parameter in model.parameters()):
                 model.eval()
         return self

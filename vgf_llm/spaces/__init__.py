@@ -4,12 +4,28 @@
 from torch import nn
 
 from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.value import ValueModel
 from vgf_llm.spaces.base import DecodeState, TransportedStep, TransportSpace
 from vgf_llm.spaces.hidden import HiddenSpace
 from vgf_llm.spaces.logit import LogitSpace
+from vgf_llm.spaces.sequence import SequenceSpace, SequenceState
+from vgf_llm.spaces.sequence_embedding import SequenceEmbeddingSpace
+from vgf_llm.spaces.sequence_logit import SequenceLogitSpace
 
-__all__ = ["DecodeState", "HiddenSpace", "LogitSpace", "TransportSpace", "TransportedStep", "build_space"]
+__all__ = [
+    "DecodeState",
+    "HiddenSpace",
+    "LogitSpace",
+    "SequenceEmbeddingSpace",
+    "SequenceLogitSpace",
+    "SequenceSpace",
+    "SequenceState",
+    "TransportSpace",
+    "TransportedStep",
+    "build_sequence_space",
+    "build_space",
+]
 
 
 def build_space(
@@ -51,3 +67,40 @@ def build_space(
         repulsion=transport.repulsion,
         control=control,
     )
+
+
+def build_sequence_space(
+    value: DifferentiableValue, transport: TransportConfig, *, temperature: float = 1.0, control: str | None = None
+) -> SequenceSpace:
+    """Builds the sequence space that `transport` names.
+
+    Args:
+        value: The sequence value.
+        transport: Space, steps, radius and interaction.
+        temperature: The sampling temperature.
+        control: `None`, `"random"` or `"shuffled"`.
+
+    Returns:
+        The space.
+
+    Raises:
+        TypeError: If the value has no gradient.
+    """
+    common = {
+        "step_size": transport.step_size,
+        "num_steps": transport.transport_steps,
+        "alpha": transport.alpha,
+        "interaction": transport.interaction,
+        "repulsion": transport.repulsion,
+        "lower_bound_coef": transport.lower_bound_coef,
+        "control": control,
+    }
+    if transport.space == "sequence_embedding":
+        return SequenceEmbeddingSpace(
+            value,
+            max_distance=transport.max_distance,
+            anchor=transport.anchor,
+            decode_strength=transport.decode_strength,
+            **common,
+        )
+    return SequenceLogitSpace(value, metric=transport.metric, noise=transport.noise, temperature=temperature, **common)

@@ -104,7 +104,7 @@ def test_a_state_value_is_one_number_for_all_candidates() -> None:
         ({"min_candidate_prob": 1.0}, r"`min_candidate_prob` must be in \[0, 1\), got 1.0"),
         ({"min_candidate_prob": float("nan")}, "`min_candidate_prob` must be a finite number >= 0, got nan"),
         ({"selection": "best"}, "`selection` must be one of value, weighted_vote, majority, none; got 'best'"),
-        ({"space": "token"}, "`space` must be one of logit, hidden; got 'token'"),
+        ({"space": "token"}, "`space` must be one of logit, hidden, sequence_embedding, sequence_logit; got 'token'"),
         ({"metric": "l2"}, "`metric` must be one of fisher, euclidean; got 'l2'"),
         ({"repulsion": True}, "`repulsion=True` needs `interaction=True`"),
     ],

@@ -1,0 +1,343 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Writing responses with the base under common random numbers, as often as transport asks.
+
+Every token is the largest of the base's log-probabilities, tilted and perturbed by Gumbel noise that depends on row and
+position alone (Gumbel-max sampling). So a text without a tilt is an ordinary sample, writing it again gives it again,
+and what a re-decoding changes is due to the tilt.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from vgf_llm.functional import candidate_set
+from vgf_llm.generation.decoding import end_token_ids, mask_after_eos, setting
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, project_hidden
+from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.spaces.sequence import TextCandidates, Tilt
+
+# What sampling does in `generate` when neither the call nor a configuration says otherwise.
+_GREEDY = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+}
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the tokens that are written next, R = B * N rows.
+
+    Attributes:
+        ids: `[R, P]`.
+        mask: `[R, P]`, 1 on real tokens.
+        response: `[R, P]`, 1 on tokens that belong to the response.
+        finished: `[R]`, true where the response has ended.
+        cache: The base's keys and values of all but the last column, or `None`.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    response: Tensor
+    finished: Tensor
+    cache: DynamicCache | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens after a prefix.
+
+    Attributes:
+        tokens: `[R, T]`, padded on the right.
+        mask: `[R, T]`, true up to and with the end-of-sequence token.
+        kl: `[R, T]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    kl: Tensor | None
+
+
+class _TiltProcessor(LogitsProcessor):
+    """Picks the next token of every row and leaves `generate` no other."""
+
+    def __init__(self, decoder: "SequenceDecoder", prefix: Prefix, offset: int, tilt: Tilt | None) -> None:
+        self.decoder, self.prefix, self.offset, self.tilt = decoder, prefix, offset, tilt
+        self.kl: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        position = input_ids.shape[1] - self.prefix.ids.shape[1]
+        log_probs = scores.float().log_softmax(dim=-1)
+        kl = log_probs.new_zeros(log_probs.shape[0])
+        if self.tilt is not None:
+            log_probs, kl = self._tilted(log_probs, self.tilt, position)
+        self.kl.append(kl)
+        perturbed = self.decoder.perturb(input_ids, log_probs, self.offset + position)
+        token = perturbed.argmax(dim=-1)
+        if bool(self.prefix.finished.any()):
+            token = torch.where(self.prefix.finished, self.decoder.end_id, token)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token.unsqueeze(-1), 0.0)
+
+    def _tilted(self, log_probs: Tensor, tilt: Tilt, position: int) -> tuple[Tensor, Tensor]:
+        """Returns the tilted log-probabilities `[R, V]` and their KL to the base `[R]`.
+
+        The least of the candidates' gains is taken from all, so that tokens that are no candidates gain as little as
+        the worst candidate, and without a tilt the distribution is the base's to the bit.
+        """
+        config = self.decoder.transport
+        ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        gain = tilt(position, ids).to(log_probs.dtype)
+        least = gain.masked_fill(~mask, torch.inf).amin(dim=-1, keepdim=True)
+        gain = torch.where(mask, gain - least, 0.0)
+        if config.min_entropy > 0:
+            entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=-1, keepdim=True)
+            gain = torch.where(entropy < config.min_entropy, 0.0, gain)
+        moved = log_probs.scatter_add(-1, ids, gain)
+        normaliser = moved.logsumexp(dim=-1, keepdim=True)
+        weights = torch.where(mask, (moved.gather(-1, ids) - normaliser).exp(), 0.0)
+        kl = ((weights * gain).sum(dim=-1) - normaliser.squeeze(-1)).clamp(min=0)
+        still = ~gain.any(dim=-1)
+        return torch.where(still.unsqueeze(-1), log_probs, moved - normaliser), torch.where(still, 0.0, kl)
+
+
+class SequenceDecoder:
+    """Writes and reads texts with the base.
+
+    Args:
+        model: The model, whose policy is the base.
+        transport: Candidates and gates.
+        generation_config: As for the policy's `generate`.
+        logits_processor: Run before the tilt.
+        **kwargs: As for the policy's `generate`.
+    """
+
+    def __init__(
+        self,
+        model: VGFModel,
+        transport: TransportConfig,
+        generation_config: GenerationConfig | None,
+        logits_processor: LogitsProcessorList | None,
+        **kwargs: Any,
+    ) -> None:
+        policy = inner_model(model.policy)
+        self.model, self.policy, self.transport = model, policy, transport
+
+        def own(name: str, default: Any = None) -> Any:
+            return setting(name, default, kwargs, generation_config, policy.generation_config)
+
+        self.eos_ids = end_token_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
+        pad = own("pad_token_id")
+        self.pad_id = pad if pad is not None else self.eos_ids[0] if self.eos_ids else 0
+        self.end_id = self.eos_ids[0] if self.eos_ids else self.pad_id
+        self.do_sample = bool(own("do_sample", False))
+        self.temperature = float(own("temperature", 1.0)) if self.do_sample else 1.0
+        self._warpers = _warpers(own) if self.do_sample else LogitsProcessorList()
+        self._max_length, self._max_new_tokens = own("max_length", 20), own("max_new_tokens")
+        self._caches = own("use_cache", True) and own("cache_implementation") in (None, "dynamic")
+        config = copy.deepcopy(generation_config or policy.generation_config)
+        self._options = config.update(**kwargs)
+        config.update(**_GREEDY)
+        config.pad_token_id = self.pad_id
+        self._config, self._processors = config, logits_processor or LogitsProcessorList()
+        # Drawn once, so that torch.manual_seed decides all of a call's noise.
+        self._seed = int(torch.randint(2**48, ()))
+        self._generator = torch.Generator(device=policy.device)
+
+    def max_new_tokens(self, prompt_length: int) -> int:
+        """The longest response that the call asks for."""
+        return self._max_new_tokens or max(1, self._max_length - prompt_length)
+
+    def perturb(self, input_ids: Tensor, log_probs: Tensor, position: int) -> Tensor:
+        """Returns scores `[R, V]` whose largest entry is a sample under the call's temperature, top-k and top-p.
+
+        Args:
+            input_ids: `[R, P + t]`.
+            log_probs: `[R, V]`.
+            position: The response position, which with the row decides the noise.
+        """
+        if not self.do_sample:
+            return log_probs
+        self._generator.manual_seed(self._seed + position)
+        exponential = torch.empty_like(log_probs).exponential_(generator=self._generator)
+        return self._warpers(input_ids, log_probs) - exponential.log()
+
+    def prefix(self, input_ids: Tensor, attention_mask: Tensor, num_particles: int) -> Prefix:
+        """Reads prompts `[B, P]` once for all of their particles."""
+        cache = None
+        if self._caches and input_ids.shape[1] > 1:
+            cache = DynamicCache(config=self.policy.config.get_text_config(decoder=True))
+            self._read(input_ids[:, :-1], attention_mask[:, :-1], cache)
+            cache.batch_repeat_interleave(num_particles)
+        ids, mask = (x.repeat_interleave(num_particles, dim=0) for x in (input_ids, attention_mask))
+        return Prefix(ids, mask, torch.zeros_like(mask), torch.zeros_like(ids[:, 0], dtype=torch.bool), cache)
+
+    def extend(self, prefix: Prefix, text: Text, rows: Tensor) -> Prefix:
+        """Puts text behind a prefix; row r of the result continues row `rows[r]`."""
+        ids = torch.cat([prefix.ids, text.tokens], dim=1)[rows]
+        grown = text.mask.to(prefix.mask.dtype)
+        mask = torch.cat([prefix.mask, grown], dim=1)[rows]
+        response = torch.cat([prefix.response, grown], dim=1)[rows]
+        ended = (torch.isin(text.tokens, self._eos_tensor()) & text.mask).any(dim=-1)
+        cache = prefix.cache
+        if cache is not None:
+            cache.batch_select_indices(rows)
+            self._read(ids[:, prefix.ids.shape[1] - 1 : -1], mask[:, :-1], cache)
+        return Prefix(ids, mask, response, (prefix.finished | ended)[rows], cache)
+
+    def write(self, prefix: Prefix, max_new_tokens: int, offset: int = 0, tilt: Tilt | None = None) -> Text:
+        """Decodes up to `max_new_tokens` tokens behind a prefix.
+
+        Args:
+            prefix: The prefix.
+            max_new_tokens: The longest text.
+            offset: The response position of the first token.
+            tilt: What tokens gain; `None` samples the base.
+
+        Returns:
+            The text.
+        """
+        processor = _TiltProcessor(self, prefix, offset, tilt)
+        options = dict(self._options)
+        if prefix.cache is not None:
+            options["past_key_values"] = copy.deepcopy(prefix.cache)
+        config = copy.deepcopy(self._config)
+        config.max_new_tokens, config.max_length = max_new_tokens, None
+        with adapter_rows(self.model.policy, self.model.policy_adapter):
+            sequences = self.policy.generate(
+                prefix.ids,
+                attention_mask=prefix.mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([*self._processors, processor]),
+                **options,
+            )
+        tokens = sequences[:, prefix.ids.shape[1] :]
+        mask = mask_after_eos(tokens, self.eos_ids).bool() & ~prefix.finished.unsqueeze(-1)
+        kl = torch.stack(processor.kl[: tokens.shape[1]], dim=-1)
+        return Text(torch.where(mask, tokens, self.pad_id), mask, kl * mask)
+
+    def as_text(self, tokens: Tensor, mask: Tensor) -> Text:
+        """Ends tokens `[R, T]` within `mask` after their first end-of-sequence token."""
+        mask = mask & mask_after_eos(tokens, self.eos_ids).bool()
+        return Text(torch.where(mask, tokens, self.pad_id), mask, None)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Marks end-of-sequence tokens, shaped as `tokens`."""
+        return torch.isin(tokens, self._eos_tensor())
+
+    def candidates(self, prefix: Prefix, text: Text, offset: int = 0) -> TextCandidates:
+        """Reads a text once and returns the base's candidates at every position of it.
+
+        Args:
+            prefix: The prefix.
+            text: The text, T tokens.
+            offset: The response position of the first token.
+
+        Returns:
+            Candidates `[R, T, K]`, the text's own token among them and largest in `perturbed`.
+        """
+        mask = torch.cat([prefix.mask, text.mask.to(prefix.mask.dtype)], dim=1)[:, :-1]
+        if prefix.cache is not None:
+            ids = torch.cat([prefix.ids[:, -1:], text.tokens[:, :-1]], dim=1)
+            hidden = self._read(ids, mask, copy.deepcopy(prefix.cache))
+        else:
+            hidden = self._read(torch.cat([prefix.ids, text.tokens[:, :-1]], dim=1), mask, None)
+            hidden = hidden[:, prefix.ids.shape[1] - 1 :]
+        with adapter_rows(self.model.policy, self.model.policy_adapter):
+            found = [
+                self._candidates_at(prefix, text, hidden[:, position], position, offset)
+                for position in range(text.tokens.shape[1])
+            ]
+        return TextCandidates(*(torch.stack(part, dim=1) for part in zip(*found, strict=True)))
+
+    def _candidates_at(self, prefix: Prefix, text: Text, hidden: Tensor, position: int, offset: int) -> list[Tensor]:
+        log_probs = project_hidden(self.model.policy, hidden).log_softmax(dim=-1)
+        config, own = self.transport, text.tokens[:, position : position + 1]
+        ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        # A sample may stand outside the candidates; it then takes the place of the least likely one.
+        missing = ~((ids == own) & mask).any(dim=-1)
+        elsewhere = (ids == own).int().argmax(dim=-1)
+        slot = torch.where((ids == own).any(dim=-1), elsewhere, ids.shape[-1] - 1)
+        slot_mask = torch.nn.functional.one_hot(slot, ids.shape[-1]).bool() & missing.unsqueeze(-1)
+        ids, mask = torch.where(slot_mask, own, ids), mask | slot_mask
+        written = torch.cat([prefix.ids, text.tokens[:, :position]], dim=1)
+        perturbed = self.perturb(written, log_probs, offset + position).gather(-1, ids)
+        # Penalties and rounding aside, the text's own token is the largest already.
+        largest = perturbed.masked_fill(~mask, -torch.inf).amax(dim=-1, keepdim=True)
+        perturbed = torch.where((ids == own) & mask, largest.clamp(min=-1e30), perturbed)
+        perturbed = torch.where((ids != own) & (perturbed >= largest), perturbed.nextafter(perturbed - 1), perturbed)
+        return [ids, mask, log_probs.gather(-1, ids), perturbed]
+
+    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
+        """Runs the base's backbone on the last columns of what `mask` covers; returns hidden states."""
+        backbone = self.policy.base_model
+        kwargs: dict[str, Any] = {}
+        if accepts_argument(backbone, "position_ids"):
+            kwargs["position_ids"] = position_ids_from_mask(mask)[:, -ids.shape[1] :]
+        with adapter_rows(self.model.policy, self.model.policy_adapter):
+            return backbone(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **kwargs
+            ).last_hidden_state
+
+    def _eos_tensor(self) -> Tensor:
+        return torch.tensor(self.eos_ids, dtype=torch.long, device=self.policy.device)
+
+
+def _warpers(own: Any) -> LogitsProcessorList:
+    """What `generate` does to log-probabilities before it samples, in its order."""
+    found = LogitsProcessorList()
+    if own("temperature", 1.0) != 1.0:
+        found.append(TemperatureLogitsWarper(own("temperature")))
+    if own("top_k", 50):
+        found.append(TopKLogitsWarper(own("top_k", 50)))
+    if own("top_p", 1.0) < 1.0:
+        found.append(TopPLogitsWarper(own("top_p")))
+    if own("min_p") is not None:
+        found.append(MinPLogitsWarper(own("min_p")))
+    if own("typical_p", 1.0) < 1.0:
+        found.append(TypicalLogitsWarper(own("typical_p")))
+    if own("epsilon_cutoff", 0.0) > 0:
+        found.append(EpsilonLogitsWarper(own("epsilon_cutoff")))
+    if own("eta_cutoff", 0.0) > 0:
+        found.append(EtaLogitsWarper(own("eta_cutoff")))
+    return found
+
+
+def joined(old: Text, new: Text, take: Tensor, pad_id: int) -> Text:
+    """Takes rows of `new` where `take` `[R]` is true and rows of `old` elsewhere; the shorter is padded."""
+    length = max(old.tokens.shape[1], new.tokens.shape[1])
+
+    def merge(a: Tensor | None, b: Tensor | None, fill: int) -> Tensor | None:
+        if a is None or b is None:
+            return None
+        a, b = (torch.nn.functional.pad(x, (0, length - x.shape[1]), value=fill) for x in (a, b))
+        return torch.where(take.unsqueeze(-1), b, a)
+
+    tokens, mask = merge(old.tokens, new.tokens, pad_id), merge(old.mask, new.mask, 0)
+    assert tokens is not None and mask is not None
+    return replace(old, tokens=tokens, mask=mask.bool(), kl=merge(old.kl, new.kl, 0))

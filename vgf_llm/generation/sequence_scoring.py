@@ -1,0 +1,107 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Values of decoded responses, from a differentiable value or a black box."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vgf_llm.generation.sequence_decoding import Prefix, Text
+from vgf_llm.models.sequence_value import DifferentiableValue
+from vgf_llm.spaces.sequence import check_values
+
+# Maps B prompts and B responses, as token ids, to B rewards.
+ScoreFn = Callable[[list[list[int]], list[list[int]]], Sequence[float] | Tensor]
+
+
+class TextScorer:
+    """Values the text of R rows and counts how often it was asked.
+
+    Args:
+        value: A `DifferentiableValue`, or a callable of prompts and responses as token ids.
+        lower_bound_coef: Standard deviations of the ensemble that a value is below its mean.
+    """
+
+    def __init__(self, value: DifferentiableValue | ScoreFn, lower_bound_coef: float) -> None:
+        self.value = value
+        self.lower_bound_coef = lower_bound_coef
+        self.calls = 0
+
+    def lower_bound(self, values: Tensor) -> Tensor:
+        """Reduces the members' values `[R, H]` to `[R]`."""
+        assert isinstance(self.value, DifferentiableValue)
+        return self.value.lower_bound(values, self.lower_bound_coef)
+
+    def __call__(self, prefix: Prefix, text: Text) -> Tensor:
+        """Values prefix and text of every row, `[R]`, in float32.
+
+        Raises:
+            ValueError: If a value is not finite, or a black box returns another number of them.
+        """
+        self.calls += 1
+        grown = text.mask.to(prefix.mask.dtype)
+        ids = torch.cat([prefix.ids, text.tokens], dim=1)
+        response = torch.cat([prefix.response, grown], dim=1)
+        mask = torch.cat([prefix.mask, grown], dim=1)
+        if isinstance(self.value, DifferentiableValue):
+            values = self.lower_bound(self.value.from_ids(ids, mask, response))
+        else:
+            prompts, responses = _rows(ids, mask * (1 - response)), _rows(ids, response)
+            values = torch.as_tensor(self.value(prompts, responses), dtype=torch.float32, device=ids.device)
+            if values.shape != ids.shape[:1]:
+                raise ValueError(
+                    f"`sequence_value` returned values of shape {tuple(values.shape)} for {len(ids)} responses; it is "
+                    "called with lists of prompts and responses as token ids, and returns one number for each."
+                )
+        check_values(values)
+        return values
+
+
+def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep.bool()].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
+def check_sequence_value(
+    value: object, *, vocab_size: int, gradients: bool, space: str
+) -> "DifferentiableValue | ScoreFn":
+    """Checks that a sequence value fits the policy and the way it is used.
+
+    Args:
+        value: What the call or the model has.
+        vocab_size: V of the policy.
+        gradients: Whether transport needs its gradient.
+        space: The space, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If there is none, its vocabulary is another, or it has no gradient where one is needed.
+        TypeError: If it is no value at all.
+    """
+    if value is None:
+        raise ValueError(
+            f"`space={space!r}` needs a sequence value, and this model has none. Set `model.sequence_value` to a "
+            "SequenceValue, or pass `sequence_value=` to generate (with a plain callable, `transport_steps=0` or "
+            "`control='swaps'`)."
+        )
+    if isinstance(value, DifferentiableValue):
+        if value.vocab_size != vocab_size:
+            raise ValueError(
+                f"`sequence_value` has an embedding matrix of {value.vocab_size} tokens, the policy {vocab_size} "
+                "logits: token ids would mean other tokens. Take a value with the policy's tokenizer, or score decoded "
+                "text: a callable as `sequence_value`, with `transport_steps=0` or `control='swaps'`."
+            )
+        return value
+    if not callable(value):
+        raise TypeError(
+            f"`sequence_value` must be a SequenceValue or a callable of prompts and responses as token ids, got "
+            f"{type(value).__name__}."
+        )
+    if gradients:
+        raise ValueError(
+            f"`space={space!r}` needs the gradient of the sequence value in the response's embeddings, and a plain "
+            f"callable ({type(value).__name__}) has none. Pass a SequenceValue, or keep the black box with "
+            "`transport_steps=0` (best-of-N) or `control='swaps'` (random search)."
+        )
+    return value

@@ -1,0 +1,218 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What a space must say so that whole responses can move in it: lift, velocity, step, project."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vgf_llm.models.sequence_value import DifferentiableValue
+
+SEQUENCE_CONTROLS = (None, "random", "shuffled", "swaps")
+
+# Maps a response position t and tokens [R, K] to what their log-probabilities gain there, [R, K].
+Tilt = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TextCandidates:
+    """What the base would have written at every position of a text, R rows of T tokens.
+
+    Attributes:
+        ids: `[R, T, K]`; the text's own token is always among them.
+        mask: `[R, T, K]`, true on candidates.
+        logps: `[R, T, K]`, log-probabilities under the base, normalised over the vocabulary.
+        perturbed: `[R, T, K]`, the perturbed scores whose largest entry was sampled: the text's own token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logps: Tensor
+    perturbed: Tensor
+
+
+@dataclass(frozen=True)
+class SequenceState:
+    """Responses of R = B * N rows as text, from which particles start.
+
+    Attributes:
+        prefix_embeds: `[R, P, D]`, the value's embeddings of what stands before the tokens that move.
+        prefix_mask: `[R, P]`, 1 on real tokens.
+        prefix_response: `[R, P]`, 1 on tokens that belong to the response.
+        tokens: `[R, T]`, the text that moves.
+        mask: `[R, T]`, true on response tokens.
+        frozen: `[R, T]`, true where `nearest` keeps the text: tokens that end a response.
+        num_particles: N; the rows of one prompt are consecutive.
+        candidates: For spaces and projections that choose among the base's candidates.
+    """
+
+    prefix_embeds: Tensor
+    prefix_mask: Tensor
+    prefix_response: Tensor
+    tokens: Tensor
+    mask: Tensor
+    frozen: Tensor
+    num_particles: int = 1
+    candidates: TextCandidates | None = None
+
+    def needed_candidates(self) -> TextCandidates:
+        """The candidates, for those who cannot do without."""
+        if self.candidates is None:
+            raise ValueError("`state.candidates` is missing: this space or projection chooses among the base's tokens.")
+        return self.candidates
+
+
+@dataclass(frozen=True)
+class SequenceVelocity:
+    """Where particles want to go.
+
+    Attributes:
+        direction: Shaped as the particles.
+        values: `[R, H]`, the members' values where the gradient was taken.
+    """
+
+    direction: Tensor
+    values: Tensor
+
+
+class SequenceSpace(ABC):
+    """Moves whole responses; every leaf says where they live.
+
+    Args:
+        value: The sequence value.
+        step_size: epsilon.
+        num_steps: L.
+        alpha: Entropy temperature, or `None`.
+        interaction: Whether the particles of one prompt interact through the kernel on their pooled tokens.
+        repulsion: Whether the interaction includes the kernel's gradient.
+        lower_bound_coef: Standard deviations of the ensemble that the value is below its mean.
+        control: `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
+            of another prompt's response, or of another particle where there is one prompt).
+
+    Raises:
+        TypeError: If the value has no gradient in the embeddings.
+        ValueError: For an unknown control.
+    """
+
+    name: ClassVar[str]
+    needs_candidates: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        value: DifferentiableValue,
+        *,
+        step_size: float,
+        num_steps: int,
+        alpha: float | None = None,
+        interaction: bool = False,
+        repulsion: bool = False,
+        lower_bound_coef: float = 1.0,
+        control: str | None = None,
+    ) -> None:
+        if not isinstance(value, DifferentiableValue):
+            raise TypeError(
+                f"`space={self.name!r}` moves responses along the gradient of a DifferentiableValue; "
+                f"{type(value).__name__} has none. For a black box use `transport_steps=0` (best-of-N) or "
+                "`control='swaps'` (random search), both of which score decoded text alone."
+            )
+        if control not in SEQUENCE_CONTROLS:
+            raise ValueError(f"`control` must be None, 'random', 'shuffled' or 'swaps', got {control!r}.")
+        self.value = value
+        self.step_size = step_size
+        self.num_steps = num_steps
+        self.alpha = alpha
+        self.interaction = interaction
+        self.repulsion = repulsion
+        self.lower_bound_coef = lower_bound_coef
+        self.control = control
+
+    @abstractmethod
+    def lift(self, state: SequenceState) -> Tensor:
+        """Returns the particles `[R, T, ...]` of a text."""
+
+    @abstractmethod
+    def relift(self, particles: Tensor, start: Tensor, state: SequenceState, text: SequenceState) -> Tensor:
+        """Returns the particles `[R, T', ...]` that are moved from `text` as `particles` are from `state`.
+
+        Args:
+            particles: `[R, T, ...]`.
+            start: `[R, T, ...]`, what `state` lifts to.
+            state: The text that the particles were lifted from.
+            text: The text that they were projected to.
+        """
+
+    @abstractmethod
+    def velocity(self, particles: Tensor, start: Tensor, state: SequenceState, *, at_text: bool) -> SequenceVelocity:
+        """Returns the direction in which the value rises.
+
+        Args:
+            particles: `[R, T, ...]`.
+            start: `[R, T, ...]`.
+            state: The text that the particles were lifted from.
+            at_text: Whether the gradient is taken at the text instead of at the particles.
+        """
+
+    @abstractmethod
+    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
+        """Moves particles `[R, T, ...]` by step `index`, counted from 0."""
+
+    @abstractmethod
+    def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
+        """Returns how far the particles tilt the base's next-token distribution, for re-decoding."""
+
+    @abstractmethod
+    def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+        """Returns the tokens `[R, T]` that are nearest to the particles among the base's candidates."""
+
+    def score(self, embeds: Tensor, state: SequenceState) -> tuple[Tensor, Tensor]:
+        """Values embeddings `[R, T, D]`; returns the values `[R, H]` and the lower bound's gradient `[R, T, D]`.
+
+        One backward serves all particles, since no value depends on another's row.
+
+        Raises:
+            ValueError: If values or gradients are not finite, or there is no gradient.
+        """
+        with torch.enable_grad():
+            leaf = embeds.detach().requires_grad_()
+            values = self.value(
+                torch.cat([state.prefix_embeds.to(leaf.dtype), leaf], dim=1),
+                torch.cat([state.prefix_mask, state.mask.to(state.prefix_mask.dtype)], dim=1),
+                torch.cat([state.prefix_response, state.mask.to(state.prefix_response.dtype)], dim=1),
+            )
+            check_values(values)
+            lower = self.value.lower_bound(values, self.lower_bound_coef)
+            gradient = torch.autograd.grad(lower.sum(), leaf, allow_unused=True)[0] if lower.requires_grad else None
+        if gradient is None:
+            raise ValueError(
+                f"The sequence value {type(self.value).__name__} has no gradient in the embeddings of the response: "
+                "its forward detaches them or runs under no_grad. Mend it, or use it as a black box with "
+                "`transport_steps=0` or `control='swaps'`."
+            )
+        gradient = gradient * state.mask.unsqueeze(-1)
+        if not bool(torch.isfinite(gradient).all()):
+            raise ValueError(
+                f"The gradient of the sequence value {type(self.value).__name__} is not finite; look for a square root "
+                "or a norm at zero in it, or for a dtype that overflows."
+            )
+        if self.control == "shuffled":
+            gradient = gradient.roll(_shuffle(len(gradient), state.num_particles), dims=0)
+        return values.detach(), gradient
+
+
+def check_values(values: Tensor) -> None:
+    """Raises ValueError if a value `[R, ...]` is NaN or infinite; the message names the rows."""
+    bad = ~torch.isfinite(values.flatten(1) if values.dim() > 1 else values.unsqueeze(-1)).all(dim=-1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"The sequence value is NaN or infinite for responses {bad.nonzero().flatten().tolist()[:8]}; "
+            "a value must be finite for every text, also for one of a single token."
+        )
+
+
+def _shuffle(rows: int, num_particles: int) -> int:
+    if rows == 1:
+        raise ValueError("`control='shuffled'` needs a second prompt or `num_particles > 1` to take gradients from.")
+    return num_particles if rows > num_particles else 1

@@ -1,0 +1,113 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Embedding space of whole responses: a particle is the response's matrix of token embeddings."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vgf_llm.functional import sequence_direction, sequence_step
+from vgf_llm.models.sequence_value import DifferentiableValue
+from vgf_llm.spaces.base import random_like
+from vgf_llm.spaces.sequence import SequenceSpace, SequenceState, SequenceVelocity, Tilt
+
+
+class SequenceEmbeddingSpace(SequenceSpace):
+    """Transport of the value's embeddings of a response.
+
+    Every token of a response moves by the same length, `step_size` times the mean norm of the embedding matrix.
+
+    Args:
+        value: The sequence value.
+        max_distance: Trust radius of every token, in mean embedding norms; `None` for none.
+        anchor: Pull to the start.
+        decode_strength: What the tilt is multiplied by.
+        **kwargs: See `SequenceSpace`.
+
+    Raises:
+        ValueError: If the embedding matrix is zero.
+    """
+
+    name = "sequence_embedding"
+
+    def __init__(
+        self,
+        value: DifferentiableValue,
+        *,
+        max_distance: float | None = None,
+        anchor: float = 0.0,
+        decode_strength: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(value, **kwargs)
+        self.max_distance = max_distance
+        self.anchor = anchor
+        self.decode_strength = decode_strength
+        self._embedding = value.embedding.detach().float()
+        self._scale = float(self._embedding.norm(dim=-1).mean())
+        if self._scale == 0:
+            raise ValueError("The value's embedding matrix is zero; its weights were not loaded.")
+
+    def lift(self, state: SequenceState) -> Tensor:
+        """Returns the embeddings `[R, T, D]` of the text."""
+        return F.embedding(state.tokens, self._embedding)
+
+    def relift(self, particles: Tensor, start: Tensor, state: SequenceState, text: SequenceState) -> Tensor:
+        """Returns the text's embeddings, displaced at every position as the particles are, `[R, T', D]`."""
+        moved = self.lift(text)
+        length = min(moved.shape[1], particles.shape[1])
+        moved[:, :length] += (particles - start)[:, :length] * text.mask[:, :length].unsqueeze(-1)
+        return moved
+
+    def velocity(self, particles: Tensor, start: Tensor, state: SequenceState, *, at_text: bool) -> SequenceVelocity:
+        """Returns the gradient of the lower bound, shared and repelled where particles interact, `[R, T, D]`."""
+        where = start if at_text else particles
+        values, score = self.score(where, state)
+        if self.interaction:
+            shape = (-1, state.num_particles, *where.shape[1:])
+            score = sequence_direction(
+                where.view(shape),
+                score.view(shape),
+                state.mask.view(shape[:-1]),
+                alpha=self.alpha or 1.0,
+                repulsion=self.repulsion,
+            ).view_as(where)
+        if self.control == "random":
+            score = random_like(score)
+        return SequenceVelocity(score, values)
+
+    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
+        """Moves every token by one length, `[R, T, D]`."""
+        return sequence_step(
+            particles,
+            direction,
+            start,
+            state.mask,
+            step_size=self.step_size,
+            scale=self._scale,
+            anchor=self.anchor,
+            max_distance=self.max_distance,
+        )
+
+    def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
+        """Returns the tilt `decode_strength * E[v] . (u_t - u0_t)`; none beyond the moved response."""
+        shift = self.decode_strength * (particles - start) * state.mask.unsqueeze(-1)
+
+        def tilt(position: int, token_ids: Tensor) -> Tensor:
+            if position >= shift.shape[1]:
+                return shift.new_zeros(token_ids.shape)
+            return torch.einsum("rkd,rd->rk", self._embedding[token_ids], shift[:, position])
+
+        return tilt
+
+    def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+        """Returns the candidates `[R, T]` whose embeddings are nearest to the particles."""
+        candidates = state.needed_candidates()
+        tokens = state.tokens.clone()
+        for position in range(tokens.shape[1]):  # one position at a time: K embeddings of each row are held, not T * K
+            ids, mask = candidates.ids[:, position], candidates.mask[:, position]
+            distance = (self._embedding[ids] - particles[:, position].unsqueeze(1)).square().sum(dim=-1)
+            best = distance.masked_fill(~mask, torch.inf).argmin(dim=-1, keepdim=True)
+            tokens[:, position] = ids.gather(-1, best).squeeze(-1)
+        return torch.where(state.mask & ~state.frozen, tokens, state.tokens)
