@@ -239,10 +239,10 @@ def test_mask_after_eos_without_an_end_token() -> None:
         ({"space": "token"}, "`space` must be one of logit, hidden"),
         ({"selection": "best"}, "`selection` must be one of"),
         ({"metric": "l2"}, "`metric` must be one of"),
-        ({"control": "noise"}, "`control` must be one of None, 'random', 'shuffled'; got 'noise'"),
+        ({"control": "noise"}, "`control` must be one of None, 'random', 'shuffled' in `space='logit'`; got 'noise'"),
         (
             {"control": "noise", "transport_steps": 0},
-            "`control` must be one of None, 'random', 'shuffled'; got 'noise'",
+            "`control` must be one of None, 'random', 'shuffled' in `space='logit'`; got 'noise'",
         ),
         ({"space": "hidden"}, "`space='hidden'` needs a v_head value; this model has 'bilinear'"),
         ({"interaction": True, "metric": "euclidean"}, "`interaction=True` is defined for `metric='fisher'`"),
