@@ -14,7 +14,6 @@ Generation is transported. Log-likelihoods (multiple choice, perplexity) are the
 probability at all to tokens that are no candidates, and most answers of a multiple choice hold one.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -113,8 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Run as a script this module is `__main__`, and the harness looks its class up by name: one import, one class.
-    from eval import lm_eval_adapter
-
-    sys.argv[0] = "lm_eval"
-    lm_eval_adapter.main()
+    main()

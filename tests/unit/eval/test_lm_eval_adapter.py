@@ -2,6 +2,8 @@
 """The adapter for lm-evaluation-harness on a task of local files, through the harness's own command line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from recipes.embedded_math import BASE_DIR, make_problems  # noqa: E402
 from tests.unit.eval.models import save_vgf  # noqa: E402
 from vgf_llm import VGFModel  # noqa: E402
 
+ROOT = Path(lm_eval_adapter.__file__).parents[1]
 GENERATE = """
 task: vgf_generate
 dataset_path: json
@@ -68,7 +71,7 @@ def test_the_command_line_transports(folder: Path, tmp_path: Path, monkeypatch: 
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(VGFModel, "generate", spy)
-    arguments = f"pretrained={folder / 'model'},transport_steps=3,num_particles=2,step_size=1,device=cpu"
+    arguments = f"pretrained={folder / 'model'},transport_steps=3,num_particles=2,step_size=1"
     monkeypatch.setattr("sys.argv", [
         "lm_eval", "run", "--model", "vgf", "--model_args", arguments, "--tasks", "vgf_generate", "--include_path",
         str(folder), "--output_path", str(tmp_path), "--log_samples", "--batch_size", "2", "--device", "cpu",
@@ -80,6 +83,16 @@ def test_the_command_line_transports(folder: Path, tmp_path: Path, monkeypatch: 
     assert results["results"]["vgf_generate"]["exact_match,none"] == 0.0
     lines = next(tmp_path.rglob("samples_*.jsonl")).read_text(encoding="utf-8").splitlines()
     assert all(json.loads(line)["resps"][0][0] for line in lines)
+
+
+def test_the_module_is_a_command(folder: Path) -> None:
+    command = [sys.executable, "-m", "eval.lm_eval_adapter", "run", "--model", "vgf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={folder / 'model'},num_particles=2", "--tasks", "vgf_generate"]
+    done = subprocess.run(
+        [*command, "--include_path", str(folder), "--limit", "1"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vgf_generate" in done.stdout
 
 
 def evaluate(folder: Path, model: str, task: str, **arguments: Any) -> dict[str, Any]:
