@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.loading import LoadedModel, load_model
-from eval.sampling import Draw, Samples, sample
+from eval.sampling import Draw, Samples, _batch_seed, sample
 from eval.store import SampleStore
 from eval.tasks import Task, TaskOptions, load_task
 from tests.unit.eval.models import save_vgf
@@ -114,3 +114,8 @@ def test_choices_by_hand() -> None:
     assert int(samples.take(2).choose("majority")) == 0  # a tie goes to the answer that was drawn first
     with pytest.raises(ValueError, match="from 1 to the 3 samples of a problem, got 4"):
         samples.take(4)
+
+
+def test_every_batch_has_a_seed_of_its_own() -> None:
+    keys = [(name, seed, rows) for name in ("base x2", "base x4") for seed in (0, 1) for rows in ((0, 1), (2, 3), (2,))]
+    assert len({_batch_seed(*key) for key in keys}) == len(keys)
