@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer import tiny
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("train_cases.py")
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
@@ -29,6 +31,7 @@ def start(backend: str, directory: Path, cases: Iterable[str]) -> subprocess.Pop
     """Starts cases: `one` process, two by torchrun (`ddp`), or two with a shipped ZeRO configuration."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # DeepSpeed looks for ninja there
+    tiny.saved_llama(directory / "base")
     module, processes = [], "2"
     if backend == "one":
         processes = "1"

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from tests.distributed.launch import check_resumed, check_same_training, finish, start
 from tests.distributed.train_cases import CASES
 
-pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed]
+# The compilation counts as the first test's.
+pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.timeout(900)]
 # ZeRO-3 is where everything differs; ZeRO-2 shows that optimiser and gradients may be sharded too.
 QUICK = {"zero2": ["distilled_lora"], "zero3": ["log_ratio", "bilinear", "from_disk"]}
 OTHERS = {"zero3": ["gathers"]}
@@ -24,7 +25,7 @@ def run_all(tmp_path_factory, cases):
     folders = {backend: tmp_path_factory.mktemp(backend) for backend in ("one", *cases)}
     alone = start("one", folders["one"], every)
     for backend, names in cases.items():
-        finish(start(backend, folders[backend], [*names, *OTHERS.get(backend, [])]))
+        finish(start(backend, folders[backend], [*names, *OTHERS.get(backend, [])]), timeout=600)
     finish(alone)
     return folders
 
@@ -70,7 +71,6 @@ def full(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_trains_every_case(full, stage, case):

@@ -58,9 +58,7 @@ def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> V
     """The trainer of a case."""
     total, settings = CASES[name]
     if settings.get("model") == "saved":
-        settings = {**settings, "model": str(directory / "base")}
-        if not (directory / "base").exists():
-            tiny.saved_llama(directory / "base")
+        settings = {**settings, "model": str(directory / "base")}  # written before the processes start
     return tiny.trainer(
         directory / name,
         rollout_func=tiny.fixed_rollout,
