@@ -11,13 +11,15 @@ class VGFModelOutput:
     """What one training forward computes.
 
     Attributes:
-        scores: `[B, T]`, the value's raw score of every response token.
+        scores: `[B, T]`, the value's raw score of every response token; `None` where the sequence value is asked for.
         policy_logps: `[B, T, K]`, the policy's log-probabilities of the candidates, normalised over the vocabulary;
             `None` unless candidates were given.
+        sequence_values: `[B, H]`, the members' values of whole responses; `None` unless asked for.
     """
 
-    scores: Tensor
+    scores: Tensor | None
     policy_logps: Tensor | None = None
+    sequence_values: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -180,14 +180,17 @@ class VGFModel(nn.Module, PushToHubMixin):
                 model.eval()
         return self
 
-    def set_trainable(self, *, value: bool = True, policy: bool = False) -> None:
+    def set_trainable(self, *, value: bool = True, policy: bool = False, sequence_value: bool = False) -> None:
         """Chooses what receives gradients.
 
         Args:
             value: Head, value adapter or value model.
             policy: The policy's own LoRA adapter, or all its weights if it has none.
+            sequence_value: The value of whole responses.
         """
         self.requires_grad_(False)
+        if self.sequence_value is not None:
+            self.sequence_value.requires_grad_(sequence_value)
         self.value.requires_grad_(value)
         if self.value_model is not None:
             self.value_model.requires_grad_(value)
@@ -230,8 +233,8 @@ class VGFModel(nn.Module, PushToHubMixin):
             raise ValueError("`gradient_checkpointing_kwargs['use_reentrant']` must be False for a VGFModel.")
         self._checkpointing = (kwargs, options)
         self._checkpoint_blocks(self.value_blocks())
-        if self.value_model is not None:
-            enable_checkpointing(self.value_model, kwargs, options)
+        for model in self._own_backbones():
+            enable_checkpointing(model, kwargs, options)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -242,9 +245,12 @@ class VGFModel(nn.Module, PushToHubMixin):
     def gradient_checkpointing_disable(self) -> None:
         """Turns gradient checkpointing off."""
         self._checkpointing = None
-        for model in (self.policy, self.value_model):
-            if model is not None:
-                disable_checkpointing(inner_model(model))
+        for model in (inner_model(self.policy), *self._own_backbones()):
+            disable_checkpointing(model)
+
+    def _own_backbones(self) -> list[PreTrainedModel]:
+        own = [self.value_model, getattr(self.sequence_value, "backbone", None)]
+        return [model for model in own if model is not None]
 
     def _checkpoint_blocks(self, blocks: AdapterBlocks) -> None:
         if self._checkpointing is not None:
@@ -320,6 +326,7 @@ class VGFModel(nn.Module, PushToHubMixin):
         *,
         ref_logps: Tensor | None = None,
         candidate_ids: Tensor | None = None,
+        response_mask: Tensor | None = None,
     ) -> VGFModelOutput:
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
@@ -331,16 +338,22 @@ class VGFModel(nn.Module, PushToHubMixin):
             num_tokens: T.
             ref_logps: `[B, T]` from `ref_logps`, for a log-ratio value; computed here when left out.
             candidate_ids: `[B, T, K]`, for distillation.
+            response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
+                instead of the token-level value for scores.
 
         Returns:
             A `VGFModelOutput`.
         """
-        scores = self._token_scores(input_ids, attention_mask, num_tokens, ref_logps)
+        scores = values = None
+        if response_mask is None:
+            scores = self._token_scores(input_ids, attention_mask, num_tokens, ref_logps)
+        elif self.sequence_value is not None:
+            values = self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
         if candidate_ids is None:
-            return VGFModelOutput(scores)
+            return VGFModelOutput(scores, sequence_values=values)
         hidden = self._policy_hidden(input_ids, attention_mask, self.policy_adapter)
         logps = project_hidden(self.policy, hidden[:, -num_tokens - 1 : -1]).log_softmax(dim=-1)
-        return VGFModelOutput(scores, logps.gather(-1, candidate_ids))
+        return VGFModelOutput(scores, logps.gather(-1, candidate_ids), values)
 
     @torch.no_grad()
     def score(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> VGFScore:

@@ -20,7 +20,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_MODEL_DIR, load_value_adapter, load_value_head
+from vgf_llm.models.saving import (
+    REF_MODEL_DIR,
+    SEQUENCE_VALUE_DIR,
+    VALUE_MODEL_DIR,
+    load_value_adapter,
+    load_value_head,
+)
+from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.tensor_files import load_tensors
 from vgf_llm.models.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
@@ -255,6 +262,9 @@ def load_weights(model: VGFModel, directory: Path, *, policy: bool) -> None:
         load_value_adapter(model, directory)
     if model.value_model is not None:
         _load_language_model(model.value_model, directory / VALUE_MODEL_DIR)
+    if model.sequence_value is not None:
+        loaded = SequenceValue.from_pretrained(directory / SEQUENCE_VALUE_DIR)
+        model.sequence_value.load_state_dict(loaded.state_dict())
     if not policy:
         return
     if model.policy_adapter is None:

@@ -16,9 +16,11 @@ from vgf_llm.models import VGFModel
 from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.metrics import MetricLog
 from vgf_llm.trainer.objective import Batch, evaluating, mean_over_rows, sequences, transport_batch
+from vgf_llm.trainer.preferences import pair_rollout
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine
 from vgf_llm.trainer.rounds import ValueRounds
+from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
 from vgf_llm.trainer.sharding import whole_parameters
 
 
@@ -26,6 +28,7 @@ class SamplingMixin(_BaseTrainer):
     """Sampling rounds, over `transformers.Trainer`."""
 
     metrics: MetricLog
+    reads_pairs: bool
     num_generations: int
     num_generations_eval: int
     num_iterations: int
@@ -99,7 +102,10 @@ class SamplingMixin(_BaseTrainer):
 
     def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
         """Samples and scores completions of all processes; every process returns all groups in the same order."""
-        rollout = self.rollout([row["prompt"] for row in inputs])
+        if self.reads_pairs:
+            rollout = pair_rollout(self.rollout, inputs, self.accelerator.process_index * len(inputs))
+        else:
+            rollout = self.rollout([row["prompt"] for row in inputs])
         if rollout.extra:
             inputs = [
                 {**row, **{name: column[i] for name, column in rollout.extra.items()}} for i, row in enumerate(inputs)
@@ -184,7 +190,10 @@ class SamplingMixin(_BaseTrainer):
                 part = groups[start : start + size]
                 batch = self._collate([RolloutGroup(g.prompt_ids, g.completion_ids, g.rewards) for g in part])
                 input_ids, attention_mask, mask = sequences(batch)
-                values = model.score(input_ids, attention_mask, mask).values
+                if is_sequence(self.args):
+                    values = gate_values(model, batch)
+                else:
+                    values = model.score(input_ids, attention_mask, mask).values
                 shape = batch["group_shape"]
                 correct, pairs = within_prompt_accuracy(values.view(shape), batch["rewards"].view(shape))
                 counts[:2] += torch.stack([correct, pairs]).cpu().double()

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,10 +16,11 @@ from transformers import (
 )
 
 from vgf_llm._compat import create_model_from_path, get_config_model_id
-from vgf_llm.models import TransportConfig, VGFModel, build_value
+from vgf_llm.models import SequenceValue, TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
 from vgf_llm.models.vgf_model import BackboneName
 from vgf_llm.trainer.rollout_config import settings_dict
+from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
 from vgf_llm.trainer.sharding import is_sharded
 from vgf_llm.trainer.validation import check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
@@ -102,12 +104,16 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     Raises:
         ValueError: If a PEFT model and `peft_config` are both given.
     """
-    distil = args.distill_coef > 0
+    distil, sequence = args.distill_coef > 0, is_sequence(args)
     if isinstance(policy, VGFModel):
         if peft_config is not None:
             raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
-        policy.set_trainable(value=args.value_coef > 0, policy=distil)
-        if distil and policy.policy_adapter is None and policy.ref_model is None:
+        if sequence:
+            needed_value(policy)
+        policy.set_trainable(
+            value=args.value_coef > 0 and not sequence, policy=distil, sequence_value=args.value_coef > 0 and sequence
+        )
+        if distil and policy.policy_adapter is None and policy.ref_model is None and not sequence:
             policy.ref_model = copy_language_model(policy.policy, args).requires_grad_(False)
         return policy
     if peft_config is not None:
@@ -120,6 +126,8 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
             raise TypeError(f"`peft_config` must be a peft.PeftConfig, got {type(peft_config).__name__}.")
     lora_config = value_lora_config(args, peft_config)
     value_model = None
+    if sequence:
+        return _with_sequence_value(policy, args, peft_config)
     if args.value_backbone not in ("lora", "copy", "policy"):
         value_model = AutoModelForCausalLM.from_pretrained(
             args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner_model(policy).dtype
@@ -180,6 +188,35 @@ def copy_language_model(model: nn.Module, args: VGFConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(origin, dtype=inner.dtype, trust_remote_code=args.trust_remote_code)
 
 
+def _with_sequence_value(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig | None) -> VGFModel:
+    """Puts a value of whole responses on a policy, on a backbone of its own."""
+    inner = inner_model(policy)
+    if args.value_backbone == "copy":
+        if isinstance(policy, PeftModel):
+            raise ValueError(
+                "`value_backbone='copy'` copies a plain model; the policy carries PEFT adapters. Merge them with "
+                "`merge_and_unload()`, or give the path of a model as `value_backbone`."
+            )
+        backbone = copy_language_model(policy, args).base_model
+    else:
+        backbone = AutoModel.from_pretrained(
+            args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner.dtype
+        )
+    pooling = cast(Literal["last", "mean"], args.value_pooling)
+    value = SequenceValue(backbone, args.value_ensemble_size, pooling).to(inner.device)
+    if value.vocab_size != output_vocab_size(policy):
+        raise ValueError(
+            f"`value_backbone` {args.value_backbone!r} has {value.vocab_size} embeddings, the policy "
+            f"{output_vocab_size(policy)} logits: a sequence value needs the policy's tokenizer and vocabulary. Pick a "
+            "model of the same family."
+        )
+    if peft_config is not None and args.distill_coef > 0:
+        policy = get_peft_model(policy, peft_config)
+    model = VGFModel(policy, sequence_value=value, transport=transport_config(args))
+    model.set_trainable(value=False, policy=args.distill_coef > 0, sequence_value=args.value_coef > 0)
+    return model
+
+
 def value_lora_config(args: VGFConfig, peft_config: PeftConfig | None) -> LoraConfig:
     """Returns the LoRA configuration of the value: the user's `peft_config`, else the `value_lora_*` fields."""
     if isinstance(peft_config, LoraConfig):
@@ -201,7 +238,7 @@ def transport_config(args: VGFConfig) -> TransportConfig:
         top_k_candidates=args.top_k_candidates,
         min_candidate_prob=args.min_candidate_prob,
         max_kl=args.max_kl,
-        space="hidden" if args.value_parametrization == "v_head" else "logit",
+        space={"v_head": "hidden", "sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
     )
 
 

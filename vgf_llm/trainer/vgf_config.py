@@ -13,8 +13,9 @@ from vgf_llm.trainer.batch_sizes import check_whole_groups
 from vgf_llm.trainer.ranges import Range
 from vgf_llm.trainer.rollout_config import RolloutConfig
 
-VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head")
+VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head", "sequence")
 VALUE_LOSSES = ("auto", "pairwise", "bernoulli", "regression")
+VALUE_POOLINGS = ("mean", "last")
 TRANSPORT_METRICS = ("fisher", "euclidean")
 # Any other text is read as the path or hub id of a model.
 VALUE_BACKBONES = ("lora", "copy", "policy")
@@ -22,6 +23,7 @@ VALUE_BACKBONES = ("lora", "copy", "policy")
 
 _RANGES = {
     "value_head_hidden_size": Range(1, integer=True, optional=True, hint="None gives a linear head."),
+    "value_ensemble_size": Range(1, integer=True),
     "value_lora_r": Range(1, integer=True),
     "value_lora_alpha": Range(1, integer=True),
     "value_learning_rate": Range(0, open_low=True, optional=True, hint="None takes `learning_rate`."),
@@ -64,12 +66,18 @@ class VGFConfig(RolloutConfig):
             - `"bilinear"`: a head on the last hidden state, multiplied with the frozen output embeddings.
             - `"vocab"`: a head on the last hidden state with one output per token.
             - `"v_head"`: the value of the state alone, for transport in the space of hidden states.
+            - `"sequence"`: the value of the whole response, differentiable in its embeddings, for transport of whole
+              responses. It needs `value_backbone="copy"` or a path.
         value_backbone (`str`, *optional*, defaults to `"lora"`):
             What the value is computed on: `"lora"` (an adapter of its own on the base model), `"copy"` (a trainable
             copy), `"policy"` (frozen features of the policy, for heads alone), or the path or hub id of another model
             with the same tokenizer.
         value_head_hidden_size (`int`, *optional*):
             Width of the hidden layer of a head. If `None`, the head is linear.
+        value_ensemble_size (`int`, *optional*, defaults to `1`):
+            Members of a sequence value's ensemble, each with its own head and its own bootstrap of the prompts.
+        value_pooling (`str`, *optional*, defaults to `"mean"`):
+            How a sequence value is made of the scores of the response's tokens: `"mean"` or `"last"`.
         value_lora_r (`int`, *optional*, defaults to `16`):
             Rank of the value's adapter.
         value_lora_alpha (`int`, *optional*, defaults to `32`):
@@ -82,7 +90,7 @@ class VGFConfig(RolloutConfig):
         value_loss (`str`, *optional*, defaults to `"auto"`):
             `"pairwise"` (logistic, over pairs of completions of one prompt with different rewards), `"bernoulli"`
             (rewards in [0, 1], at every token), `"regression"` (squared error, at every token), or `"auto"`: pairwise
-            for `"log_ratio"`, otherwise Bernoulli if the rewards are all 0 or 1, else regression.
+            for `"log_ratio"` and `"sequence"`, otherwise Bernoulli if the rewards are all 0 or 1, else regression.
         value_learning_rate (`float`, *optional*):
             Learning rate of the value's parameters. If `None`, `learning_rate`.
         value_coef (`float`, *optional*, defaults to `1.0`):
@@ -102,7 +110,9 @@ class VGFConfig(RolloutConfig):
             Fraction of the training prompts that the value never trains on. `value/within_prompt_accuracy` is measured
             on their completions.
         distill_coef (`float`, *optional*, defaults to `0.0`):
-            Weight of the regression of the policy to the transported distribution. `0.0` freezes the policy.
+            Weight of the regression of the policy to the transported distribution, or, with
+            `value_parametrization="sequence"`, to each prompt's transported response of highest value (which needs
+            `rollout_transport_steps > 0`). `0.0` freezes the policy.
 
         > Parameters that control the transport
 
@@ -151,6 +161,12 @@ class VGFConfig(RolloutConfig):
     )
     value_head_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the hidden layer of a head. If `None`, the head is linear."}
+    )
+    value_ensemble_size: int = field(
+        default=1, metadata={"help": "Members of a sequence value's ensemble, each with its own bootstrap of prompts."}
+    )
+    value_pooling: str = field(
+        default="mean", metadata={"help": "How a sequence value pools its tokens' scores, `mean` or `last`."}
     )
     value_lora_r: int = field(default=16, metadata={"help": "Rank of the value's adapter."})
     value_lora_alpha: int = field(default=32, metadata={"help": "Scale of the value's adapter."})
@@ -231,6 +247,7 @@ class VGFConfig(RolloutConfig):
         for name, choices in (
             ("value_parametrization", VALUE_PARAMETRIZATIONS),
             ("value_loss", VALUE_LOSSES),
+            ("value_pooling", VALUE_POOLINGS),
             ("transport_metric", TRANSPORT_METRICS),
         ):
             value = getattr(self, name)
@@ -249,7 +266,7 @@ class VGFConfig(RolloutConfig):
 
         The pairwise loss compares them; the Bernoulli loss of a log-ratio takes the prompt's own odds from the others.
         """
-        return self.value_loss == "pairwise" or self.value_parametrization == "log_ratio"
+        return self.value_loss == "pairwise" or self.value_parametrization in ("log_ratio", "sequence")
 
     def resolve_value_loss(self, rewards: Tensor) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.
@@ -263,7 +280,7 @@ class VGFConfig(RolloutConfig):
         """
         if self.value_loss != "auto":
             return self.value_loss
-        if self.value_parametrization == "log_ratio":
+        if self.value_parametrization in ("log_ratio", "sequence"):
             return "pairwise"
         scored = rewards[~rewards.isnan()]
         return "bernoulli" if bool(((scored == 0) | (scored == 1)).all()) else "regression"
@@ -338,11 +355,36 @@ class VGFConfig(RolloutConfig):
                     "`value_parametrization='log_ratio'` has none. Leave it None, or choose 'bilinear', 'vocab' or "
                     "'v_head'."
                 )
+        self._check_sequence_value()
         modules = self.value_lora_target_modules
         if modules == ["all-linear"]:
             self.value_lora_target_modules = "all-linear"
         elif not modules or not (isinstance(modules, str) or all(isinstance(name, str) for name in modules)):
             raise ValueError(f"`value_lora_target_modules` must be 'all-linear' or names of modules, got {modules!r}.")
+
+    def _check_sequence_value(self) -> None:
+        if self.value_parametrization != "sequence":
+            for name, off in (("value_ensemble_size", 1), ("value_pooling", "mean")):
+                if getattr(self, name) != off:
+                    raise ValueError(
+                        f"`{name}` ({getattr(self, name)!r}) is for values of whole responses. Leave it {off!r}, or "
+                        "set `value_parametrization='sequence'`."
+                    )
+            return
+        if self.value_backbone in ("lora", "policy"):
+            raise ValueError(
+                f"`value_parametrization='sequence'` needs a backbone of its own, whose embeddings are moved; "
+                f"`value_backbone` is {self.value_backbone!r}. Set `value_backbone='copy'`, or the path of a model."
+            )
+        if self.value_loss == "bernoulli":
+            raise ValueError("`value_loss` of a sequence value must be 'pairwise' or 'regression', got 'bernoulli'.")
+        if self.value_head_hidden_size is not None:
+            raise ValueError("`value_head_hidden_size` is for token-level heads; a sequence value's are linear.")
+        if self.distill_coef > 0 and self.rollout_transport_steps == 0:
+            raise ValueError(
+                f"`distill_coef` ({self.distill_coef}) regresses the policy to transported responses, but "
+                "`rollout_transport_steps` is 0, so that none are sampled. Set it to `transport_steps`, for example."
+            )
 
     def _check_loss(self, num_generations: int) -> None:
         if self.value_parametrization == "v_head":

@@ -27,12 +27,14 @@ from vgf_llm.trainer.dataloaders import DataLoaderMixin
 from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequences, transport_batch, value_loss
+from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred
 from vgf_llm.trainer.reward_checks import RewardFunc
 from vgf_llm.trainer.rewards import RewardRunner
 from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
+from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, load_policy, load_tokenizer
 from vgf_llm.trainer.validation import check_dataset, check_dataset_prompts, check_output_dir, check_vocabulary
 from vgf_llm.trainer.vgf_config import VGFConfig
@@ -70,7 +72,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         reward_funcs (`RewardFunc | list[RewardFunc]`):
             Reward functions as [`~trl.GRPOTrainer`] takes them: the path or hub id of a sequence classifier, such a
             model, or a synchronous or asynchronous callable `f(prompts=, completions=, completion_ids=, **columns,
-            trainer_state=, log_extra=, log_metric=)` that returns a list of numbers or `None`.
+            trainer_state=, log_extra=, log_metric=)` that returns a list of numbers or `None`. Without any, a dataset
+            with the columns `"chosen"` and `"rejected"` is read as preference pairs, and nothing is sampled.
         args ([`VGFConfig`], *optional*):
             Configuration. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -146,8 +149,11 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                     settings_dict(args.chat_template_kwargs),
                     name,
                 )
+        self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
+        if self.reads_pairs:
+            check_pairs(args, rollout_func, eval_dataset)
         self.reward_runner = RewardRunner(
-            reward_funcs,
+            preferred if self.reads_pairs else reward_funcs,
             reward_weights=args.reward_weights,
             reward_processing_classes=reward_processing_classes,
             model_init_kwargs=settings_dict(args.model_init_kwargs),
@@ -156,7 +162,9 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             device=args.device,
             profile=lambda name: profiling_context(self, name),
         )
-        if isinstance(train_dataset, Dataset) and rollout_func is None:  # a rollout function may add columns
+        if (
+            isinstance(train_dataset, Dataset) and rollout_func is None and not self.reads_pairs
+        ):  # a rollout function may add columns
             self.reward_runner.check_columns(train_dataset.column_names)
         vgf_model = build_vgf_model(policy, args, peft_config)
         align_pad_token(vgf_model, self._tokenizer)
@@ -268,6 +276,9 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         args = self.args
+        if is_sequence(args):
+            kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
+            return sequence_losses(model, self.vgf_model, batch, kind, args)
         input_ids, attention_mask, mask = sequences(batch)
         moved = targets = None
         if args.distill_coef > 0 or (args.value_coef > 0 and args.td_lambda < 1):

@@ -1,0 +1,192 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Training of sequence-level values: planted preferences are learned, runs resume exactly, losses have closed forms."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.trainer import tiny
+from tests.trainer.test_resume import check_same
+from vgf_llm.models import SequenceValue, VGFModel
+from vgf_llm.trainer.sequence_objective import best_response_loss, bootstrap_weights, sequence_value_loss
+
+SEQUENCE = {"value_parametrization": "sequence", "value_backbone": "copy", "transport_steps": 2, "step_size": 0.5}
+
+
+def pairs(count: int = 40) -> Dataset:
+    """The chosen response is of high tokens, the rejected one of low ones, of any length."""
+    generator = torch.Generator().manual_seed(0)
+    rows: dict[str, list[str]] = {"prompt": tiny.prompts(count)["prompt"], "chosen": [], "rejected": []}
+    for _ in range(count):
+        for name, low, high in (("chosen", tiny.HIGH, tiny.VOCAB), ("rejected", 4, tiny.HIGH)):
+            length = int(torch.randint(2, 5, (), generator=generator))
+            tokens = torch.randint(low, high, (length,), generator=generator).tolist()
+            rows[name].append(" ".join(f"w{token - 4}" for token in tokens))
+    return Dataset.from_dict(rows)
+
+
+def batch(rewards: list[list[float]]) -> dict:
+    """Groups with prompts of their own."""
+    values = torch.tensor(rewards)
+    groups, size = values.shape
+    prompts = torch.arange(groups).repeat_interleave(size).unsqueeze(-1)
+    return {
+        "rewards": values.flatten(),
+        "group_shape": (groups, size),
+        "num_groups": groups,
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
+        "completion_mask": torch.tensor([[1, 1, 0]]).repeat(groups * size, 1),
+    }
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"value_loss": "regression"}, {"value_ensemble_size": 3, "value_pooling": "last"}]
+)
+def test_a_planted_reward_is_learned_from_samples(tmp_path, settings: dict) -> None:
+    run = tiny.trainer(tmp_path, **SEQUENCE, max_steps=30, learning_rate=3e-3, **settings)
+    before = tiny.policy_state(run)
+    run.train()
+    assert run.vgf_model.sequence_value.num_members == settings.get("value_ensemble_size", 1)
+    assert run.rounds.gate.pairs > 30
+    assert tiny.history(run, "value/within_prompt_accuracy")[-1] > 0.65
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.policy_state(run).items())
+
+
+def test_preference_pairs_need_no_samples(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VGFModel, "generate", lambda *args, **kwargs: pytest.fail("sampled"))
+    run = tiny.trainer(
+        tmp_path,
+        None,
+        train_dataset=pairs(),
+        eval_dataset=pairs(8),
+        **{**SEQUENCE, "num_generations": 2, "max_steps": 12, "learning_rate": 3e-3},
+        eval_strategy="steps",
+        eval_steps=12,
+    )
+    run.train()
+    assert tiny.history(run, "eval_value/within_prompt_accuracy")[-1] > 0.9
+    assert tiny.history(run, "reward")[-1] == 0.5
+    group = run.rounds.fresh[0]
+    assert group.rewards.tolist() == [1.0, 0.0]
+    chosen = [token for token in group.completion_ids[0].tolist() if token != tiny.EOS]
+    assert chosen and min(chosen) >= tiny.HIGH and group.completion_ids[0][-1] == tiny.EOS
+
+
+def test_the_trained_value_moves_responses_and_is_saved(tmp_path) -> None:
+    run = tiny.trainer(tmp_path, **SEQUENCE, max_steps=20, learning_rate=3e-3)
+    run.train()
+    run.save_model(str(tmp_path / "saved"))
+    model = VGFModel.from_pretrained(tmp_path / "saved")
+    assert model.transport.space == "sequence_embedding"
+    ids = torch.tensor([[5, 9, 4]] * 4)
+    settings = {"num_particles": 4, "do_sample": True, "max_new_tokens": 6, "min_candidate_prob": 0.0}
+    means = []
+    for steps in (0, 3):
+        torch.manual_seed(0)
+        out = model.generate(ids, transport_steps=steps, return_dict_in_generate=True, **settings)
+        tokens = out.particle_sequences[..., 3:]
+        means.append((tokens >= tiny.HIGH).float().sum() / (tokens > tiny.EOS).float().sum())
+    assert means[1] > means[0] + 0.05
+
+
+def test_resume_is_exact(tmp_path) -> None:
+    settings = {**SEQUENCE, "value_ensemble_size": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = tiny.trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = tiny.trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    check_same(resumed, whole)
+
+
+def test_distillation_raises_the_likelihood_of_the_best_transported_responses(tmp_path) -> None:
+    run = tiny.trainer(
+        tmp_path, **SEQUENCE, rollout_transport_steps=2, distill_coef=1.0, max_steps=3, learning_rate=3e-3
+    )
+    before = tiny.policy_state(run)
+    run.train()
+    after = tiny.policy_state(run)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    losses = tiny.history(run, "distill/loss")
+    assert losses[-1] < losses[0] and tiny.history(run, "rollout/kl")
+
+
+def test_a_model_with_a_sequence_value_is_trained_further(tmp_path) -> None:
+    value = SequenceValue(copy.deepcopy(tiny.llama().model), 2)
+    run = tiny.trainer(tmp_path, model=VGFModel(tiny.llama(), sequence_value=value), **SEQUENCE, max_steps=1)
+    before = value.head.weight.clone()
+    run.train()
+    assert run.vgf_model.sequence_value is value and not torch.equal(before, value.head.weight)
+    with pytest.raises(ValueError, match="has none"):
+        tiny.trainer(tmp_path, model=VGFModel(tiny.llama()), **SEQUENCE)
+
+
+def test_losses_have_their_closed_forms() -> None:
+    data = batch([[1.0, 0.0], [0.25, 0.75], [torch.nan, 1.0]])
+    values = torch.tensor([0.3, -0.2, 1.0, 2.0, 5.0, 0.5]).unsqueeze(-1).requires_grad_()
+    pairwise = sequence_value_loss("pairwise", values, data, seed=0)
+    gaps = torch.tensor([0.5, 1.0])
+    torch.testing.assert_close(pairwise, torch.nn.functional.softplus(-gaps).sum() / 3)
+    regression = sequence_value_loss("regression", values, data, seed=0)
+    expected = torch.tensor([0.7**2 + 0.2**2, 0.75**2 + 1.25**2, 0.5**2]).sum() / 2 / 3
+    torch.testing.assert_close(regression, expected)
+    with pytest.raises(ValueError, match="bernoulli"):
+        sequence_value_loss("bernoulli", values, data, seed=0)
+
+
+def test_members_see_bootstraps_that_depend_on_prompt_and_seed_alone() -> None:
+    data = batch([[1.0, 0.0]] * 400)
+    weights = bootstrap_weights(data, 3, seed=1)
+    assert torch.equal(weights, bootstrap_weights(data, 3, seed=1))
+    assert not torch.equal(weights, bootstrap_weights(data, 3, seed=2))
+    assert weights.mean().item() == pytest.approx(1.0, abs=0.1) and weights.var().item() == pytest.approx(1.0, abs=0.2)
+    last = {**batch([[1.0, 0.0]]), "prompt_ids": torch.tensor([[399], [399]])}
+    assert torch.equal(bootstrap_weights(last, 3, seed=1)[0], weights[399])
+    assert bootstrap_weights(data, 1, seed=1).eq(1).all()
+    values = torch.randn(800, 3)
+    errors = (values.view(400, 2, 3) - torch.tensor([1.0, 0.0]).view(1, 2, 1)).square().mean(1)
+    loss = sequence_value_loss("regression", values, data, seed=1)
+    torch.testing.assert_close(loss, (weights * errors).mean())
+
+
+def test_the_best_responses_likelihood_is_what_is_distilled() -> None:
+    data = batch([[0.0, 0.0], [0.0, 0.0]])
+    logps = torch.tensor([[-1.0, -3.0, 9.0], [-2.0, -2.5, 9.0], [-0.5, -1.5, 9.0], [-4.0, -4.0, 9.0]])
+    loss = best_response_loss(logps, torch.tensor([0.1, 0.2, 3.0, -1.0]), data)
+    torch.testing.assert_close(loss, torch.tensor((2.25 + 1.0) / 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"value_backbone": "lora"}, "backbone of its own"),
+        ({"value_loss": "bernoulli"}, "'pairwise' or 'regression'"),
+        ({"value_pooling": "max"}, "value_pooling"),
+        ({"value_ensemble_size": 0}, "value_ensemble_size"),
+        ({"value_parametrization": "bilinear", "value_ensemble_size": 2}, "whole responses"),
+        ({"distill_coef": 1.0}, "rollout_transport_steps"),
+        ({"value_head_hidden_size": 8}, "linear"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.config(tmp_path, **{**SEQUENCE, **settings})
+
+
+def test_bad_pairs_are_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="num_generations"):
+        tiny.trainer(tmp_path, None, train_dataset=pairs(), **SEQUENCE)
+    two = {**SEQUENCE, "num_generations": 2}
+    with pytest.raises(ValueError, match="eval_dataset"):
+        tiny.trainer(tmp_path, None, train_dataset=pairs(), eval_dataset=tiny.prompts(4), **two)
+    with pytest.raises(ValueError, match="read and not sampled"):
+        tiny.trainer(tmp_path, None, train_dataset=pairs(), **two, rollout_transport_steps=1)
+    empty = pairs(8).map(lambda row: {"chosen": ""})
+    with pytest.raises(ValueError, match="empty response"):
+        tiny.trainer(tmp_path, None, train_dataset=empty, **two).train()
+    with pytest.raises(ValueError, match="vocabulary"):
+        other = tmp_path / "other"
+        tiny.llama(vocab_size=40).save_pretrained(other)
+        tiny.trainer(tmp_path, **{**SEQUENCE, "value_backbone": str(other)})
