@@ -91,8 +91,11 @@ class SequenceEmbeddingSpace(SequenceSpace):
         )
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
-        """Returns the tilt `decode_strength * E[v] . (u_t - u0_t)`; none beyond the moved response."""
-        shift = self.decode_strength * (particles - start) * state.mask.unsqueeze(-1)
+        """Returns the tilt `decode_strength * E[v] . (u_t - u0_t) / s^2`; none beyond the moved response.
+
+        With both factors in mean embedding norms s, one strength means the same for every model.
+        """
+        shift = self.decode_strength / self._scale**2 * (particles - start) * state.mask.unsqueeze(-1)
 
         def tilt(position: int, token_ids: Tensor) -> Tensor:
             if position >= shift.shape[1]:

@@ -87,6 +87,19 @@ def test_a_linear_value_moves_embeddings_in_closed_form() -> None:
         torch.testing.assert_close(tilt(position, ids), 4.5 * unit[ids] * text.mask[:, position : position + 1])
 
 
+def test_a_tilt_does_not_depend_on_the_scale_of_the_embeddings() -> None:
+    tilts = []
+    for scale in (1.0, 0.05):
+        value = MeanFeature(worth() / scale)
+        value.matrix.data.mul_(scale)
+        space = space_of("sequence_embedding", value)
+        text = state(value)
+        start = space.lift(text)
+        moved = space.step(start, space.velocity(start, start, text, at_text=False).direction, start, text, 0)
+        tilts.append(space.project(moved, start, text)(0, torch.arange(10).expand(ROWS, 10)))
+    torch.testing.assert_close(tilts[1], tilts[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_linear_value_tilts_logits_by_what_tokens_are_worth() -> None:
     space = space_of("sequence_logit")
     text = state(space.value)
