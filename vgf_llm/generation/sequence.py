@@ -114,7 +114,7 @@ class SequenceTransport:
                 self.account.stop_reason = "stationary"
                 if every_step:  # their text is known
                     break
-            particles = moved
+            particles = particles if resting else moved  # rounding alone is no move
             self.account.num_steps += 1
             last = resting or index == config.transport_steps - 1
             if not (every_step or last):
