@@ -170,7 +170,9 @@ def test_dropout_is_off_wherever_the_value_is_measured(tmp_path):
     assert run.vgf_model.training
 
 
-def test_learning_orders_the_completions_of_unseen_prompts(tmp_path):
+# The likelihood of the winners says nothing of the order among the others, and costs the pairs some of their weight.
+@pytest.mark.parametrize(("winner_coef", "least"), [(0.0, 0.85), (1.0, 0.75)])
+def test_learning_orders_the_completions_of_unseen_prompts(tmp_path, winner_coef, least):
     def count(completion_ids, **kwargs):
         return [float(sum(token >= tiny.HIGH for token in ids)) for ids in completion_ids]
 
@@ -186,11 +188,12 @@ def test_learning_orders_the_completions_of_unseen_prompts(tmp_path):
         max_completion_length=8,
         train_dataset=rows.select(range(200)),
         eval_dataset=rows.select(range(200, 216)),
+        winner_coef=winner_coef,
     )
     run.train()
     gate = run.rounds.gate
     assert gate.accuracy - 0.5 > 4 * 0.5 / math.sqrt(gate.pairs)
-    assert run.evaluate()["eval_value/within_prompt_accuracy"] > 0.85
+    assert run.evaluate()["eval_value/within_prompt_accuracy"] > least
 
 
 @pytest.mark.parametrize("backbone", ["lora", "copy"])
