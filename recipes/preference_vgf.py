@@ -259,8 +259,12 @@ def differences(result: scaling.Scaling, choices: list[Choice], n: int) -> str:
 
 def show(result: scaling.Scaling, choices: list[Choice], folder: Path, meta: dict[str, Any], n: int) -> None:
     """Prints and writes the tables, and draws gold and proxy over the budget."""
+
+    def family(name: str) -> list[report.Row]:
+        return [row for row in result.rows if result.families[row.method] == name]
+
     base = replace(result.row("sampled, T=1"), steps=0)
-    curves = {c.budget.title: [base, *(r for r in result.curves[f"{c.budget.title}, one particle"])] for c in choices}
+    curves = {c.budget.title: [base, *family(f"{c.budget.title}, one particle")] for c in choices}
     turns = [turn_over_text(result, title, rows) for title, rows in curves.items()]
     paired = differences(result, choices, n)
     report.save(result.rows, folder, meta, score_name="gold", sections=[paired, *turns])
@@ -268,7 +272,7 @@ def show(result: scaling.Scaling, choices: list[Choice], folder: Path, meta: dic
     console = Console()
     console.print("\n[bold]Paired differences of gold[/bold]\n" + paired + "\n" + "".join(turns))
     for x, name in (("steps", "gold_and_proxy_over_steps"), ("kl", "gold_and_proxy_over_kl")):
-        best = {c.budget.title: result.curves[f"{c.budget.title}, best of {n}"] for c in choices}
+        best = {c.budget.title: family(f"{c.budget.title}, best of {n}") for c in choices}
         lines = [result.row(f"best-of-{m}") for m in sorted({n, max(c.matched for c in choices)})]
         plots.plot_gold_and_proxy(curves, best, lines, folder / f"{name}.png", x=x)
 

@@ -28,8 +28,8 @@ class PairCollator:
     """Pads pairs at the right, with a mask of the response tokens.
 
     A response that stands in several pairs of the batch is one row of it, so that all K (K - 1) / 2 pairs of K
-    responses to a prompt cost K rows, as in Ouyang et al. 2022 (arXiv 2203.02155, section 3.4). `rows` says which row is the
-    chosen response of each pair, then which is the rejected one.
+    responses to a prompt cost K rows, as in Ouyang et al. 2022 (arXiv 2203.02155, section 3.4). `rows` says which row
+    is the chosen response of each pair, then which is the rejected one.
 
     Args:
         pad_token_id: Id of the padding.
