@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import TrlParser
 
@@ -269,8 +268,7 @@ def show(result: scaling.Scaling, choices: list[Choice], folder: Path, meta: dic
     paired = differences(result, choices, n)
     report.save(result.rows, folder, meta, score_name="gold", sections=[paired, *turns])
     report.print_table(result.rows, f"{meta['test_prompts']} test prompts, seed {meta['seed']}", score_name="gold")
-    console = Console()
-    console.print("\n[bold]Paired differences of gold[/bold]\n" + paired + "\n" + "".join(turns))
+    print("\nPaired differences of gold\n" + paired + "\n" + "".join(turns))
     for x, name in (("steps", "gold_and_proxy_over_steps"), ("kl", "gold_and_proxy_over_kl")):
         best = {c.budget.title: family(f"{c.budget.title}, best of {n}") for c in choices}
         lines = [result.row(f"best-of-{m}") for m in sorted({n, max(c.matched for c in choices)})]

@@ -62,11 +62,10 @@ def test_the_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for title in SPACES.values():
         for name in (f"{title}, one particle, L=1", f"{title}, best of 2, L=1"):
             assert rows[name]["tokens"] > 0 and rows[name]["forwards"] > rows[name]["tokens"] and rows[name]["kl"] >= 0
-    single, four = rows["sampled, T=1"], rows["best-of-2"]
-    assert four["proxy"] >= single["proxy"]
-    assert four["forwards"] == pytest.approx(2 * single["forwards"] + four["forwards"] - 2 * single["forwards"])
-    moved = rows["VGF sequence_embedding, best of 2, L=1"]
-    assert moved["forwards"] > 2 * four["forwards"] * 0.9, "a gradient and a second decoding are paid for"
+    two, moved = rows["best-of-2"], rows["VGF sequence_embedding, best of 2, L=1"]
+    assert two["proxy"] >= rows["sampled, T=1"]["proxy"]
+    # A sample is a decoding and a value; one step adds a gradient (three forwards) and a second decoding.
+    assert 3 < moved["forwards"] / two["forwards"] < 4.5
     assert results["meta"]["L"].keys() == SPACES.keys()
     assert "best-of-3" in rows and any(name.startswith("swaps, VGF sequence_embedding") for name in rows)
     for name in ("gold_and_proxy_over_steps", "gold_and_proxy_over_kl"):
