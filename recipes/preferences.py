@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
@@ -257,8 +256,7 @@ def main(argv: Sequence[str], config: Path) -> None:
     points = {row: {side: rate.interval.mean for side, rate in sides.items()} for row, sides in rates.items()}
     meta = {"prompts": len(problems), "seed": training_args.seed, "judge": args.judge_model or args.reward_model}
     write_json(folder / "win_rates.json", {"meta": meta, "win_rates": points})
-    console = Console()
     if args.judge_model is None:
-        console.print("The reward model that moved the responses judges them too: these are proxy win rates.")
-    console.print(table)
-    console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads; {folder}")
+        print("The reward model that moved the responses judges them too: these are proxy win rates.")
+    print(table)
+    print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads; {folder}")
