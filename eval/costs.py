@@ -16,9 +16,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class ForwardCounter:
-    """Counts the tokens that enter the policy, the value's model and the reference: one forward pass of one token each.
+    """Counts the tokens that enter policy, reference and the value's models: one forward pass of one token each.
 
-    Prompts count as well as responses, and a row that an adapter doubles counts twice.
+    Prompts count as well as responses, and a row that an adapter doubles counts twice. A token of a value of whole
+    responses whose gradient is taken counts three times: the backward pass costs about two forward passes.
 
     Args:
         model: The model.
@@ -35,6 +36,8 @@ class ForwardCounter:
         for item in models:
             embedding = inner_model(item).get_input_embeddings()
             self._embeddings[id(embedding)] = embedding
+        # It reads embeddings, moved ones among them, not ids.
+        self._reader: nn.Module | None = getattr(model.sequence_value, "backbone", None)
 
     @contextmanager
     def counting(self) -> Iterator["ForwardCounter"]:
@@ -44,7 +47,14 @@ class ForwardCounter:
             ids = args[0] if args else kwargs["input"]
             self.tokens += ids.numel()
 
+        def count_embedded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            embedded = kwargs["inputs_embeds"]
+            passes = 3 if torch.is_grad_enabled() and embedded.requires_grad else 1
+            self.tokens += embedded.shape[:-1].numel() * passes
+
         with ExitStack() as stack:
+            if self._reader is not None:
+                stack.callback(self._reader.register_forward_pre_hook(count_embedded, with_kwargs=True).remove)
             for embedding in self._embeddings.values():
                 stack.callback(embedding.register_forward_pre_hook(count, with_kwargs=True).remove)
             yield self

@@ -142,6 +142,68 @@ def plot_over_optimization(
         plt.close(figure)
 
 
+def plot_gold_and_proxy(
+    curves: Mapping[str, Sequence[Row]],
+    best: Mapping[str, Sequence[Row]],
+    baselines: Sequence[Row],
+    path: str | Path,
+    *,
+    x: str = "steps",
+) -> None:
+    """Draws gold and proxy of single responses over the budget, a panel for each space, and marks where gold turns.
+
+    Args:
+        curves: Rows of one particle by space, in order of budget.
+        best: Rows of the best of N by proxy, likewise.
+        baselines: Rows drawn as lines.
+        path: The PNG.
+        x: `"steps"` for L, `"kl"` for the square root of the divergence.
+
+    Raises:
+        ValueError: For another `x`.
+    """
+    if x not in ("steps", "kl"):
+        raise ValueError(f"`x` must be 'steps' or 'kl', got {x!r}.")
+    plt = _pyplot()
+
+    def places(rows: Sequence[Row]) -> list[float]:
+        return [math.sqrt(max(row.kl or 0.0, 0.0)) if x == "kl" else float(row.steps or 0) for row in rows]
+
+    with plt.rc_context(_STYLE):
+        size = (4.2 * len(curves) + 0.6, 4.4)
+        figure, panels = plt.subplots(1, len(curves), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for axes, (title, rows) in zip(panels[0], curves.items(), strict=True):
+            gold, proxy, tops = [r.score for r in rows], [r.proxy for r in rows], best[title]
+            line = {"capsize": 2, "elinewidth": 0.9}
+            errors = [r.proxy_error or 0.0 for r in rows]
+            style = {"color": _COLOURS[1], "marker": "s", "linestyle": "--", "label": "proxy, one response"}
+            axes.errorbar(places(rows), proxy, yerr=errors, **style, **line)
+            style = {"color": _COLOURS[0], "marker": "o", "label": "gold, one response"}
+            axes.errorbar(places(rows), gold, yerr=[r.standard_error for r in rows], **style, **line)
+            style = {"color": _COLOURS[2], "marker": "^", "label": f"gold, best of {tops[0].num_samples} by proxy"}
+            axes.errorbar(places(tops), [r.score for r in tops], yerr=[r.standard_error for r in tops], **style, **line)
+            for index, row in enumerate(baselines):
+                axes.axhline(row.score, color="0.45", linestyle=_DASHES[1 - index % 2], linewidth=1.2,
+                             label=f"gold, {row.method} of the base")  # fmt: skip
+            turn = max(range(len(rows)), key=gold.__getitem__)
+            axes.scatter([places(rows)[turn]], [gold[turn]], s=150, facecolors="none", edgecolors="0.2",
+                         linewidths=1.5, zorder=5, label="highest gold")  # fmt: skip
+            if turn < len(rows) - 1:
+                axes.axvspan(places(rows)[turn], places(rows)[-1], color="0.5", alpha=0.10, linewidth=0)
+            if x == "steps":
+                axes.set_xscale("symlog", base=2, linthresh=1)
+                ticks = sorted({row.steps or 0 for row in rows})
+                axes.set_xticks(ticks, [str(tick) for tick in ticks])
+                axes.set_xticks([], minor=True)
+            label = "transport steps L" if x == "steps" else r"$\sqrt{\mathrm{KL}}$ to the base, nats per response"
+            axes.set(xlabel=label, title=title)
+        panels[0][0].set_ylabel("standard deviations of base samples")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.savefig(path)
+        plt.close(figure)
+
+
 def plot_costs(
     groups: Mapping[str, Sequence[Row]],
     path: str | Path,

@@ -236,7 +236,7 @@ def write_report(
     curves = result.curves
     singles = {label: rows for label, rows in curves.items() if label.endswith("one particle")}
     for label, rows in singles.items():
-        sections.append(_turn_over_text(result, label, rows))
+        sections.append(turn_over_text(result, label, rows))
     report.save(result.rows, directory, meta, score_name=name, sections=sections)
     steady = ("greedy", "temperature", "majority", "best_of_n", "best_of_m", "best_of_n_proxy", "value_vote")
     baselines = [row for row in result.rows if result.families[row.method] in steady]
@@ -263,7 +263,8 @@ def _proxies(result: Scaling, rows: Sequence[report.Row]) -> list[torch.Tensor] 
     return None if any(scores is None for scores in found) else found  # type: ignore[return-value]
 
 
-def _turn_over_text(result: Scaling, label: str, rows: Sequence[report.Row]) -> str:
+def turn_over_text(result: Scaling, label: str, rows: Sequence[report.Row]) -> str:
+    """Says in a sentence where gold is highest along a curve, and what happens to gold and proxy beyond."""
     found = turn_over([result.scores[row.method] for row in rows], _proxies(result, rows))
     best = rows[found.index]
     text = f"{label}: gold is highest at L={best.steps} ({best.score:.3f} ± {best.standard_error:.3f})"

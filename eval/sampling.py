@@ -23,6 +23,7 @@ from eval.store import Record, SampleStore
 from eval.tasks import Task
 from vgf_llm.generation import mask_after_eos, select
 from vgf_llm.models import VGFModel
+from vgf_llm.models.config import SEQUENCE_SPACES
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Draw:
     def transported(self) -> bool:
         """Whether the value moves this draw."""
         return self.options.get("transport_steps", 0) > 0
+
+    @property
+    def values_itself(self) -> bool:
+        """Whether `generate` returns the values: where it transports, and where a value of whole responses ranks."""
+        return self.transported or (self.with_values and self.options.get("space") in SEQUENCE_SPACES)
 
 
 @dataclass(frozen=True)
@@ -293,16 +299,16 @@ def _generate(model: VGFModel, inputs: Any, draw: Draw, num_samples: int, option
             inputs["attention_mask"],
             num_particles=num_samples,
             selection="none",
-            return_dict_in_generate=draw.transported,
+            return_dict_in_generate=draw.values_itself,
             **{"transport_steps": 0, **options, **draw.options},
         )
         seconds = _now(model) - began
-    sequences = output.sequences if draw.transported else output
+    sequences = output.sequences if draw.values_itself else output
     prompt_mask = inputs["attention_mask"].repeat_interleave(num_samples, dim=0)
     mask = mask_after_eos(sequences[:, prompt_mask.shape[1] :], _eos_ids(model, options))
     attention = torch.cat([prompt_mask, mask], dim=1)
     batch = _Batch(sequences, attention, mask, seconds, counter.tokens, memory.megabytes)
-    if draw.transported:
+    if draw.values_itself:
         batch.values = output.values.float()
         # Responses that were not decoded token by token have no distribution to measure.
         batch.kl_known = output.kl is not None

@@ -8,8 +8,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,10 @@ from torch import nn
 from recipes.data import load_math_dataset
 from recipes.embedded_math import BASE_DIR as MATH_BASE_DIR
 from recipes.embedded_math import make_problems
+from recipes.embedded_preference import BASE_DIR as PREFERENCE_BASE_DIR
+from recipes.embedded_preference import PROXY_DIR, gold_reward, make_prompts
 from reward_models.answers import extract_answer, extract_expression
+from reward_models.classifier import ClassifierReward
 from reward_models.verifiable import gsm8k_reward, math_reward
 from vgf_llm.trainer.rewards import RewardRunner, combine
 
@@ -167,19 +168,11 @@ def _embedded_math(options: TaskOptions) -> Task:
 
 
 def _embedded_preference(options: TaskOptions) -> Task:
-    if find_spec("recipes.embedded_preference") is None:
-        raise ValueError("The task 'embedded_preference' needs the package recipes/embedded_preference.")
-    package = import_module("recipes.embedded_preference")
-    prompts = package.make_prompts(options.num_problems or 500, seed=options.problem_seed, split=options.split)
-    proxy = options.reward_model or getattr(package, "PROXY_DIR", None)
-    return Task(
-        "embedded_preference",
-        Dataset.from_dict({"prompt": prompts}),
-        package.gold_reward,
-        None if proxy is None else str(proxy),
-        binary=False,
-        max_new_tokens=32,
-    )
+    prompts = make_prompts(options.num_problems or 500, seed=options.problem_seed, split=options.split)
+    # The score that responses are moved and chosen by: the ensemble's lower bound.
+    proxy = ClassifierReward(options.reward_model or PROXY_DIR, lower_bound_coef=1.0, batch_size=128)
+    problems = Dataset.from_dict({"prompt": prompts})
+    return Task("embedded_preference", problems, gold_reward, proxy, binary=False, max_new_tokens=32)
 
 
 def _gsm8k(options: TaskOptions) -> Task:
@@ -245,7 +238,10 @@ TASKS: dict[str, TaskEntry] = {
         "generated word problems", _embedded_math, ("train", "validation", "test"), MATH_BASE_DIR
     ),
     "embedded_preference": TaskEntry(
-        "generated preferences with a gold scorer", _embedded_preference, ("train", "validation", "test")
+        "generated preferences with a gold scorer",
+        _embedded_preference,
+        ("train", "validation", "test"),
+        PREFERENCE_BASE_DIR,
     ),
     "gsm8k": TaskEntry("GSM8K, from the hub or a folder", _gsm8k, ("validation", "test")),
     "math500": TaskEntry("MATH-500, from the hub or a folder", _math500, ("test",)),

@@ -18,14 +18,18 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl import RewardTrainer
 
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.models.sequence_value import POOLINGS, SequenceValue
+from vgf_llm.models.sequence_value import POOLINGS, SequenceValue, pool_scores
 
 # Attribute of the model's config; a classifier without it reads the last token.
 POOLING_KEY = "reward_pooling"
 
 
 class PairCollator:
-    """Pads pairs at the right: chosen rows first, then rejected ones, with a mask of the response tokens.
+    """Pads pairs at the right, with a mask of the response tokens.
+
+    A response that stands in several pairs of the batch is one row of it, so that all K (K - 1) / 2 pairs of K
+    responses to a prompt cost K rows, as in Ouyang et al. 2022 (arXiv 2203.02155, section 3.4). `rows` says which row
+    is the chosen response of each pair, then which is the rejected one.
 
     Args:
         pad_token_id: Id of the padding.
@@ -33,17 +37,19 @@ class PairCollator:
     Example:
         >>> pair = {"chosen_ids": [1, 5, 6], "rejected_ids": [1, 7], "prompt_length": 1}
         >>> batch = PairCollator(pad_token_id=0)([pair])
-        >>> batch["input_ids"].tolist(), batch["response_mask"].tolist()
-        ([[1, 5, 6], [1, 7, 0]], [[0, 1, 1], [0, 1, 0]])
+        >>> batch["input_ids"].tolist(), batch["response_mask"].tolist(), batch["rows"].tolist()
+        ([[1, 5, 6], [1, 7, 0]], [[0, 1, 1], [0, 1, 0]], [0, 1])
     """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Builds the batch `[2B, S]`."""
-        rows = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs]
-        batch = pad_responses(rows, [pair["prompt_length"] for pair in pairs] * 2, self.pad_token_id)
+        """Builds the batch `[R, S]` of the R different responses, and `rows` `[2B]`."""
+        sides = [(pair["prompt_length"], *pair[s]) for s in ("chosen_ids", "rejected_ids") for pair in pairs]
+        places = {key: row for row, key in enumerate(dict.fromkeys(sides))}
+        batch = pad_responses([list(key[1:]) for key in places], [key[0] for key in places], self.pad_token_id)
+        batch["rows"] = torch.tensor([places[key] for key in sides])
         if "head_weights" in pairs[0]:
             batch["head_weights"] = torch.tensor([pair["head_weights"] for pair in pairs])
         return batch
@@ -127,8 +133,9 @@ class BradleyTerryTrainer(RewardTrainer):
     ) -> Any:
         """Pools the scores, lets TRL compute loss and metrics, and weighs the pairs of each head."""
         inputs = dict(inputs)
-        mask, weights = inputs.pop("response_mask"), inputs.pop("head_weights", None)
-        loss, outputs = super().compute_loss(_Pooled(model, mask, self.pooling), inputs, True, num_items_in_batch)
+        mask, rows, weights = inputs.pop("response_mask"), inputs.pop("rows"), inputs.pop("head_weights", None)
+        pooled = _Pooled(model, mask, rows, self.pooling)
+        loss, outputs = super().compute_loss(pooled, inputs, True, num_items_in_batch)
         if weights is not None:
             chosen, rejected = outputs.logits.chunk(2)
             loss = loss + ((weights - 1) * F.softplus(rejected - chosen)).mean()
@@ -144,14 +151,14 @@ class BradleyTerryTrainer(RewardTrainer):
 
 
 class _Pooled:
-    """A classifier whose logits are pooled over response tokens.
+    """A classifier whose logits are pooled over response tokens, and brought into the order of the pairs.
 
     The model's own forward runs, so that wrappers for several processes see it; the scores of every token are read from
     its head.
     """
 
-    def __init__(self, model: Any, response_mask: Tensor, pooling: str) -> None:
-        self.model, self.response_mask, self.pooling = model, response_mask, pooling
+    def __init__(self, model: Any, response_mask: Tensor, rows: Tensor, pooling: str) -> None:
+        self.model, self.response_mask, self.rows, self.pooling = model, response_mask, rows, pooling
 
     def __call__(self, **inputs: Any) -> SequenceClassifierOutputWithPast:
         module = self.model
@@ -163,21 +170,8 @@ class _Pooled:
             self.model(**inputs)
         finally:
             handle.remove()
-        return SequenceClassifierOutputWithPast(logits=pool(seen[0].float(), self.response_mask, self.pooling))
-
-
-def pool(scores: Tensor, response_mask: Tensor, pooling: str) -> Tensor:
-    """Pools per-token scores `[R, S, K]` over the response tokens to `[R, K]`; see `BradleyTerryTrainer`.
-
-    Example:
-        >>> pool(torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]]), "mean")
-        tensor([[2.]])
-    """
-    if pooling == "mean":
-        weights = response_mask / response_mask.sum(dim=-1, keepdim=True)
-        return torch.einsum("rs,rsk->rk", weights.to(scores.dtype), scores)
-    last = (torch.arange(1, scores.shape[1] + 1, device=scores.device) * response_mask).argmax(dim=-1)
-    return scores[torch.arange(len(scores), device=scores.device), last]
+        pooled = pool_scores(seen[0].float(), self.response_mask, self.pooling)
+        return SequenceClassifierOutputWithPast(logits=pooled[self.rows])
 
 
 def add_bootstrap_weights(pairs: Dataset, num_members: int, seed: int) -> Dataset:

@@ -194,15 +194,7 @@ class SequenceValue(DifferentiableValue):
             ValueError: If a response is empty or a sequence is longer than the backbone's context.
         """
         self._check(attention_mask, response_mask)
-        scores = self.token_scores(inputs_embeds, attention_mask)
-        if self.pooling == "mean":
-            weights = response_mask.to(scores.dtype)
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        else:
-            positions = torch.arange(1, response_mask.shape[1] + 1, device=response_mask.device)
-            last = (positions * response_mask).argmax(dim=-1)
-            weights = F.one_hot(last, response_mask.shape[1]).to(scores.dtype)
-        return torch.einsum("rs,rsh->rh", weights, scores)
+        return pool_scores(self.token_scores(inputs_embeds, attention_mask), response_mask, self.pooling)
 
     def _check(self, attention_mask: Tensor, response_mask: Tensor) -> None:
         empty = ~response_mask.bool().any(dim=-1)
@@ -279,6 +271,31 @@ class SequenceValue(DifferentiableValue):
             )
         value.head.load_state_dict(load_tensors(directory / HEAD_NAME, value.head.state_dict()))
         return value.eval()
+
+
+def pool_scores(scores: Tensor, response_mask: Tensor, pooling: str) -> Tensor:
+    """Pools the scores of tokens to one of each response.
+
+    Args:
+        scores: `[R, S, H]`.
+        response_mask: `[R, S]`, 1 on response tokens; every row has at least one.
+        pooling: `"mean"` over the response's tokens, or `"last"`, its last token's.
+
+    Returns:
+        `[R, H]`.
+
+    Example:
+        >>> pool_scores(torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]]), "mean")
+        tensor([[2.]])
+    """
+    if pooling == "mean":
+        weights = response_mask.to(scores.dtype)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    else:
+        positions = torch.arange(1, response_mask.shape[1] + 1, device=response_mask.device)
+        last = (positions * response_mask).argmax(dim=-1)
+        weights = F.one_hot(last, response_mask.shape[1]).to(scores.dtype)
+    return torch.einsum("rs,rsh->rh", weights, scores)
 
 
 def _load_settings(path: Path) -> dict:

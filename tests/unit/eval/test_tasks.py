@@ -2,17 +2,19 @@
 """Tasks: their problems and scores, and what bad input is answered with."""
 
 import json
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from eval.tasks import TASKS, Task, TaskOptions, load_task
+from recipes.embedded_preference import PROXY_DIR
+from reward_models.accuracy import score_responses
 from tests.trainer.tiny import VOCAB, tokenizer
+from vgf_llm.models.sequence_value import SequenceValue
 
 
 def test_unknown_tasks_and_splits_are_listed() -> None:
@@ -114,20 +116,19 @@ def test_real_problems_are_read_and_scored(data_dir: Path) -> None:
     assert math500.score(range(3), ["I do not know."] * 3, [[1]] * 3)["gold"] == [0.0] * 3
 
 
-def test_the_preference_task_is_looked_up_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    proxy = classifier(tmp_path / "proxy", 0)
-    package = types.ModuleType("recipes.embedded_preference")
-    package.make_prompts = lambda n, seed, split: [f"w{seed} w{i}" for i in range(n)]
-    package.gold_reward = lambda prompts, completions, **kwargs: [float(len(text)) for text in completions]
-    monkeypatch.setattr("eval.tasks.find_spec", lambda name: object())
-    monkeypatch.setattr("eval.tasks.import_module", lambda name: package)
-    options = TaskOptions(num_problems=2, reward_model=proxy)
-    scores = load_task("embedded_preference", options).score([0, 1], ["w1", "w1 w2"], [[5], [5, 6]])
-    assert scores["gold"] == [2.0, 5.0] and len(scores["proxy"]) == 2
-    # Without a model that was named or ships with the package, gold stands alone.
-    assert load_task("embedded_preference", TaskOptions(num_problems=2)).proxy is None
-    package.PROXY_DIR = Path(proxy)
-    assert load_task("embedded_preference", TaskOptions(num_problems=2)).proxy == proxy
-    monkeypatch.setattr("eval.tasks.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs the package recipes/embedded_preference"):
-        load_task("embedded_preference")
+def test_the_preference_task_has_a_gold_score_and_the_lower_bound_of_a_proxy(tmp_path: Path) -> None:
+    task = load_task("embedded_preference", TaskOptions(num_problems=2))
+    reviews = [" the soup felt lovely .", " the soup felt not lovely ."]
+    scores = task.score([0, 0], reviews, [[5], [5]])
+    assert scores["gold"][0] > scores["gold"][1] and scores["proxy"][0] > scores["proxy"][1]
+    model = AutoModelForSequenceClassification.from_pretrained(PROXY_DIR).eval()
+    assert model.config.num_labels == 4
+    members = score_responses(
+        SequenceValue.from_classifier(model, "mean"),
+        AutoTokenizer.from_pretrained(PROXY_DIR),
+        [task.problems["prompt"][0]] * 2,
+        reviews,
+    )
+    assert scores["proxy"] == pytest.approx(SequenceValue.lower_bound(members).tolist(), abs=1e-4)
+    with pytest.raises(OSError, match="nowhere"):
+        load_task("embedded_preference", TaskOptions(num_problems=2, reward_model=str(tmp_path / "nowhere")))

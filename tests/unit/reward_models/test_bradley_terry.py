@@ -17,8 +17,6 @@ from reward_models.bradley_terry import (
     PairCollator,
     add_bootstrap_weights,
     load_reward_value,
-    pad_responses,
-    pool,
 )
 from reward_models.pairs import tokenize_pairs
 from tests.trainer.tiny import tokenizer
@@ -66,18 +64,17 @@ def config(folder: Path, **settings: Any) -> RewardConfig:
     return RewardConfig(**{**defaults, **settings})
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_pooling_is_that_of_the_differentiable_value(pooling: str) -> None:
-    model = classifier(3)
-    batch = pad_responses([[1, 5, 6, 7], [1, 8, 9], [1, 4, 2]], [2, 1, 2], pad_token_id=0)
-    seen: list[torch.Tensor] = []
-    model.score.register_forward_hook(lambda _, __, output: seen.append(output))
-    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    pooled = pool(seen[0], batch["response_mask"], pooling)
-    expected = SequenceValue.from_classifier(model, pooling).from_ids(**batch)
-    torch.testing.assert_close(pooled, expected)
-    by_hand = seen[0][0, 2:4].mean(0) if pooling == "mean" else seen[0][0, 3]
-    torch.testing.assert_close(pooled[0], by_hand)
+def test_a_response_of_several_pairs_is_one_row() -> None:
+    pairs_of_three = [
+        {"prompt_length": 1, "chosen_ids": [1, *first], "rejected_ids": [1, *second]}
+        for first, second in (([5, 6], [7]), ([8, 9, 3], [5, 6]), ([8, 9, 3], [7]))
+    ]
+    batch = PairCollator(0)(pairs_of_three)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 0], [1, 8, 9, 3], [1, 7, 0, 0]]
+    assert batch["rows"].tolist() == [0, 1, 1, 2, 0, 2]
+    # The same ids are another response where the prompt is longer.
+    other = {"prompt_length": 2, "chosen_ids": [1, 5, 6], "rejected_ids": [1, 5, 7]}
+    assert len(PairCollator(0)([*pairs_of_three, other])["input_ids"]) == 5
 
 
 def test_loss_is_the_formula_of_each_head_on_its_bootstrap(tmp_path: Path) -> None:
@@ -87,7 +84,7 @@ def test_loss_is_the_formula_of_each_head_on_its_bootstrap(tmp_path: Path) -> No
     assert weights.shape == (8, 3)
     rewards = SequenceValue.from_classifier(run.model, "mean").from_ids(
         batch["input_ids"], batch["attention_mask"], batch["response_mask"]
-    )
+    )[batch["rows"]]
     chosen, rejected = rewards[:8], rewards[8:]
     expected = (weights * -F.logsigmoid(chosen - rejected)).mean()
     loss, outputs = run.compute_loss(run.model, batch, return_outputs=True)
