@@ -103,7 +103,8 @@ def _velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread: Tens
     if spread is None:
         return attraction @ score.to(dtype)
     # Rows of `spread` sum to zero, so that only differences matter; taken first, they keep their digits.
-    offsets = (particles - particles[..., :1, :]).to(dtype)
+    offsets = particles.to(dtype)
+    offsets = offsets - offsets[..., :1, :]
     if particles.ndim == 2:
         return torch.addmm(attraction @ score.to(dtype), spread, offsets)
     return attraction @ score.to(dtype) + spread @ offsets

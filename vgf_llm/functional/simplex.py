@@ -107,22 +107,21 @@ def _tilted(logits: Tensor, q_values: Tensor, time: float, mask: Tensor | None) 
     The closed form in as few passes as it takes. Whatever is wrong with the input shows in the result, so that only the
     result is looked at here and the caller finds out what it was.
     """
+    q_values = q_values.to(working_dtype(logits, q_values))
     if mask is not None:
         if mask.shape != logits.shape:
             return None
         mask = mask.bool()
-        q_values = torch.where(mask, q_values, -torch.inf)
-    dtype = working_dtype(logits, q_values)
+        q_values = q_values.masked_fill(~mask, -torch.inf)
+    largest = q_values.amax(dim=-1, keepdim=True)
+    if not math.isfinite(largest.detach().sum()):  # a row without candidates among others
+        return None
     # A common offset of Q would take digits.
-    displacement = (q_values - q_values.amax(dim=-1, keepdim=True)).to(dtype)
-    if mask is None:
-        result = torch.log_softmax(torch.add(logits, displacement, alpha=time), dim=-1)
-        good = math.isfinite(result.detach().sum())
-    else:
-        tilted = torch.where(mask, torch.add(logits, displacement, alpha=time), -torch.inf)
-        result = torch.log_softmax(tilted, dim=-1)
-        # A row without candidates is NaN in its own right.
-        good = math.isfinite(torch.where(mask, result.detach(), 0.0).sum()) and bool(mask.any(dim=-1).all())
+    tilted = torch.add(logits, q_values - largest, alpha=time)
+    if mask is not None:
+        tilted = tilted.masked_fill(~mask, -torch.inf)
+    result = torch.log_softmax(tilted, dim=-1)
+    good = math.isfinite(result.detach().sum()) if mask is None else torch.equal(result > -torch.inf, mask)
     return result.to(logits.dtype) if good else None
 
 
