@@ -8,8 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_count, check_finite, check_number, check_particles, check_shape
-from .kernels import kernel_matrix, median_bandwidth
+from ._checks import (
+    check_count,
+    check_finite,
+    check_number,
+    check_particle_shape,
+    check_particles,
+    check_shape,
+)
+from .kernels import kernel_matrix, median_bandwidth, particle_kernel, tile_size
 
 StopReason = Literal["num_steps", "max_distance", "stationary"]
 
@@ -45,7 +52,8 @@ def flow_direction(
     """Velocity that carries the particles towards the Boltzmann distribution of the value.
 
     phi(u_i) = (1/N) sum_j [k(u_j, u_i) score_j / alpha + grad_{u_j} k(u_j, u_i)]. The sum over gradients is
-    (u_i sum_j k_ij - sum_j k_ij u_j) / bandwidth^2, two matrix products, so that memory is N^2 + N D.
+    (u_i sum_j k_ij - sum_j k_ij u_j) / bandwidth^2, so that phi is two matrix products and memory is N^2 + N D. Without
+    gradients they are taken a tile of columns at a time, and intermediate results stay in a cache.
 
     Args:
         particles: Particles u, [..., N, D]. Groups along the leading dimensions do not interact.
@@ -69,20 +77,72 @@ def flow_direction(
         >>> flow_direction(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), alpha=0.5)
         tensor([[2., 4.]])
     """
-    check_particles("particles", particles)
+    check_particle_shape("particles", particles)
     check_shape("score", score, particles.shape, "particles")
-    check_finite("score", score)
     check_number("alpha", alpha, low_open=True, fix="for the limit alpha -> 0 pass repulsion=False and scale step_size")
-    if bandwidth is None:
-        bandwidth = median_bandwidth(particles)
-    kernel = kernel_matrix(particles, particles, bandwidth)
-    velocity = kernel @ (score.to(kernel.dtype) / alpha)
-    if repulsion:
-        # Only differences matter; without the common offset the subtraction below keeps its digits.
-        centred = (particles - particles.mean(dim=-2, keepdim=True)).to(kernel.dtype)
-        width = torch.as_tensor(bandwidth, dtype=kernel.dtype, device=kernel.device)[..., None, None]
-        velocity = velocity + (centred * kernel.sum(dim=-1, keepdim=True) - kernel @ centred) / width**2
-    return (velocity / particles.shape[-2]).to(particles.dtype)
+    if torch.is_grad_enabled() and (particles.requires_grad or score.requires_grad):
+        check_finite("score", score)
+        bandwidth = median_bandwidth(particles) if bandwidth is None else bandwidth
+        kernel = kernel_matrix(particles, particles, bandwidth)
+        width = torch.as_tensor(bandwidth, dtype=kernel.dtype, device=kernel.device)
+        return _velocity(particles, score, *_weights(kernel, width, alpha, repulsion)).to(particles.dtype)
+    kernel, width = particle_kernel(particles, bandwidth)
+    return _tiled_velocity(particles, score, *_weights(kernel, width, alpha, repulsion))
+
+
+def _weights(kernel: Tensor, width: Tensor, alpha: float, repulsion: bool) -> tuple[Tensor, Tensor | None]:
+    """The matrices [..., N, N] that phi applies to the scores and to the particles; None without repulsion."""
+    count = kernel.shape[-1]
+    spread = (torch.diag_embed(kernel.sum(dim=-1)) - kernel) / (count * width[..., None, None] ** 2)
+    return kernel / (count * alpha), spread if repulsion else None
+
+
+def _velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread: Tensor | None) -> Tensor:
+    """attraction @ score + spread @ particles, [..., N, D] in the dtype of the matrices."""
+    dtype = attraction.dtype
+    if spread is None:
+        return attraction @ score.to(dtype)
+    # Rows of `spread` sum to zero, so that only differences matter; taken first, they keep their digits.
+    offsets = particles.to(dtype)
+    offsets = offsets - offsets[..., :1, :]
+    if particles.ndim == 2:
+        return torch.addmm(attraction @ score.to(dtype), spread, offsets)
+    return attraction @ score.to(dtype) + spread @ offsets
+
+
+def _tiled_velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread: Tensor | None) -> Tensor:
+    """`_velocity` in the particles' dtype, a tile at a time: each number is read once and written once.
+
+    Raises ValueError when `score` is not finite.
+    """
+    num_particles, width = particles.shape[-2:]
+    columns = max(1, tile_size(particles) // num_particles)
+    if width <= columns:
+        velocity = _velocity(particles, score, attraction, spread)
+        total = velocity.sum()
+        velocity = velocity.to(particles.dtype)
+    else:
+        velocity = torch.empty_like(particles, memory_format=torch.contiguous_format)
+        total = attraction.new_zeros(())
+        shape, matrices = (-1, num_particles, width), (-1, num_particles, num_particles)
+        groups = zip(
+            velocity.view(shape),
+            particles.reshape(shape),
+            score.reshape(shape),
+            attraction.reshape(matrices),
+            (attraction if spread is None else spread).reshape(matrices),
+            strict=True,
+        )
+        for out, group, own_score, attract, repel in groups:
+            for start in range(0, width, columns):
+                tile = slice(start, start + columns)
+                moved = _velocity(group[:, tile], own_score[:, tile], attract, None if spread is None else repel)
+                total += moved.sum()
+                out[:, tile] = moved
+    if not bool(torch.isfinite(total)):
+        # The kernel of a particle with itself is 1, so that a score that is not finite is seen in the sum.
+        check_finite("score", score)
+    return velocity
 
 
 @torch.inference_mode(False)

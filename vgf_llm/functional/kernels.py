@@ -4,8 +4,17 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_finite, check_particles
+from ._checks import check_finite, check_particle_shape, check_particles
 from ._masking import working_dtype
+
+# Numbers that are worked on at a time: what fits into a core's own cache, or fills a GPU.
+_TILES = {"cpu": 2**17}
+_TILE = 2**24
+
+
+def tile_size(tensor: Tensor) -> int:
+    """How many numbers of `tensor` to work on at a time, so that intermediate results stay in a cache."""
+    return _TILES.get(tensor.device.type, _TILE)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -14,6 +23,88 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     # The matrix-product form of cdist loses close particles to cancellation; this form never does, and like it
     # allocates no [N, M, D].
     return torch.cdist(x.to(dtype), y.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@torch.no_grad()
+def pair_distances(particles: Tensor) -> Tensor:
+    """Euclidean distances between the different particles of each group, in one pass over them.
+
+    Args:
+        particles: Particles, [..., N, D], N >= 2.
+
+    Returns:
+        The distances [..., N (N - 1) / 2] in the order of `torch.triu_indices(N, N, offset=1)`; at least float32.
+
+    Raises:
+        ValueError: `particles` is not finite.
+
+    Example:
+        >>> pair_distances(torch.tensor([[0.0], [1.0], [4.0]]))
+        tensor([1., 4., 3.])
+    """
+    num_particles, width = particles.shape[-2:]
+    columns = max(1, tile_size(particles) // num_particles)
+    if width <= columns:
+        rows, others = torch.triu_indices(num_particles, num_particles, offset=1, device=particles.device)
+        pairs = _distances(particles, particles)[..., rows, others]
+    else:
+        groups = particles.reshape(-1, num_particles, width)
+        squares = groups.new_zeros(
+            groups.shape[0], num_particles * (num_particles - 1) // 2, dtype=working_dtype(particles)
+        )
+        for group, square in zip(groups, squares, strict=True):
+            for tile in group.split(columns, dim=-1):
+                square += torch.pdist(tile.to(square.dtype).contiguous()).square()
+        pairs = squares.sqrt().view(*particles.shape[:-2], -1)
+    if not bool(torch.isfinite(pairs).all()):
+        # Every particle is in a pair, so that finite distances prove finite particles and spare a pass to look.
+        check_finite("particles", particles)
+    return pairs
+
+
+def _median(pairs: Tensor) -> Tensor:
+    """The median [...] of positive numbers [..., P]; 1 where it is zero."""
+    pairs = pairs.sort(dim=-1).values
+    median = (pairs[..., pairs.shape[-1] // 2] + pairs[..., (pairs.shape[-1] - 1) // 2]) / 2
+    return torch.where(median > 0, median, 1.0)
+
+
+def particle_kernel(particles: Tensor, bandwidth: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    """The kernel among the particles of each group and its bandwidth, without gradients.
+
+    Args:
+        particles: Particles, [..., N, D].
+        bandwidth: Length scale, a number or [...]; None takes the median distance.
+
+    Returns:
+        The kernel, [..., N, N], and the bandwidth, a number in a tensor or [...]; at least float32.
+
+    Raises:
+        TypeError: `particles` is not floating point.
+        ValueError: `particles` is not [..., N, D] or not finite, or the bandwidth is not positive.
+
+    Example:
+        >>> particle_kernel(torch.tensor([[0.0], [1.0]]), 1.0)[0]  # exp(-1/2) off the diagonal
+        tensor([[1.0000, 0.6065],
+                [0.6065, 1.0000]])
+    """
+    check_particle_shape("particles", particles)
+    num_particles = particles.shape[-2]
+    if num_particles == 1:
+        check_finite("particles", particles)
+        pairs = particles.new_empty((*particles.shape[:-2], 0), dtype=working_dtype(particles))
+        bandwidth = 1.0 if bandwidth is None else bandwidth
+    else:
+        pairs = pair_distances(particles)
+        # In the particles' precision, as `median_bandwidth` returns it.
+        bandwidth = _median(pairs).to(particles.dtype) if bandwidth is None else bandwidth
+    column = _bandwidth_column(bandwidth, particles)
+    values = torch.exp(-0.5 * (pairs / column[..., 0]).square())
+    rows, columns = torch.triu_indices(num_particles, num_particles, offset=1, device=particles.device)
+    kernel = torch.ones(*particles.shape[:-1], num_particles, dtype=values.dtype, device=values.device)
+    kernel[..., rows, columns] = values
+    kernel[..., columns, rows] = values
+    return kernel, column[..., 0, 0]
 
 
 def median_bandwidth(particles: Tensor) -> Tensor:
@@ -38,16 +129,12 @@ def median_bandwidth(particles: Tensor) -> Tensor:
         >>> median_bandwidth(torch.tensor([[0.0], [1.0], [4.0]]))  # distances 1, 3, 4
         tensor(3.)
     """
-    check_particles("particles", particles)
+    check_particle_shape("particles", particles)
     particles = particles.detach()
-    num_particles = particles.shape[-2]
-    if num_particles == 1:
+    if particles.shape[-2] == 1:
+        check_finite("particles", particles)
         return particles.new_ones(particles.shape[:-2])
-    rows, columns = torch.triu_indices(num_particles, num_particles, offset=1, device=particles.device)
-    pairs = _distances(particles, particles)[..., rows, columns].sort(dim=-1).values
-    middle = pairs.shape[-1] // 2
-    median = (pairs[..., middle] + pairs[..., (pairs.shape[-1] - 1) // 2]) / 2
-    return torch.where(median > 0, median, 1.0).to(particles.dtype)
+    return _median(pair_distances(particles)).to(particles.dtype)
 
 
 def _bandwidth_column(bandwidth: float | Tensor, like: Tensor) -> Tensor:

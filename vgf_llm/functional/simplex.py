@@ -76,6 +76,11 @@ def simplex_flow(
             check_number("step_size", step_size, high=1.0, low_open=True, fix="a longer step overshoots the target")
     if max_kl is not None:
         check_number("max_kl", max_kl, fix="None switches the cap off")
+    if metric == "fisher" and max_kl is None:
+        time = _fisher_time(step_size, num_steps, to_target=alpha is not None) / (1.0 if alpha is None else alpha)
+        result = _tilted(logits, q_values, time, candidate_mask)
+        if result is not None:
+            return result
     mask = as_mask("candidate_mask", candidate_mask, logits, "logits")
     if not bool(mask.any(dim=-1).all()):
         raise ValueError("candidate_mask must leave at least one candidate in each row; candidate_set always does.")
@@ -94,6 +99,30 @@ def simplex_flow(
     if max_kl is not None:
         displacement = displacement * cap_kl(log_mu, displacement, max_kl, mask).unsqueeze(-1)
     return torch.log_softmax(log_mu + displacement, dim=-1).to(logits.dtype)
+
+
+def _tilted(logits: Tensor, q_values: Tensor, time: float, mask: Tensor | None) -> Tensor | None:
+    """log softmax of logits + time * Q over the candidates [..., K], or None unless the input is known to be good.
+
+    The closed form in as few passes as it takes. Whatever is wrong with the input shows in the result, so that only the
+    result is looked at here and the caller finds out what it was.
+    """
+    q_values = q_values.to(working_dtype(logits, q_values))
+    if mask is not None:
+        if mask.shape != logits.shape:
+            return None
+        mask = mask.bool()
+        q_values = q_values.masked_fill(~mask, -torch.inf)
+    largest = q_values.amax(dim=-1, keepdim=True)
+    if not math.isfinite(largest.detach().sum()):  # a row without candidates among others
+        return None
+    # A common offset of Q would take digits.
+    tilted = torch.add(logits, q_values - largest, alpha=time)
+    if mask is not None:
+        tilted = tilted.masked_fill(~mask, -torch.inf)
+    result = torch.log_softmax(tilted, dim=-1)
+    good = math.isfinite(result.detach().sum()) if mask is None else torch.equal(result > -torch.inf, mask)
+    return result.to(logits.dtype) if good else None
 
 
 def _fisher_time(step_size: float, num_steps: int, *, to_target: bool) -> float:

@@ -2,9 +2,12 @@
 """Where a value reads: checks and constructors of the backbones that `VGFModel` offers."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from vgf_llm.models.adapter_rows import check_plain_lora
@@ -117,3 +120,28 @@ def disable_checkpointing(model: PreTrainedModel) -> None:
     """
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switches a model to evaluation mode, without dropout, for as long as the context lasts."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def drops(model: nn.Module) -> bool:
+    """Tells whether some part of `model` is in training mode and has dropout, as a layer or in its configuration."""
+    for module in model.modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            return True
+        if isinstance(module, PreTrainedModel):
+            settings = module.config.get_text_config().to_dict()
+            if any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in settings.items()):
+                return True
+    return False

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
@@ -146,3 +147,36 @@ def project_hidden(model: nn.Module, hidden: Tensor, candidate_ids: Tensor | Non
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
     return logits
+
+
+# States whose logits exist at a time: 150 MB in float32 at a vocabulary of 150,000.
+STATES_AT_A_TIME = 256
+
+
+def chosen_logps(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities of chosen tokens, without holding the logits of all states at once.
+
+    The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped; a backward pass computes them again.
+
+    Args:
+        model: A causal language model.
+        hidden: `[..., D]`.
+        ids: `[..., K]`, tokens of each state.
+
+    Returns:
+        `[..., K]` in float32, normalised over the vocabulary.
+    """
+
+    def logps(states: Tensor, chosen: Tensor) -> Tensor:
+        logits = project_hidden(model, states)
+        return logits.gather(-1, chosen) - logits.logsumexp(dim=-1, keepdim=True)
+
+    states, chosen = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1, ids.shape[-1])
+    if states.shape[0] <= STATES_AT_A_TIME:
+        return logps(states, chosen).view(ids.shape)
+    pairs = zip(states.split(STATES_AT_A_TIME), chosen.split(STATES_AT_A_TIME), strict=True)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(logps, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+    else:
+        parts = [logps(*pair) for pair in pairs]
+    return torch.cat(parts).view(ids.shape)

@@ -7,35 +7,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class VGFModelOutput:
-    """What one training forward computes.
-
-    Attributes:
-        scores: `[B, T]`, the value's raw score of every response token; `None` where the sequence value is asked for.
-        policy_logps: `[B, T, K]`, the policy's log-probabilities of the candidates, normalised over the vocabulary;
-            `None` unless candidates were given.
-        sequence_values: `[B, H]`, the members' values of whole responses; `None` unless asked for.
-    """
-
-    scores: Tensor | None
-    policy_logps: Tensor | None = None
-    sequence_values: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class VGFScore:
-    """Values of finished responses.
-
-    Attributes:
-        values: `[B]`, one value per response.
-        token_scores: `[B, T]`, raw scores of the response tokens.
-    """
-
-    values: Tensor
-    token_scores: Tensor
-
-
-@dataclass(frozen=True)
 class Candidates:
     """The candidates of every state of a response, with what transport needs of them.
 
@@ -50,3 +21,34 @@ class Candidates:
     mask: Tensor
     logits: Tensor
     q_values: Tensor
+
+
+@dataclass(frozen=True)
+class VGFModelOutput:
+    """What one training forward computes.
+
+    Attributes:
+        scores: `[B, T]`, the value's raw score of every response token; `None` where the sequence value is asked for.
+        policy_logps: `[B, T, K]`, the policy's log-probabilities of the candidates, normalised over the vocabulary;
+            `None` unless candidates were given or asked for.
+        sequence_values: `[B, H]`, the members' values of whole responses; `None` unless asked for.
+        candidates: The reference's candidates; `None` unless asked for.
+    """
+
+    scores: Tensor | None
+    policy_logps: Tensor | None = None
+    sequence_values: Tensor | None = None
+    candidates: Candidates | None = None
+
+
+@dataclass(frozen=True)
+class VGFScore:
+    """Values of finished responses.
+
+    Attributes:
+        values: `[B]`, one value per response.
+        token_scores: `[B, T]`, raw scores of the response tokens.
+    """
+
+    values: Tensor
+    token_scores: Tensor

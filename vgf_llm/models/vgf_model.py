@@ -2,7 +2,7 @@
 """`VGFModel`: a language model, the policy, together with the value that transports its samples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +21,15 @@ from vgf_llm.models.backbones import (
     check_value_fits,
     copy_without_adapters,
     disable_checkpointing,
+    drops,
     enable_checkpointing,
+    evaluating,
     own_adapter,
 )
 from vgf_llm.models.config import TransportConfig, VGFModelConfig
 from vgf_llm.models.language_model import (
+    STATES_AT_A_TIME,
+    chosen_logps,
     inner_model,
     last_hidden_states,
     output_embedding,
@@ -292,15 +296,16 @@ class VGFModel(nn.Module, PushToHubMixin):
             return hidden[:, -num_tokens:]
         return hidden[:, -num_tokens - 1 : -1]
 
-    def _token_scores(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, ref: Tensor | None) -> Tensor:
-        states = self._states(self._value_hidden(input_ids, attention_mask), num_tokens)
-        tokens = input_ids[:, -num_tokens:]
+    def _token_scores(
+        self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, ref: Tensor | None
+    ) -> Tensor:
+        states, tokens = self._states(hidden, num_tokens), input_ids[:, -num_tokens:].unsqueeze(-1)
         if self.value.needs_logits:
             if ref is None:
                 ref = self.ref_logps(input_ids, attention_mask, num_tokens)
-            return _token_logps(project_hidden(self.value_model or self.policy, states), tokens) - ref
+            return chosen_logps(self.value_model or self.policy, states, tokens).squeeze(-1) - ref
         features = StateFeatures(hidden=states, embedding=output_weight(self.policy).detach())
-        return self.value.scores(features, tokens.unsqueeze(-1)).squeeze(-1)
+        return self.value.scores(features, tokens).squeeze(-1)
 
     @torch.no_grad()
     def ref_logps(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
@@ -315,8 +320,8 @@ class VGFModel(nn.Module, PushToHubMixin):
             `[B, T]`, in nats; meaningless on padding.
         """
         hidden = self._ref_hidden(input_ids, attention_mask)[:, -num_tokens - 1 : -1]
-        logits = project_hidden(self.ref_model if self.ref_model is not None else self.policy, hidden)
-        return _token_logps(logits, input_ids[:, -num_tokens:])
+        model = self.ref_model if self.ref_model is not None else self.policy
+        return chosen_logps(model, hidden, input_ids[:, -num_tokens:].unsqueeze(-1)).squeeze(-1)
 
     def forward(
         self,
@@ -327,6 +332,7 @@ class VGFModel(nn.Module, PushToHubMixin):
         ref_logps: Tensor | None = None,
         candidate_ids: Tensor | None = None,
         response_mask: Tensor | None = None,
+        candidates: tuple[int, float] | None = None,
     ) -> VGFModelOutput:
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
@@ -337,23 +343,41 @@ class VGFModel(nn.Module, PushToHubMixin):
             attention_mask: `[B, P + T]`.
             num_tokens: T.
             ref_logps: `[B, T]` from `ref_logps`, for a log-ratio value; computed here when left out.
-            candidate_ids: `[B, T, K]`, for distillation.
+            candidate_ids: `[B, T, K]`, tokens whose log-probabilities under the policy are wanted.
+            candidates: `top_k` and `min_prob` of `candidate_values`, for distillation: the reference's candidates with
+                their potentials, and their log-probabilities under the policy. Features that the value or the policy is
+                run for anyway are not computed a second time, unless dropout would be in them.
             response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
                 instead of the token-level value for scores.
 
         Returns:
             A `VGFModelOutput`.
+
+        Raises:
+            ValueError: `candidate_ids` and `candidates` are both given.
         """
-        scores = values = None
+        if candidates is not None and candidate_ids is not None:
+            raise ValueError("`candidate_ids` and `candidates` exclude each other; pass one of them.")
+        scores = values = policy_hidden = hidden = found = None
+        if candidates is not None or candidate_ids is not None:
+            policy_hidden = self._policy_hidden(input_ids, attention_mask, self.policy_adapter)
         if response_mask is None:
-            scores = self._token_scores(input_ids, attention_mask, num_tokens, ref_logps)
+            reads_policy = self.value_model is None and not self.has_value_adapter
+            if policy_hidden is not None and reads_policy:
+                hidden = policy_hidden.detach()
+            else:
+                hidden = self._value_hidden(input_ids, attention_mask)
+            scores = self._token_scores(hidden, input_ids, attention_mask, num_tokens, ref_logps)
         elif self.sequence_value is not None:
             values = self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
-        if candidate_ids is None:
+        if policy_hidden is None:
             return VGFModelOutput(scores, sequence_values=values)
-        hidden = self._policy_hidden(input_ids, attention_mask, self.policy_adapter)
-        logps = project_hidden(self.policy, hidden[:, -num_tokens - 1 : -1]).log_softmax(dim=-1)
-        return VGFModelOutput(scores, logps.gather(-1, candidate_ids), values)
+        if candidates is not None:
+            clean = None if hidden is None or drops(self) else hidden.detach()
+            found = self._candidates(input_ids, attention_mask, num_tokens, *candidates, clean)
+            candidate_ids = found.ids
+        states = policy_hidden[:, -num_tokens - 1 : -1]
+        return VGFModelOutput(scores, chosen_logps(self.policy, states, candidate_ids), values, found)
 
     @torch.no_grad()
     def score(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> VGFScore:
@@ -367,7 +391,8 @@ class VGFModel(nn.Module, PushToHubMixin):
         Returns:
             A `VGFScore`.
         """
-        scores = self._token_scores(input_ids, attention_mask, completion_mask.shape[1], None)
+        hidden = self._value_hidden(input_ids, attention_mask)
+        scores = self._token_scores(hidden, input_ids, attention_mask, completion_mask.shape[1], None)
         return VGFScore(self.value.sequence_values(scores, completion_mask), scores)
 
     @torch.no_grad()
@@ -389,16 +414,39 @@ class VGFModel(nn.Module, PushToHubMixin):
         Raises:
             ValueError: For a state value, which cannot tell candidates apart.
         """
+        return self._candidates(input_ids, attention_mask, num_tokens, top_k, min_prob)
+
+    @torch.no_grad()
+    def _candidates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_tokens: int,
+        top_k: int,
+        min_prob: float,
+        hidden: Tensor | None = None,
+    ) -> Candidates:
+        """`candidate_values`, given the value's features `[B, P + T, D]` where they are known."""
         if isinstance(self.value, StateValue):
             raise ValueError("A v_head value does not rank candidate tokens; use log_ratio, bilinear or vocab.")
-        states = slice(-num_tokens - 1, -1)
-        ref_hidden = self._ref_hidden(input_ids, attention_mask)[:, states]
+        with evaluating(self) if drops(self) else nullcontext():  # targets have no dropout
+            ref_hidden = self._ref_hidden(input_ids, attention_mask)
+            hidden = self._value_hidden(input_ids, attention_mask) if hidden is None else hidden
+        ref, own = (states[:, -num_tokens - 1 : -1].flatten(0, 1) for states in (ref_hidden, hidden))
+        parts = [
+            self._candidates_of(*pair, top_k, min_prob)
+            for pair in zip(ref.split(STATES_AT_A_TIME), own.split(STATES_AT_A_TIME), strict=True)
+        ]
+        shape = (input_ids.shape[0], num_tokens, -1)
+        return Candidates(*(torch.cat(tensors).view(shape) for tensors in zip(*parts, strict=True)))
+
+    def _candidates_of(self, ref_hidden: Tensor, hidden: Tensor, top_k: int, min_prob: float) -> tuple[Tensor, ...]:
+        """The fields of `Candidates` `[S, K]` for states `[S, D]`."""
         ref_logits = project_hidden(self.ref_model if self.ref_model is not None else self.policy, ref_hidden)
         ids, mask = candidate_set(ref_logits, top_k=top_k, min_prob=min_prob)
-        hidden = self._value_hidden(input_ids, attention_mask)[:, states]
         value_logits = project_hidden(self.value_model or self.policy, hidden) if self.value.needs_logits else None
         features = StateFeatures(hidden, output_weight(self.policy), value_logits, ref_logits)
-        return Candidates(ids, mask, ref_logits.log_softmax(-1).gather(-1, ids), self.value.q_values(features, ids))
+        return ids, mask, ref_logits.log_softmax(-1).gather(-1, ids), self.value.q_values(features, ids)
 
     # Generation and artefacts: the layers above implement them
 
@@ -422,7 +470,3 @@ class VGFModel(nn.Module, PushToHubMixin):
         from vgf_llm.models.saving import load_vgf_model
 
         return load_vgf_model(pretrained_model_name_or_path, **kwargs)
-
-
-def _token_logps(logits: Tensor, tokens: Tensor) -> Tensor:
-    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)

@@ -6,13 +6,11 @@ same in every micro-batch (`num_groups`), so that neither the split into accumul
 changes it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vgf_llm.functional import (
     bernoulli_value_loss,
@@ -58,17 +56,6 @@ def sequences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return input_ids, attention_mask, mask
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switches a model to evaluation mode, without dropout, for as long as the context lasts."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 @torch.no_grad()
 def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transported:
     """Transports the next-token distributions at every state of a batch.
@@ -82,10 +69,23 @@ def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transport
         The transported distributions and what they spent.
     """
     input_ids, attention_mask, mask = sequences(batch)
-    with evaluating(model):
-        candidates = model.candidate_values(
-            input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
-        )
+    candidates = model.candidate_values(
+        input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
+    )
+    return transport_candidates(candidates, args)
+
+
+@torch.no_grad()
+def transport_candidates(candidates: Candidates, args: VGFConfig) -> Transported:
+    """Transports the next-token distributions of known candidates.
+
+    Args:
+        candidates: Candidates with reference log-probabilities and potentials.
+        args: Step size, number of steps, metric and KL cap.
+
+    Returns:
+        The transported distributions and what they spent.
+    """
     logits = simplex_flow(
         candidates.logits,
         candidates.q_values,

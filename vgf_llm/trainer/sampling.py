@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from vgf_llm._compat import _BaseTrainer, profiling_decorator
 from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
+from vgf_llm.models.backbones import evaluating
 from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.metrics import MetricLog
-from vgf_llm.trainer.objective import Batch, evaluating, mean_over_rows, sequences, transport_batch
+from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
 from vgf_llm.trainer.preferences import pair_rollout
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine

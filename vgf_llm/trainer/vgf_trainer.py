@@ -26,7 +26,15 @@ from vgf_llm.trainer.checkpoint import CheckpointMixin
 from vgf_llm.trainer.dataloaders import DataLoaderMixin
 from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
 from vgf_llm.trainer.metrics import MetricLog, logger
-from vgf_llm.trainer.objective import Batch, mean_over_rows, policy_loss, sequences, transport_batch, value_loss
+from vgf_llm.trainer.objective import (
+    Batch,
+    mean_over_rows,
+    policy_loss,
+    sequences,
+    transport_batch,
+    transport_candidates,
+    value_loss,
+)
 from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred
 from vgf_llm.trainer.reward_checks import RewardFunc
 from vgf_llm.trainer.rewards import RewardRunner
@@ -280,18 +288,19 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
             return sequence_losses(model, self.vgf_model, batch, kind, args)
         input_ids, attention_mask, mask = sequences(batch)
-        moved = targets = None
-        if args.distill_coef > 0 or (args.value_coef > 0 and args.td_lambda < 1):
+        distil, targets = args.distill_coef > 0, None
+        if not distil and args.value_coef > 0 and args.td_lambda < 1:
             with self.generation_context():  # before the forward whose graph a gathering would disturb
                 targets = transport_batch(self.vgf_model, batch, args)
-            moved = targets if args.distill_coef > 0 else None
         output = model(
             input_ids,
             attention_mask,
             mask.shape[1],
             ref_logps=batch.get("ref_logps"),
-            candidate_ids=None if moved is None else moved.candidates.ids,
+            candidates=(args.top_k_candidates, args.min_candidate_prob) if distil else None,
         )
+        moved = transport_candidates(output.candidates, args) if distil else None
+        targets = targets if moved is None else moved
         loss = torch.zeros((), device=input_ids.device)
         measured = {}
         if args.value_coef > 0:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vgf_llm.functional import flow_direction, median_bandwidth, transport
+from vgf_llm.functional import flow_direction, kernels, median_bandwidth, transport
 
 
 def paper_direction(particles, score, alpha, bandwidth, repulsion):
@@ -78,6 +78,57 @@ def test_direction_ignores_a_common_offset():
     near = flow_direction(particles, score, bandwidth=1.0)
     far = flow_direction(particles + 2.0**16, score, bandwidth=1.0)
     torch.testing.assert_close(near, far, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 12, 35, 40])  # 1, 2, 7 and 8 of the 9 columns at a time
+@pytest.mark.parametrize("repulsion", [True, False])
+def test_tiles_change_nothing(tile, repulsion, monkeypatch):
+    particles, score = torch.randn(2, 3, 5, 9, dtype=torch.float64) * torch.logspace(-1, 1, 9), torch.randn(2, 3, 5, 9)
+    score = score.double()
+    arguments = {"alpha": 0.7, "repulsion": repulsion}
+    whole = flow_direction(particles, score, **arguments)
+    monkeypatch.setitem(kernels._TILES, "cpu", tile)
+    torch.testing.assert_close(flow_direction(particles, score, **arguments), whole, rtol=0, atol=1e-13)
+    torch.testing.assert_close(flow_direction(particles.mT.contiguous().mT, score, **arguments), whole)
+    bandwidth = torch.rand(2, 3, dtype=torch.float64) + 0.5
+    given = flow_direction(particles, score, bandwidth=bandwidth, **arguments)
+    monkeypatch.undo()
+    torch.testing.assert_close(given, flow_direction(particles, score, bandwidth=bandwidth, **arguments))
+
+
+@pytest.mark.parametrize("tile", [4, 2**17])
+def test_tiles_find_what_is_not_finite(tile, monkeypatch):
+    monkeypatch.setitem(kernels._TILES, "cpu", tile)
+    good = torch.randn(2, 4, 6)
+    for bad in (math.nan, math.inf, -math.inf):
+        broken = good.clone()
+        broken[1, 2, 5] = bad
+        with pytest.raises(ValueError, match="particles must be finite, but 1 of"):
+            flow_direction(broken, good)
+        with pytest.raises(ValueError, match="score must be finite, but 1 of"):
+            flow_direction(good, broken)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_the_float32_result_rounded(dtype, monkeypatch):
+    particles, score = torch.randn(2, 4, 6).to(dtype), torch.randn(2, 4, 6).to(dtype)
+    expected = flow_direction(particles.float(), score.float(), bandwidth=1.5).to(dtype)
+    assert torch.equal(flow_direction(particles, score, bandwidth=1.5), expected)
+    monkeypatch.setitem(kernels._TILES, "cpu", 8)
+    torch.testing.assert_close(flow_direction(particles, score, bandwidth=1.5), expected)
+
+
+def test_the_direction_is_differentiable_as_ever():
+    particles = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    score = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda u, s: flow_direction(u, s, alpha=0.7, bandwidth=1.3), (particles, score))
+    tracked = flow_direction(particles, score)
+    torch.testing.assert_close(tracked, flow_direction(particles.detach(), score.detach()))
+
+
+def test_a_sum_that_overflows_is_no_fault():
+    large = torch.full((1, 8), 3e38)
+    assert torch.equal(flow_direction(torch.zeros(1, 8), large), large)
 
 
 def test_memory_has_no_pairwise_particle_tensor():

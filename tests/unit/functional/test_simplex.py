@@ -241,3 +241,30 @@ def test_candidate_set_raises_on_bad_numbers():
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="min_prob"):
             candidate_set(torch.zeros(3), top_k=1, min_prob=bad)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_short_way_is_the_long_way(alpha, dtype):
+    logits, q_values = torch.randn(6, 9, dtype=dtype), 3 * torch.randn(6, 9, dtype=dtype)
+    mask = torch.rand(6, 9) < 0.5
+    mask[:, 4] = True
+    arguments = {"step_size": 0.25, "num_steps": 3, "alpha": alpha}
+    for candidate_mask in (None, mask):
+        short = simplex_flow(logits, q_values, candidate_mask=candidate_mask, **arguments)
+        long = simplex_flow(logits, q_values, candidate_mask=candidate_mask, max_kl=1e3, **arguments)
+        torch.testing.assert_close(short, long)
+        assert short.dtype == dtype
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_the_short_way_finds_what_the_long_way_names(bad):
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    for candidate_mask in (None, mask):
+        for name in ("logits", "q_values"):
+            tensors = {"logits": torch.randn(2, 3), "q_values": torch.randn(2, 3)}
+            tensors[name][1, 0] = bad
+            with pytest.raises(ValueError, match=f"{name} must be finite"):
+                simplex_flow(**tensors, step_size=0.5, num_steps=2, candidate_mask=candidate_mask)
+    unread = torch.randn(2, 3).masked_fill(~mask, bad)
+    assert simplex_flow(unread, unread, step_size=0.5, num_steps=2, candidate_mask=mask)[mask].isfinite().all()

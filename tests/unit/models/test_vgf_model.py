@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.layouts import EOS, LAYOUTS, PAD, VOCAB, prompts, shake, tiny_model, vgf_model
 from vgf_llm.functional import candidate_set
 from vgf_llm.generation import mask_after_eos
-from vgf_llm.models import VGFModel, build_value
+from vgf_llm.models import VGFModel, build_value, language_model
+from vgf_llm.models.language_model import chosen_logps, output_width, project_hidden
 
 LOG_RATIO = {"parametrization": "log_ratio", "width": 16, "vocab_size": VOCAB}
 
@@ -204,6 +205,70 @@ def test_policy_logps_are_the_policys_with_its_adapter_and_carry_its_gradient() 
     torch.testing.assert_close(found, logits.log_softmax(-1).gather(-1, candidates), atol=1e-5, rtol=1e-4)
     found.sum().backward()
     assert all((p.grad is not None) == (".default." in name) for name, p in model.policy.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "backbone"), [("vocab", "policy"), ("bilinear", "lora"), ("log_ratio", "lora")]
+)
+def test_one_forward_for_distillation_gives_what_separate_ones_give(parametrization: str, backbone: str) -> None:
+    ids, mask, _ = responses()
+    model = vgf_model(lora_policy(), parametrization, backbone).eval()
+    model.set_trainable(value=True, policy=True)
+    separate = model.candidate_values(ids, mask, 4, top_k=5, min_prob=0.05)
+    expected = model(ids, mask, 4, candidate_ids=separate.ids)
+    calls = []
+    model.policy.get_base_model().base_model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    found = model(ids, mask, 4, candidates=(5, 0.05))
+    # the reference, the policy, and the value where it has an adapter, with log-ratios of the reference once more
+    gradients = {"vocab": [False, True], "bilinear": [False, True, True], "log_ratio": [False, False, True, True]}
+    assert sorted(calls) == gradients[parametrization]
+    for name in ("ids", "mask", "logits", "q_values"):
+        torch.testing.assert_close(getattr(found.candidates, name), getattr(separate, name))
+        assert not getattr(found.candidates, name).requires_grad
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.policy_logps, expected.policy_logps)
+    (gradients, wanted) = (
+        torch.autograd.grad(
+            out.policy_logps.sum() + out.scores.sum(), [p for p in model.parameters() if p.requires_grad]
+        )
+        for out in (found, expected)
+    )
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other)
+    with pytest.raises(ValueError, match="exclude each other"):
+        model(ids, mask, 4, candidates=(5, 0.05), candidate_ids=separate.ids)
+
+
+def test_features_with_dropout_are_not_the_targets() -> None:
+    ids, mask, _ = responses()
+    policy = tiny_model("llama")
+    policy.config.attention_dropout = 0.9
+    for layer in policy.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    model = vgf_model(policy, "vocab")
+    model.set_trainable(value=True, policy=True)
+    expected = model.eval().candidate_values(ids, mask, 4, top_k=5, min_prob=0.05)
+    found = model.train()(ids, mask, 4, candidates=(5, 0.05)).candidates
+    assert model.policy.training
+    torch.testing.assert_close(found.q_values, expected.q_values)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_log_probabilities_a_few_states_at_a_time_are_those_of_all(trains: bool, monkeypatch: Any) -> None:
+    policy = tiny_model("gemma2").requires_grad_(trains)  # its logits are capped
+    hidden = torch.randn(3, 5, output_width(policy), requires_grad=True)
+    ids = torch.randint(VOCAB, (3, 5, 2))
+    logits = project_hidden(policy, hidden)
+    expected = logits.log_softmax(dim=-1).gather(-1, ids)
+    weights = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weights).sum(), hidden)[0]
+    for count in (1, 4, 15, 256):
+        monkeypatch.setattr(language_model, "STATES_AT_A_TIME", count)
+        found = chosen_logps(policy, hidden, ids)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), hidden)[0], wanted)
+        with torch.no_grad():
+            torch.testing.assert_close(chosen_logps(policy, hidden, ids), expected)
 
 
 @pytest.mark.parametrize(
