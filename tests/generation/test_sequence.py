@@ -102,7 +102,13 @@ def test_decoding_without_a_tilt_reproduces_the_sample(space: str, rescore: bool
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"projection": "nearest", "step_size": 4.0}, {"relift": True}, {"rescore": False}]
+    "settings",
+    [
+        {},
+        {"projection": "nearest", "step_size": 4.0},
+        pytest.param({"relift": True}, marks=pytest.mark.slow),
+        pytest.param({"rescore": False}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_hand_made_value_is_raised_and_the_random_control_raises_it_less(space: str, settings: dict) -> None:
     model = sequence_model(value=token_value())

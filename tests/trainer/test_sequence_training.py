@@ -31,7 +31,12 @@ def batch(rewards: list[list[float]]) -> dict:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"value_loss": "regression"}, {"value_ensemble_size": 3, "value_pooling": "last"}]
+    "settings",
+    [
+        {"value_ensemble_size": 3, "value_pooling": "last"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"value_loss": "regression"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_reward_is_learned_from_samples(tmp_path, settings: dict) -> None:
     run = tiny.trainer(tmp_path, **SEQUENCE, max_steps=30, learning_rate=3e-3, **settings)
@@ -64,8 +69,8 @@ def test_preference_pairs_need_no_samples(tmp_path, monkeypatch: pytest.MonkeyPa
 
 
 CHAT = (
-    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{% if m['role'] == 'assistant' %} </s>{% endif %}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{{ ' </s>' if m['role'] == 'assistant' }}{{ '\\n' }}"
+    "{% endfor %}{{ 'assistant ' if add_generation_prompt }}"
 )
 
 
@@ -108,12 +113,18 @@ def test_conversations_go_through_the_chat_template(tmp_path, implicit: bool, st
 
 def test_texts_without_a_prompt_are_split_where_they_differ(tmp_path) -> None:
     rows = tiny.pairs(12).to_list()
-    joined = [{name: f"{row['prompt']} w0 {row[name]}" for name in ("chosen", "rejected")} for row in rows]
+    # TRL splits where the first character differs; all words but the unknown one begin with the same.
+    joined = [{"chosen": f"{row['prompt']} {row['chosen']}", "rejected": f"{row['prompt']} <unk>"} for row in rows]
     run = tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(joined), **PAIRS)
     run.train()
-    found = [[[*prompt, *ids] for ids in pair] for prompt, pair in groups_of(run).items()]
-    expected = [[[*run._tokenizer(row[n])["input_ids"], tiny.EOS] for n in ("chosen", "rejected")] for row in joined]
-    assert len(found) == 4 and all(pair in expected[:4] for pair in found)
+    tokenize = tiny.tokenizer()
+    assert groups_of(run) == {
+        tuple(tokenize(row["prompt"])["input_ids"]): [
+            [*tokenize(row["chosen"])["input_ids"], tiny.EOS],
+            [tokenize.unk_token_id, tiny.EOS],
+        ]
+        for row in rows[:4]
+    }
     apart = Dataset.from_dict({"chosen": ["w1 w2"], "rejected": ["v1 w2"]})
     with pytest.raises(ValueError, match="nothing in common"):
         tiny.trainer(tmp_path, None, train_dataset=apart, **PAIRS)
