@@ -15,7 +15,7 @@ from tests.distributed.train_cases import CASES
 # The compilation counts as the first test's.
 pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.timeout(900)]
 # ZeRO-3 is where everything differs; ZeRO-2 shows that optimiser and gradients may be sharded too.
-QUICK = {"zero2": ["distilled_lora"], "zero3": ["log_ratio", "bilinear", "from_disk"]}
+QUICK = {"zero2": ["distilled_lora"], "zero3": ["log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs"]}
 OTHERS = {"zero3": ["gathers"]}
 
 
@@ -40,9 +40,11 @@ def test_zero_does_what_one_process_does(quick, backend, case):
     check_same_training(quick["one"], quick[backend], case, zero_stage=int(backend[-1]))
 
 
-@pytest.mark.parametrize("backend", QUICK)
-def test_zero_resumes_as_if_uninterrupted(quick, backend):
-    check_resumed(quick[backend], QUICK[backend][0])
+@pytest.mark.parametrize(
+    ("backend", "case"), [*((backend, QUICK[backend][0]) for backend in QUICK), ("zero3", "sequence")]
+)
+def test_zero_resumes_as_if_uninterrupted(quick, backend, case):
+    check_resumed(quick[backend], case)
 
 
 def test_the_saved_policy_is_consolidated(quick):

@@ -13,7 +13,7 @@ from tests.distributed.train_cases import CASES
 
 pytestmark = pytest.mark.distributed
 NAMES = [name for name in CASES if name != "from_disk"]
-LABELS = [*NAMES, "log_ratio-resumed"]
+LABELS = [*NAMES, "log_ratio-resumed", "sequence-resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,9 @@ def test_training_moved_the_weights(folders):
     assert max(float((first[name] - last[name]).abs().max()) for name in first) > 1e-3
 
 
-def test_two_processes_resume_as_if_uninterrupted(folders):
-    check_resumed(folders[1], "log_ratio")
+@pytest.mark.parametrize("case", ["log_ratio", "sequence"])
+def test_two_processes_resume_as_if_uninterrupted(folders, case):
+    check_resumed(folders[1], case)
 
 
 def test_only_what_trains_has_optimiser_state(folders):

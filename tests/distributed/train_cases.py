@@ -39,6 +39,21 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # distillation: all weights, and LoRA
     "distilled": (16, {"distill_coef": 1.0, "value_backbone": "copy", "gradient_checkpointing": True}),
     "distilled_lora": (16, {"distill_coef": 1.0, "peft_config": LORA}),
+    # values of whole responses: an ensemble on samples, and preference pairs, which need none
+    "sequence": (16, {"value_parametrization": "sequence", "value_backbone": "copy", "value_ensemble_size": 2}),
+    "sequence_pairs": (
+        8,
+        {
+            "value_parametrization": "sequence",
+            "value_backbone": "copy",
+            "reward_funcs": None,
+            "train_dataset": "pairs",
+            "rollout_func": None,
+            "num_generations": 2,
+            "replay_ratio": 0.5,
+            "model": "saved",
+        },
+    ),
     # Evaluation with one prompt at a time, so that one of two processes has none.
     "evaluated": (
         8,
@@ -52,6 +67,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
 }
 STEPS = 5
+RESUMED = ("sequence",)
 
 
 def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> VGFTrainer:
@@ -59,8 +75,9 @@ def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> V
     total, settings = CASES[name]
     if settings.get("model") == "saved":
         settings = {**settings, "model": str(directory / "base")}  # written before the processes start
-    return tiny.trainer(
-        directory / name,
+    if settings.get("train_dataset") == "pairs":
+        settings = {**settings, "train_dataset": tiny.pairs()}
+    defaults: dict[str, Any] = dict(
         rollout_func=tiny.fixed_rollout,
         eval_dataset=tiny.prompts(6) if "eval_steps" in settings else None,
         per_device_train_batch_size=total // num_processes,
@@ -72,8 +89,8 @@ def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> V
         max_steps=STEPS,
         save_strategy="steps",
         save_steps=3,
-        **{**settings, **overrides},
     )
+    return tiny.trainer(directory / name, **{**defaults, **settings, **overrides})
 
 
 def write(run: VGFTrainer, directory: Path, label: str, **extra: Any) -> None:
@@ -213,7 +230,7 @@ OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "killed": killed}
 
 
 def main() -> None:
-    """Runs the named cases, and the first of them again from its checkpoint."""
+    """Runs the named cases, and some of them again from their checkpoints: the first, and those in `RESUMED`."""
     directory, num_processes, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or list(CASES)
     torch.set_num_threads(1)
     for name in names:
@@ -223,14 +240,12 @@ def main() -> None:
             train(name, directory, num_processes)
     if names[0] in OTHERS:
         return
-    last = directory / names[0] / f"checkpoint-{STEPS}"
-    if num_processes > 1:
-        if int(torch.distributed.get_rank()) == 0:
-            last.rename(directory / names[0] / "set-aside")
-        torch.distributed.barrier()
-    else:
-        last.rename(directory / names[0] / "set-aside")
-    train(names[0], directory, num_processes, resume=True)
+    for name in dict.fromkeys([names[0], *(name for name in RESUMED if name in names)]):
+        if num_processes == 1 or int(torch.distributed.get_rank()) == 0:
+            (directory / name / f"checkpoint-{STEPS}").rename(directory / name / "set-aside")
+        if num_processes > 1:
+            torch.distributed.barrier()
+        train(name, directory, num_processes, resume=True)
     if num_processes > 1:
         torch.distributed.destroy_process_group()
 

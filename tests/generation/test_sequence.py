@@ -102,7 +102,13 @@ def test_decoding_without_a_tilt_reproduces_the_sample(space: str, rescore: bool
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"projection": "nearest", "step_size": 4.0}, {"relift": True}, {"rescore": False}]
+    "settings",
+    [
+        {},
+        {"projection": "nearest", "step_size": 4.0},
+        pytest.param({"relift": True}, marks=pytest.mark.slow),
+        pytest.param({"rescore": False}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_hand_made_value_is_raised_and_the_random_control_raises_it_less(space: str, settings: dict) -> None:
     model = sequence_model(value=token_value())
@@ -216,6 +222,27 @@ def test_blocks_steer_while_writing(space: str, alpha: float | None) -> None:
         torch.testing.assert_close(out.values.flatten(), torch.stack(expected))
     assert blocks.values.max(dim=-1).values.mean() > whole.values.mean()
     assert moved.values.mean() > whole.values.mean() + 0.1
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"block_size": 4, "alpha": 0.5}, {"control": "swaps", "block_size": 4}, {"relift": True}]
+)
+def test_the_value_reads_a_prompt_once(space: str, settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sequence_model()
+    read, rows = SequenceValue.read_prefix, []
+
+    def counted(value: SequenceValue, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        rows.append(len(input_ids))
+        return read(value, input_ids, attention_mask)
+
+    monkeypatch.setattr(SequenceValue, "read_prefix", counted)
+    kept = run(model, space=space, **{**STRONG[space], **settings})
+    assert rows == [3] if "block_size" not in settings else rows[0] == 3 and len(rows) == 2  # once per prompt or block
+    monkeypatch.setattr(SequenceValue, "read_prefix", lambda *args: None)
+    anew = run(model, space=space, **{**STRONG[space], **settings})
+    assert texts(kept) == texts(anew) and kept.value_calls == anew.value_calls
+    torch.testing.assert_close(kept.values, anew.values, rtol=1e-4, atol=1e-5)
 
 
 def test_one_block_is_the_whole_response() -> None:

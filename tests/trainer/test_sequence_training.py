@@ -15,18 +15,6 @@ from vgf_llm.trainer.sequence_objective import best_response_loss, bootstrap_wei
 SEQUENCE = {"value_parametrization": "sequence", "value_backbone": "copy", "transport_steps": 2, "step_size": 0.5}
 
 
-def pairs(count: int = 40) -> Dataset:
-    """The chosen response is of high tokens, the rejected one of low ones, of any length."""
-    generator = torch.Generator().manual_seed(0)
-    rows: dict[str, list[str]] = {"prompt": tiny.prompts(count)["prompt"], "chosen": [], "rejected": []}
-    for _ in range(count):
-        for name, low, high in (("chosen", tiny.HIGH, tiny.VOCAB), ("rejected", 4, tiny.HIGH)):
-            length = int(torch.randint(2, 5, (), generator=generator))
-            tokens = torch.randint(low, high, (length,), generator=generator).tolist()
-            rows[name].append(" ".join(f"w{token - 4}" for token in tokens))
-    return Dataset.from_dict(rows)
-
-
 def batch(rewards: list[list[float]]) -> dict:
     """Groups with prompts of their own."""
     values = torch.tensor(rewards)
@@ -43,7 +31,12 @@ def batch(rewards: list[list[float]]) -> dict:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"value_loss": "regression"}, {"value_ensemble_size": 3, "value_pooling": "last"}]
+    "settings",
+    [
+        {"value_ensemble_size": 3, "value_pooling": "last"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"value_loss": "regression"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_reward_is_learned_from_samples(tmp_path, settings: dict) -> None:
     run = tiny.trainer(tmp_path, **SEQUENCE, max_steps=30, learning_rate=3e-3, **settings)
@@ -60,8 +53,8 @@ def test_preference_pairs_need_no_samples(tmp_path, monkeypatch: pytest.MonkeyPa
     run = tiny.trainer(
         tmp_path,
         None,
-        train_dataset=pairs(),
-        eval_dataset=pairs(8),
+        train_dataset=tiny.pairs(),
+        eval_dataset=tiny.pairs(8),
         **{**SEQUENCE, "num_generations": 2, "max_steps": 12, "learning_rate": 3e-3},
         eval_strategy="steps",
         eval_steps=12,
@@ -73,6 +66,89 @@ def test_preference_pairs_need_no_samples(tmp_path, monkeypatch: pytest.MonkeyPa
     assert group.rewards.tolist() == [1.0, 0.0]
     chosen = [token for token in group.completion_ids[0].tolist() if token != tiny.EOS]
     assert chosen and min(chosen) >= tiny.HIGH and group.completion_ids[0][-1] == tiny.EOS
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{{ ' </s>' if m['role'] == 'assistant' }}{{ '\\n' }}"
+    "{% endfor %}{{ 'assistant ' if add_generation_prompt }}"
+)
+
+
+def conversations(count: int = 12) -> Dataset:
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    rows = tiny.pairs(count).to_list()
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return Dataset.from_list([{name: turn(roles[name], row[name]) for name in roles} for row in rows])
+
+
+def groups_of(run) -> dict[tuple[int, ...], list[list[int]]]:
+    return {tuple(g.prompt_ids.tolist()): [ids.tolist() for ids in g.completion_ids] for g in run.rounds.fresh}
+
+
+PAIRS = {**SEQUENCE, "num_generations": 2, "max_steps": 1, "shuffle_dataset": False}
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_conversations_go_through_the_chat_template(tmp_path, implicit: bool, streamed: bool) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT
+    dataset = rows = conversations()
+    if implicit:
+        dataset = dataset.map(
+            lambda row: {name: row["prompt"] + row[name] for name in ("chosen", "rejected")}, remove_columns="prompt"
+        )
+    dataset = dataset.to_iterable_dataset() if streamed else dataset
+    run = tiny.trainer(tmp_path, None, train_dataset=dataset, processing_class=tokenizer, **PAIRS)
+    run.train()
+    found = groups_of(run)
+    assert len(found) == 4
+    for row in rows.to_list()[:4]:
+        prompt = tokenizer(f"user {row['prompt'][0]['content']}\nassistant ")["input_ids"]
+        expected = [tokenizer(f"{row[name][0]['content']} </s>")["input_ids"] for name in ("chosen", "rejected")]
+        assert found[tuple(prompt)] == expected  # one end, and without the line break after it
+
+
+def test_texts_without_a_prompt_are_split_where_they_differ(tmp_path) -> None:
+    rows = tiny.pairs(12).to_list()
+    # TRL splits where the first character differs; all words but the unknown one begin with the same.
+    joined = [{"chosen": f"{row['prompt']} {row['chosen']}", "rejected": f"{row['prompt']} <unk>"} for row in rows]
+    run = tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(joined), **PAIRS)
+    run.train()
+    tokenize = tiny.tokenizer()
+    assert groups_of(run) == {
+        tuple(tokenize(row["prompt"])["input_ids"]): [
+            [*tokenize(row["chosen"])["input_ids"], tiny.EOS],
+            [tokenize.unk_token_id, tiny.EOS],
+        ]
+        for row in rows[:4]
+    }
+    apart = Dataset.from_dict({"chosen": ["w1 w2"], "rejected": ["v1 w2"]})
+    with pytest.raises(ValueError, match="nothing in common"):
+        tiny.trainer(tmp_path, None, train_dataset=apart, **PAIRS)
+
+
+def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = tiny.pairs(12).to_list()
+    rows[1]["chosen"] = " ".join(["w20"] * 6)  # with its end 7 tokens
+    rows[2]["rejected"] = " ".join(["w2"] * 5)  # 6 tokens fit
+    rows[3]["prompt"] = " ".join(["w3"] * 59)  # beside 6 tokens 58 fit into the context
+    with caplog.at_level("WARNING"):
+        run = tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(rows), **PAIRS)
+    assert "2 of the 12 pairs of `train_dataset`" in caplog.text and "`max_completion_length` (6)" in caplog.text
+    assert [len(ids) for ids in run.train_dataset["rejected_ids"]].count(6) == 1
+    assert len(run.train_dataset) == 10 and max(map(len, run.train_dataset["chosen_ids"])) <= 6
+    run.train()
+    caplog.clear()
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    streamed = tiny.trainer(tmp_path, None, train_dataset=stream, **PAIRS)
+    with caplog.at_level("WARNING"):
+        assert len(list(streamed.train_dataset)) == 10
+    assert caplog.text.count("`max_completion_length` (6)") == 1
+    with pytest.raises(ValueError, match=r"All 1 pairs.*max_completion_length"):
+        tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(rows[1:2]), **PAIRS)
 
 
 def test_the_trained_value_moves_responses_and_is_saved(tmp_path) -> None:
@@ -177,15 +253,17 @@ def test_bad_settings_are_named(tmp_path, settings: dict, message: str) -> None:
 
 def test_bad_pairs_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="num_generations"):
-        tiny.trainer(tmp_path, None, train_dataset=pairs(), **SEQUENCE)
+        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), **SEQUENCE)
     two = {**SEQUENCE, "num_generations": 2}
     with pytest.raises(ValueError, match="eval_dataset"):
-        tiny.trainer(tmp_path, None, train_dataset=pairs(), eval_dataset=tiny.prompts(4), **two)
+        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), eval_dataset=tiny.prompts(4), **two)
     with pytest.raises(ValueError, match="read and not sampled"):
-        tiny.trainer(tmp_path, None, train_dataset=pairs(), **two, rollout_transport_steps=1)
-    empty = pairs(8).map(lambda row: {"chosen": ""})
+        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), **two, rollout_transport_steps=1)
+    empty = tiny.pairs(8).map(lambda row: {"chosen": ""})
     with pytest.raises(ValueError, match="empty response"):
-        tiny.trainer(tmp_path, None, train_dataset=empty, **two).train()
+        tiny.trainer(tmp_path, None, train_dataset=empty, **two)
+    with pytest.raises(ValueError, match="chat template"):
+        tiny.trainer(tmp_path, None, train_dataset=conversations(), **two)
     with pytest.raises(ValueError, match="vocabulary"):
         other = tmp_path / "other"
         tiny.llama(vocab_size=40).save_pretrained(other)

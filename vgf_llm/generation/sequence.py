@@ -87,6 +87,7 @@ class SequenceTransport:
         if self.transport.transport_steps == 0 or not bool(start.mask.any()):
             pass
         elif self.space is None:
+            self.scorer.read(prefix, self.transport.num_particles)
             best = self._swap(prefix, best, offset)
         else:
             best = self._flow(self.space, prefix, best, max_new_tokens, offset)
@@ -155,6 +156,7 @@ class SequenceTransport:
             frozen=self.decoder.ends(text.tokens),
             num_particles=self.transport.num_particles,
             candidates=self.decoder.candidates(prefix, text, offset) if chooses else None,
+            prefix=self.scorer.read(prefix, self.transport.num_particles),
         )
 
     def _project(

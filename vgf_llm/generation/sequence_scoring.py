@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vgf_llm.generation.sequence_decoding import Prefix, Text
-from vgf_llm.models.sequence_value import DifferentiableValue
+from vgf_llm.models.sequence_value import DifferentiableValue, ReadPrefix
 from vgf_llm.spaces.sequence import check_values
 
 # Maps B prompts and B responses, as token ids, to B rewards.
@@ -26,6 +26,29 @@ class TextScorer:
         self.value = value
         self.lower_bound_coef = lower_bound_coef
         self.calls = 0
+        self._read: tuple[Prefix, ReadPrefix | None] | None = None
+
+    def read(self, prefix: Prefix, num_particles: int) -> ReadPrefix | None:
+        """Lets the value read a prefix once for all texts that follow it.
+
+        Args:
+            prefix: R = B * N rows.
+            num_particles: N; of N equal rows one is read.
+
+        Returns:
+            What the value keeps, or `None`.
+        """
+        if self._read is not None and self._read[0] is prefix:
+            return self._read[1]
+        found = None
+        if isinstance(self.value, DifferentiableValue):
+            rows = torch.cat([prefix.ids, prefix.mask], dim=1).view(-1, num_particles, 2 * prefix.ids.shape[1])
+            every = num_particles if bool((rows == rows[:, :1]).all()) else 1
+            found = self.value.read_prefix(prefix.ids[::every], prefix.mask[::every])
+            if found is not None and every > 1:
+                found = found.repeat_interleave(every)
+        self._read = (prefix, found)
+        return found
 
     def lower_bound(self, values: Tensor) -> Tensor:
         """Reduces the members' values `[R, H]` to `[R]`."""
@@ -40,12 +63,14 @@ class TextScorer:
         """
         self.calls += 1
         grown = text.mask.to(prefix.mask.dtype)
-        ids = torch.cat([prefix.ids, text.tokens], dim=1)
         response = torch.cat([prefix.response, grown], dim=1)
         mask = torch.cat([prefix.mask, grown], dim=1)
         if isinstance(self.value, DifferentiableValue):
-            values = self.lower_bound(self.value.from_ids(ids, mask, response))
+            read = self._read[1] if self._read is not None and self._read[0] is prefix else None
+            ids = text.tokens if read is not None else torch.cat([prefix.ids, text.tokens], dim=1)
+            values = self.lower_bound(self.value.from_ids(ids, mask, response, read))
         else:
+            ids = torch.cat([prefix.ids, text.tokens], dim=1)
             prompts, responses = _rows(ids, mask * (1 - response)), _rows(ids, response)
             values = torch.as_tensor(self.value(prompts, responses), dtype=torch.float32, device=ids.device)
             if values.shape != ids.shape[:1]:

@@ -5,8 +5,10 @@ Sequence-level transport moves the token-embedding matrix of a response along th
 reads prompt and response together and returns one number per ensemble member.
 """
 
+import copy
 import json
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask
+from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, weight_shape
 from vgf_llm.models.tensor_files import atomic_save_file, load_tensors
 
 HEAD_NAME = "sequence_head.safetensors"
@@ -24,6 +27,25 @@ CONFIG_NAME = "sequence_value.json"
 POOLINGS = ("last", "mean")
 
 Pooling = Literal["last", "mean"]
+
+
+@dataclass(frozen=True)
+class ReadPrefix:
+    """What a value keeps of the P tokens before those that move, so that it does not read them again.
+
+    Attributes:
+        cache: The backbone's keys and values, of R rows; not changed by those who read on.
+        scores: `[R, P, H]`, the scores of the tokens, some of which may belong to the response.
+    """
+
+    cache: DynamicCache
+    scores: Tensor
+
+    def repeat_interleave(self, repeats: int) -> "ReadPrefix":
+        """Returns every row `repeats` times in succession."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(repeats)
+        return ReadPrefix(cache, self.scores.repeat_interleave(repeats, dim=0))
 
 
 class DifferentiableValue(nn.Module, ABC):
@@ -61,9 +83,20 @@ class DifferentiableValue(nn.Module, ABC):
         """Returns the embeddings `[..., D]` of tokens `[...]`."""
         return F.embedding(input_ids, self.embedding)
 
-    def from_ids(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-        """Values token ids `[R, S]`; returns `[R, H]`."""
-        return self(self.embed(input_ids), attention_mask, response_mask)
+    def read_prefix(self, input_ids: Tensor, attention_mask: Tensor) -> ReadPrefix | None:
+        """Reads what stands before the tokens that move, once for all steps; see `SequenceValue.read_prefix`.
+
+        Returns:
+            `None`, which makes every call read everything. A value that returns more takes it as the fourth argument
+            of `forward`.
+        """
+        return None
+
+    def from_ids(
+        self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, prefix: ReadPrefix | None = None
+    ) -> Tensor:
+        """Values token ids `[R, S]`, or `[R, T]` behind a `prefix` that was read; returns `[R, H]`."""
+        return self(self.embed(input_ids), attention_mask, response_mask, *(() if prefix is None else (prefix,)))
 
     @staticmethod
     def mean(values: Tensor) -> Tensor:
@@ -165,7 +198,7 @@ class SequenceValue(DifferentiableValue):
     @property
     def vocab_size(self) -> int:
         """V."""
-        return self.backbone.get_input_embeddings().weight.shape[0]
+        return weight_shape(self.backbone.get_input_embeddings().weight)[0]
 
     @property
     def max_length(self) -> int | None:
@@ -176,25 +209,76 @@ class SequenceValue(DifferentiableValue):
         """Returns the embeddings `[..., D]` of tokens `[...]`, as the backbone itself looks them up."""
         return self.backbone.get_input_embeddings()(input_ids)
 
-    def token_scores(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """Returns the members' scores `[R, S, H]` of every token, in float32."""
+    def token_scores(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Returns the members' scores of every token, in float32.
+
+        Args:
+            inputs_embeds: `[R, T, D]`.
+            attention_mask: `[R, P + T]`, with the P tokens in `cache`, or none.
+            cache: Keys and values of tokens before; those of the T tokens are added.
+
+        Returns:
+            `[R, T, H]`.
+        """
         kwargs = {}
         if accepts_argument(self.backbone, "position_ids"):
-            kwargs["position_ids"] = position_ids_from_mask(attention_mask)
+            kwargs["position_ids"] = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
+        if cache is not None:
+            kwargs["past_key_values"] = cache
         dtype = self.backbone.get_input_embeddings().weight.dtype
         hidden = self.backbone(
-            inputs_embeds=inputs_embeds.to(dtype), attention_mask=attention_mask, use_cache=False, **kwargs
+            inputs_embeds=inputs_embeds.to(dtype), attention_mask=attention_mask, use_cache=cache is not None, **kwargs
         ).last_hidden_state
         return self.head(hidden.to(self.head.weight.dtype)).float()
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+    @torch.no_grad()
+    def read_prefix(self, input_ids: Tensor, attention_mask: Tensor) -> ReadPrefix | None:
+        """Reads what stands before the tokens that move, once for all steps.
+
+        Args:
+            input_ids: `[R, P]`, padded on the left.
+            attention_mask: `[R, P]`.
+
+        Returns:
+            What `forward` reads on from; `None` in training mode, and for a backbone whose tokens see later ones or
+            that keeps anything but keys and values.
+        """
+        causal = [module.is_causal for module in self.backbone.modules() if hasattr(module, "is_causal")]
+        if self.training or not causal or not all(causal) or not accepts_argument(self.backbone, "past_key_values"):
+            return None
+        cache = DynamicCache(config=self.backbone.config.get_text_config(decoder=True))
+        if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+            return None
+        return ReadPrefix(cache, self.token_scores(self.embed(input_ids), attention_mask, cache))
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        prefix: ReadPrefix | None = None,
+    ) -> Tensor:
         """Values responses; see `DifferentiableValue.forward`.
+
+        Args:
+            inputs_embeds: `[R, S, D]`; with a prefix `[R, T, D]`, the last T of S = P + T tokens.
+            attention_mask: `[R, S]`.
+            response_mask: `[R, S]`.
+            prefix: What `read_prefix` returned for the first P tokens; gradients do not reach them.
+
+        Returns:
+            `[R, H]`.
 
         Raises:
             ValueError: If a response is empty or a sequence is longer than the backbone's context.
         """
         self._check(attention_mask, response_mask)
-        return pool_scores(self.token_scores(inputs_embeds, attention_mask), response_mask, self.pooling)
+        if prefix is None:
+            scores = self.token_scores(inputs_embeds, attention_mask)
+        else:
+            after = self.token_scores(inputs_embeds, attention_mask, copy.deepcopy(prefix.cache))
+            scores = torch.cat([prefix.scores, after], dim=1)
+        return pool_scores(scores, response_mask, self.pooling)
 
     def _check(self, attention_mask: Tensor, response_mask: Tensor) -> None:
         empty = ~response_mask.bool().any(dim=-1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vgf_llm.models.sequence_value import DifferentiableValue
+from vgf_llm.models.sequence_value import DifferentiableValue, ReadPrefix
 
 SEQUENCE_CONTROLS = (None, "random", "shuffled", "swaps")
 
@@ -47,6 +47,7 @@ class SequenceState:
         frozen: `[R, T]`, true where `nearest` keeps the text: tokens that end a response.
         num_particles: N; the rows of one prompt are consecutive.
         candidates: For spaces and projections that choose among the base's candidates.
+        prefix: The prefix as the value has read it, so that it is not read again; `None` where it cannot be kept.
     """
 
     prefix_embeds: Tensor
@@ -57,6 +58,7 @@ class SequenceState:
     frozen: Tensor
     num_particles: int = 1
     candidates: TextCandidates | None = None
+    prefix: ReadPrefix | None = None
 
     def needed_candidates(self) -> TextCandidates:
         """The candidates, for those who cannot do without."""
@@ -177,11 +179,12 @@ class SequenceSpace(ABC):
         """
         with torch.enable_grad():
             leaf = embeds.detach().requires_grad_()
-            values = self.value(
-                torch.cat([state.prefix_embeds.to(leaf.dtype), leaf], dim=1),
-                torch.cat([state.prefix_mask, state.mask.to(state.prefix_mask.dtype)], dim=1),
-                torch.cat([state.prefix_response, state.mask.to(state.prefix_response.dtype)], dim=1),
-            )
+            mask = torch.cat([state.prefix_mask, state.mask.to(state.prefix_mask.dtype)], dim=1)
+            response = torch.cat([state.prefix_response, state.mask.to(state.prefix_response.dtype)], dim=1)
+            if state.prefix is None:
+                values = self.value(torch.cat([state.prefix_embeds.to(leaf.dtype), leaf], dim=1), mask, response)
+            else:
+                values = self.value(leaf, mask, response, state.prefix)
             check_values(values)
             lower = self.value.lower_bound(values, self.lower_bound_coef)
             gradient = torch.autograd.grad(lower.sum(), leaf, allow_unused=True)[0] if lower.requires_grad else None

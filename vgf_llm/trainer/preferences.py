@@ -1,15 +1,26 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Preference pairs as rounds of training: a pair is a group of two responses with the rewards 1 and 0."""
+"""Preference pairs as rounds of training: a pair is a group of two responses with the rewards 1 and 0.
 
+Pairs come in TRL's preference formats, texts or conversations, with a prompt or with the one that both responses begin
+with. They are tokenized once, before training starts.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from trl import is_conversational
+from transformers import PreTrainedTokenizerBase
+from trl import apply_chat_template, is_conversational, maybe_extract_prompt
 
 from vgf_llm.trainer.rollout import Rollout
+from vgf_llm.trainer.validation import check_chat_template, tokenize_prompts
 
 if TYPE_CHECKING:
     from vgf_llm.trainer.rollout import RolloutEngine
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("chosen", "rejected")
 
@@ -55,41 +66,173 @@ def check_pairs(args: Any, rollout_func: Any, eval_dataset: Any) -> None:
         )
 
 
+def with_prompts(dataset: Any) -> Any:
+    """Gives pairs without a prompt the one that both responses begin with, as TRL does.
+
+    Args:
+        dataset: A dataset of pairs, or a dict of them; anything else is passed through.
+
+    Returns:
+        The dataset with the columns `prompt`, `chosen` and `rejected`.
+
+    Raises:
+        ValueError: If a response is empty, or two responses begin with nothing in common.
+
+    Example:
+        >>> pairs = Dataset.from_dict({"chosen": ["The sky is blue."], "rejected": ["The sky is green."]})
+        >>> with_prompts(pairs)[0]
+        {'chosen': ' blue.', 'rejected': ' green.', 'prompt': 'The sky is'}
+    """
+    if isinstance(dataset, Mapping):
+        return {name: with_prompts(part) for name, part in dataset.items()}
+    return dataset.map(_with_prompt) if has_pairs(dataset) else dataset
+
+
+def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    pair = {name: row[name] for name in ("prompt", *COLUMNS) if row.get(name) is not None}
+    for name in COLUMNS:
+        response = pair.get(name)
+        if isinstance(response, str) and is_conversational({"prompt": pair.get("prompt")}):
+            response = pair[name] = [{"role": "assistant", "content": response}]
+        texts = [message.get("content") for message in response] if isinstance(response, list) else [response]
+        if not any(texts):
+            raise ValueError(
+                f"A preference pair of the dataset has an empty response, `{name}` (prompt "
+                f"{str(pair.get('prompt'))[:80]!r}); it has no value. Filter such pairs out."
+            )
+    pair = maybe_extract_prompt(pair)
+    if not pair["prompt"]:
+        raise ValueError(
+            f"A preference pair has no prompt and its responses begin with nothing in common: {str(pair)[:200]}. Add a "
+            "column `prompt`, or filter such pairs out."
+        )
+    return pair
+
+
+def tokenized_pairs(
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    eos_token_ids: Collection[int],
+    max_completion_length: int | None,
+    max_prompt_length: int | None,
+    chat_template_kwargs: dict[str, Any],
+    name: str = "train_dataset",
+) -> Any:
+    """Adds the columns `prompt_ids`, `chosen_ids` and `rejected_ids`, and leaves out pairs that are too long.
+
+    Args:
+        dataset: What `with_prompts` returned.
+        tokenizer: The policy's tokenizer; conversations go through its chat template.
+        eos_token_ids: Tokens that end a response; one is added where a response has none.
+        max_completion_length: The longest response, in tokens.
+        max_prompt_length: The longest prompt.
+        chat_template_kwargs: Further arguments of the chat template.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The dataset. What was left out is counted in a warning; of a stream the first such pair is told.
+
+    Raises:
+        ValueError: If no pair is left, or a prompt has no tokens.
+    """
+    encoding = {"tokenizer": tokenizer, "eos_token_ids": list(eos_token_ids), "template_kwargs": chat_template_kwargs}
+    limits = f"`max_completion_length` ({max_completion_length})"
+    if max_prompt_length is not None:
+        limits += f", or a prompt longer than the {max_prompt_length} tokens that the model's context leaves for it"
+
+    def fits(pair: dict[str, Any]) -> bool:
+        responses = max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+        return (max_completion_length is None or responses <= max_completion_length) and (
+            max_prompt_length is None or len(pair["prompt_ids"]) <= max_prompt_length
+        )
+
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_encode, fn_kwargs=encoding).filter(_told_once(fits, name, limits))
+    with PartialState().main_process_first():  # the others find what it has cached
+        encoded = dataset.map(_encode, fn_kwargs=encoding, desc=f"Tokenizing the pairs of {name}")
+        kept = encoded.filter(fits, desc=f"Leaving out long pairs of {name}")
+    if len(kept) == 0:
+        raise ValueError(
+            f"All {len(encoded)} pairs of `{name}` have a response longer than {limits}. Raise `max_completion_length`."
+        )
+    if len(kept) < len(encoded) and PartialState().is_main_process:
+        logger.warning(
+            "%d of the %d pairs of `%s` are left out: those with a response longer than %s. Raise "
+            "`max_completion_length` to keep responses whole.",
+            len(encoded) - len(kept),
+            len(encoded),
+            name,
+            limits,
+        )
+    return kept
+
+
+def _told_once(fits: Callable[[dict[str, Any]], bool], name: str, limits: str) -> Callable[[dict[str, Any]], bool]:
+    told = False
+
+    def fits_and_tells(pair: dict[str, Any]) -> bool:
+        nonlocal told
+        if fits(pair):
+            return True
+        if not told:
+            logger.warning("Pairs of the stream `%s` are left out: those with a response longer than %s.", name, limits)
+            told = True
+        return False
+
+    return fits_and_tells
+
+
+def _encode(
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    eos_token_ids: list[int],
+    template_kwargs: dict[str, Any],
+) -> dict[str, list[int]]:
+    """Tokenizes a pair as a policy samples: prompt and response of a text apart, of a conversation what is rendered."""
+    if is_conversational({"prompt": row["prompt"]}):
+        check_chat_template(tokenizer, template_kwargs)
+        pair = {name: row[name] for name in ("prompt", *COLUMNS)}
+        texts = apply_chat_template(pair, tokenizer, **template_kwargs)
+        prompt_ids = tokenizer(texts["prompt"], add_special_tokens=False)["input_ids"]
+        wholes = [tokenizer(texts["prompt"] + texts[name], add_special_tokens=False)["input_ids"] for name in COLUMNS]
+    else:
+        texts = row
+        prompt_ids = tokenize_prompts([row["prompt"]], tokenizer)[0]
+        wholes = [[], []]
+    if not prompt_ids:
+        raise ValueError(f"A prompt has no tokens, so nothing can follow it: {str(row)[:200]}. Filter such pairs out.")
+    encoded = {"prompt_ids": prompt_ids}
+    for name, whole in zip(COLUMNS, wholes, strict=True):
+        if whole[: len(prompt_ids)] == prompt_ids:
+            ids = whole[len(prompt_ids) :]
+        else:  # a text, or a token that would reach over the prompt's end
+            ids = tokenizer(texts[name], add_special_tokens=False)["input_ids"]
+        encoded[f"{name}_ids"] = _ended(ids, tokenizer, eos_token_ids)
+    return encoded
+
+
+def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase, eos_token_ids: list[int]) -> list[int]:
+    """Ends a response with an end-of-sequence token; blanks that a template writes behind it are cut."""
+    last = max((index for index, token in enumerate(ids) if token in eos_token_ids), default=None)
+    if last is not None and not tokenizer.decode(ids[last + 1 :]).strip():
+        return ids[: last + 1]
+    return [*ids, tokenizer.eos_token_id]
+
+
 def pair_rollout(engine: "RolloutEngine", inputs: list[dict[str, Any]], first_row: int) -> Rollout:
     """Turns rows of a dataset of pairs, each repeated twice, into chosen and rejected responses in turn.
 
     Args:
-        engine: Tokenizes prompts and responses.
-        inputs: Rows with `prompt`, `chosen` and `rejected`.
+        engine: Decodes responses.
+        inputs: Rows that `tokenized_pairs` prepared.
         first_row: The number of the first row among those of all processes.
 
     Returns:
         The rollout, with a column `preferred`.
-
-    Raises:
-        ValueError: If a response is empty.
     """
     prompts = [row["prompt"] for row in inputs]
     labels = [1.0 - (first_row + index) % 2 for index in range(len(inputs))]
-    responses = [row["chosen" if label else "rejected"] for row, label in zip(inputs, labels, strict=True)]
-    prompt_ids = engine.tokenize(prompts)
-    ids = [_response_ids(engine, *pair) for pair in zip(prompts, responses, prompt_ids, strict=True)]
+    ids = [row["chosen_ids" if label else "rejected_ids"] for row, label in zip(inputs, labels, strict=True)]
+    prompt_ids = [row["prompt_ids"] for row in inputs]
     return Rollout(prompts, prompt_ids, ids, engine.decode(prompts, ids), extra={"preferred": labels})
-
-
-def _response_ids(engine: "RolloutEngine", prompt: Any, response: Any, prompt_ids: list[int]) -> list[int]:
-    """The tokens of a response, ended where it fits into `max_completion_length`."""
-    if is_conversational({"prompt": prompt}):
-        messages = response if isinstance(response, list) else [{"role": "assistant", "content": response}]
-        text = "".join(str(message["content"]) for message in messages)
-    else:
-        text = response
-    if not text:
-        raise ValueError(
-            f"A preference pair of the dataset has an empty response (prompt {str(prompt)[:80]!r}); it has no value. "
-            "Filter such pairs out."
-        )
-    ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids or ids[-1] not in engine.eos_token_ids:
-        ids = [*ids, engine.tokenizer.eos_token_id]
-    return ids[: engine.args.max_completion_length]

@@ -14,7 +14,6 @@ from trl import is_conversational
 
 from vgf_llm._compat import pad, vllm_generation_class
 from vgf_llm.generation import mask_after_eos
-from vgf_llm.models import VGFModel
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.faults import explained_server
 from vgf_llm.trainer.rollout_config import settings_dict
@@ -49,8 +48,8 @@ class Rollout:
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def eos_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns every token that ends a completion: the tokenizer's, and those the model declares."""
+def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns every token that ends a completion: the tokenizer's, and those the model (any policy) declares."""
     declared = model.generation_config.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     own = tokenizer.eos_token_id

@@ -135,9 +135,10 @@ def best_response_loss(logps: Tensor, values: Tensor, batch: Batch) -> Tensor:
 @torch.no_grad()
 def gate_values(model: VGFModel, batch: Batch) -> Tensor:
     """The mean of the members' values of a batch's responses, `[R]`."""
-    value = needed_value(model)
-    input_ids, attention_mask, _ = sequences(batch)
-    return value.mean(value.from_ids(input_ids, attention_mask, response_mask(batch)))
+    input_ids, attention_mask, mask = sequences(batch)
+    # Through the model's own forward, which gathers what FSDP shards.
+    output = model(input_ids, attention_mask, mask.shape[1], response_mask=response_mask(batch))
+    return needed_value(model).mean(output.sequence_values)
 
 
 def is_sequence(args: Any) -> bool:

@@ -174,14 +174,19 @@ def tokenize_prompts(
     if not is_conversational({"prompt": prompts[0]}):
         return processing_class(text=list(prompts))["input_ids"]
     kwargs = chat_template_kwargs or {}
-    if getattr(processing_class, "chat_template", None) is None and "chat_template" not in kwargs:
+    check_chat_template(processing_class, kwargs)
+    return processing_class.apply_chat_template(
+        conversation=list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
+    )["input_ids"]
+
+
+def check_chat_template(processing_class: Any, chat_template_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError if there is no chat template for prompts that are lists of messages."""
+    if getattr(processing_class, "chat_template", None) is None and "chat_template" not in chat_template_kwargs:
         raise ValueError(
             f"The prompts are lists of messages, but the {type(processing_class).__name__} has no chat template. Use "
             "the tokenizer of a chat model, set `chat_template`, or give the prompts as texts."
         )
-    return processing_class.apply_chat_template(
-        conversation=list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
-    )["input_ids"]
 
 
 def check_prompt_lengths(

@@ -35,16 +35,22 @@ from vgf_llm.trainer.objective import (
     transport_candidates,
     value_loss,
 )
-from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred
+from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.reward_checks import RewardFunc
 from vgf_llm.trainer.rewards import RewardRunner
-from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc
+from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc, eos_token_ids
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
 from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, load_policy, load_tokenizer
-from vgf_llm.trainer.validation import check_dataset, check_dataset_prompts, check_output_dir, check_vocabulary
+from vgf_llm.trainer.validation import (
+    check_dataset,
+    check_dataset_prompts,
+    check_output_dir,
+    check_vocabulary,
+    max_prompt_length,
+)
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 
@@ -81,7 +87,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             Reward functions as [`~trl.GRPOTrainer`] takes them: the path or hub id of a sequence classifier, such a
             model, or a synchronous or asynchronous callable `f(prompts=, completions=, completion_ids=, **columns,
             trainer_state=, log_extra=, log_metric=)` that returns a list of numbers or `None`. Without any, a dataset
-            with the columns `"chosen"` and `"rejected"` is read as preference pairs, and nothing is sampled.
+            with the columns `"chosen"` and `"rejected"` is read as preference pairs, in TRL's formats, and nothing is
+            sampled.
         args ([`VGFConfig`], *optional*):
             Configuration. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -142,24 +149,18 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
             args = VGFConfig(f"{str(origin).split('/')[-1] or 'model'}-VGF")
+        self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
+        if self.reads_pairs:
+            train_dataset, eval_dataset = with_prompts(train_dataset), with_prompts(eval_dataset)
         self._check_inputs(args, train_dataset, eval_dataset)
         set_seed(args.seed)  # adapters start at random weights
         policy = load_policy(model, args, quantization_config)
         self._tokenizer = load_tokenizer(processing_class, policy, args)
         check_vocabulary(self._tokenizer, inner_model(policy.policy if isinstance(policy, VGFModel) else policy))
-        for dataset, name in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
-            if dataset is not None:
-                check_dataset_prompts(
-                    dataset,
-                    self._tokenizer,
-                    policy.config,
-                    args.max_completion_length,
-                    settings_dict(args.chat_template_kwargs),
-                    name,
-                )
-        self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
         if self.reads_pairs:
             check_pairs(args, rollout_func, eval_dataset)
+        train_dataset = self._readable(train_dataset, policy, args, "train_dataset")
+        eval_dataset = self._readable(eval_dataset, policy, args, "eval_dataset")
         self.reward_runner = RewardRunner(
             preferred if self.reads_pairs else reward_funcs,
             reward_weights=args.reward_weights,
@@ -212,6 +213,26 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         if eval_dataset is not None:
             check_dataset(eval_dataset, "eval_dataset")
         check_output_dir(args.output_dir)
+
+    def _readable(self, dataset: Any, policy: nn.Module, args: VGFConfig, name: str) -> Any:
+        """Tokenizes preference pairs; of other datasets, checks that prompts fit."""
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {key: self._readable(part, policy, args, f"{name}[{key!r}]") for key, part in dataset.items()}
+        longest, template_kwargs = args.max_completion_length, settings_dict(args.chat_template_kwargs)
+        if not self.reads_pairs:
+            check_dataset_prompts(dataset, self._tokenizer, policy.config, longest, template_kwargs, name)
+            return dataset
+        return tokenized_pairs(
+            dataset,
+            self._tokenizer,
+            eos_token_ids=eos_token_ids(policy, self._tokenizer),
+            max_completion_length=longest,
+            max_prompt_length=max_prompt_length(policy.config, longest),
+            chat_template_kwargs=template_kwargs,
+            name=name,
+        )
 
     def _settings(self, args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
         """Sets TRL's attributes, which callbacks and reward functions read."""

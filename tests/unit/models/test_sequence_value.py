@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from tests.layouts import LAYOUTS, PAD, VOCAB, tiny_model
 from vgf_llm.models import SequenceValue
@@ -88,6 +88,43 @@ def test_from_classifier_is_the_classifier(layout: str) -> None:
         )
         found = value.from_ids(ids, attention, response)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_prefix_is_read_once(layout: str, pooling: str) -> None:
+    """Values and gradients behind a prefix that was read are those of the whole, also with a part of the response."""
+    value = sequence_value(layout, pooling=pooling)
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, VOCAB, (3, 13), generator=generator)
+    attention = torch.ones_like(ids)
+    attention[0, :3] = attention[1, :1] = attention[2, 11:] = 0
+    ids = ids * attention
+    response = attention.clone()
+    response[:, :6] = 0  # of the 8 tokens that are read first two are of the response
+    rows = value.embed(ids).detach()[:, 8:].requires_grad_()
+    whole = value(torch.cat([value.embed(ids)[:, :8], rows], dim=1), attention, response)
+    read = value.read_prefix(ids[:, :8], attention[:, :8])
+    assert read is not None
+    for _ in range(2):  # it is read from, not written to
+        after = value(rows, attention, response, read)
+        torch.testing.assert_close(after, whole, rtol=1e-5, atol=1e-5)
+        gradients = [torch.autograd.grad(x.square().sum(), rows, retain_graph=True)[0] for x in (after, whole)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(value.from_ids(ids[:, 8:], attention, response, read), whole, rtol=1e-5, atol=1e-5)
+    first = value.read_prefix(ids[:1, :8], attention[:1, :8]).repeat_interleave(3)
+    same = value(rows[:1].expand(3, -1, -1), attention[:1].expand(3, -1), response[:1].expand(3, -1), first)
+    torch.testing.assert_close(same, whole[:1].expand(3, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_prefixes_are_kept_only_where_later_tokens_do_not_change_them() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    ids = torch.tensor([[5, 9, 4]])
+    assert SequenceValue(BertModel(config)).eval().read_prefix(ids, torch.ones_like(ids)) is None
+    assert sequence_value().train().read_prefix(ids, torch.ones_like(ids)) is None  # dropout differs between passes
 
 
 @pytest.mark.parametrize("layout", ["llama", "gemma3", "opt_projected", "gpt2"])
