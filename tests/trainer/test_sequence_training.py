@@ -10,6 +10,7 @@ from datasets import Dataset
 from tests.trainer import tiny
 from tests.trainer.test_resume import check_same
 from vgf_llm.models import SequenceValue, VGFModel
+from vgf_llm.trainer.preferences import tokenized_pairs
 from vgf_llm.trainer.sequence_objective import best_response_loss, bootstrap_weights, sequence_value_loss
 
 SEQUENCE = {"value_parametrization": "sequence", "value_backbone": "copy", "transport_steps": 2, "step_size": 0.5}
@@ -109,6 +110,17 @@ def test_conversations_go_through_the_chat_template(tmp_path, implicit: bool, st
         prompt = tokenizer(f"user {row['prompt'][0]['content']}\nassistant ")["input_ids"]
         expected = [tokenizer(f"{row[name][0]['content']} </s>")["input_ids"] for name in ("chosen", "rejected")]
         assert found[tuple(prompt)] == expected  # one end, and without the line break after it
+
+
+def test_blanks_behind_the_end_of_a_response_are_cut() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.add_tokens(["\n"])  # a token of its own, as in most tokenizers
+    settings = {"max_completion_length": None, "max_prompt_length": None, "chat_template_kwargs": {}}
+    pairs = tokenized_pairs(conversations(4), tokenizer, eos_token_ids=[tiny.EOS], **settings)
+    assert all(tiny.VOCAB in row["prompt_ids"] for row in pairs)
+    for row, texts in zip(pairs, tiny.pairs(4), strict=True):
+        assert row["chosen_ids"] == [*tokenizer(texts["chosen"])["input_ids"], tiny.EOS]
 
 
 def test_texts_without_a_prompt_are_split_where_they_differ(tmp_path) -> None:
