@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
 
 from tests.trainer import tiny
@@ -89,7 +89,7 @@ def test_sampling_overlaps_with_fitting_in_a_profile(tmp_path, depth):
         return forward(*args, **kwargs)
 
     run.vgf_model.forward = slow_forward
-    everything = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    everything = _ExperimentalConfig(profile_all_threads=True)
     with profile(activities=[ProfilerActivity.CPU], experimental_config=everything) as profiler:
         run.train()
     events = profiler.events()

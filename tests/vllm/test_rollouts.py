@@ -15,12 +15,13 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from requests.adapters import HTTPAdapter
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
 from urllib3.util.retry import Retry
 
@@ -35,7 +36,6 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # TRL lets vLLM compile, which takes minutes and gains nothing here
 }
 LENGTH = 6
 PROMPTS = ["w1 w5", "w1 w5", "w1 w5", "w1 w5", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1"]
@@ -68,7 +68,7 @@ def train(run):
     syncs = []
     run.vllm_generation.sync_weights = lambda: syncs.append(1)
     before = tiny.value_state(run)
-    everything = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    everything = _ExperimentalConfig(profile_all_threads=True)
     with profile(activities=[ProfilerActivity.CPU], experimental_config=everything) as profiler:
         run.train()
     assert run.state.global_step == 6
@@ -120,7 +120,11 @@ def check_distribution(run):
     assert 0.5 * (1 / tiny.VOCAB - expected).abs().sum() > 2 * noise.mean(), "the test could not tell"
 
 
-def test_colocated(tmp_path, base):
+def test_colocated(tmp_path, base, monkeypatch):
+    from vllm import LLM
+
+    # TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample.
+    monkeypatch.setattr("trl.generation.vllm_generation.LLM", partial(LLM, enforce_eager=True))
     run = build(tmp_path, base, vllm_mode="colocate", vllm_max_model_length=64)
     train(run)
     check_seeds(run)
