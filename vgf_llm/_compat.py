@@ -76,6 +76,13 @@ def vllm_generation_class() -> type:
     return VLLMGeneration
 
 
+def vllm_client_class() -> type:
+    """Return TRL's `VLLMClient`, imported on first use for the same reason."""
+    from trl.generation.vllm_client import VLLMClient
+
+    return VLLMClient
+
+
 def online_dpo_classes() -> tuple[type, type]:
     """Return TRL's `OnlineDPOConfig` and `OnlineDPOTrainer`, which are experimental and so move without notice."""
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -112,5 +119,6 @@ __all__ = [
     "split_tensor_dict",
     "start_event_loop_in_daemon",
     "unwrap_model_for_generation",
+    "vllm_client_class",
     "vllm_generation_class",
 ]

@@ -125,30 +125,42 @@ class RequestError(OSError):
 
 
 class DyingServer:
-    """TRL's engine in server mode, whose server answers `answers` times."""
+    """TRL's client of a server that answers `answers` requests, one for each of the two prompts of a step."""
 
     answers = 0
+    refusal: Exception = RequestError("Connection aborted")
 
     def __init__(self, **kwargs):
         self.left = self.answers
         if not self.left:
             raise ConnectionError("Max retries exceeded")
 
-    def generate(self, prompts, images, num_generations, profiler=None):
+    def generate(self, prompts, n, **sampling):
         if not self.left:
-            raise RequestError("Connection aborted")
+            raise self.refusal
         self.left -= 1
-        return prompts, [[4 + i % 8, tiny.EOS] for i in range(len(prompts))], None, None
+        return {"completion_ids": [[4 + i, tiny.EOS] for i in range(n)]}
 
 
-@pytest.mark.parametrize(("answers", "step"), [(0, 0), (3, 3)])
+GONE = r"http://10\.1\.2\.3:8123 did not answer at step {} .*vllm-serve"
+SERVER = {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
+
+
+@pytest.mark.parametrize(("answers", "step"), [(0, 0), (6, 3)])
 def test_a_vllm_server_that_is_gone_is_named(tmp_path, monkeypatch, answers, step):
     monkeypatch.setattr(DyingServer, "answers", answers)
-    monkeypatch.setattr("vgf_llm.trainer.rollout.vllm_generation_class", lambda: DyingServer)
-    server = {"vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
-    with pytest.raises(ConnectionError, match=rf"http://10\.1\.2\.3:8123 did not answer at step {step} .*vllm-serve"):
-        tiny.trainer(tmp_path, use_vllm=True, **server, **SETTINGS).train()
+    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    with pytest.raises(ConnectionError, match=GONE.format(step)):
+        tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
     assert checkpoints(tmp_path) == (["checkpoint-2"] if answers else [])
+
+
+def test_a_request_that_a_vllm_server_refuses_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(DyingServer, "answers", 2)
+    monkeypatch.setattr(DyingServer, "refusal", Exception("Request failed: 400, too long"))
+    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    with pytest.raises(RuntimeError, match=r"10\.1\.2\.3:8123 refused a request at step 1 .*too long.*--max-model-len"):
+        tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
 
 
 def test_a_frozen_policy_costs_its_weights_alone(tmp_path, monkeypatch):

@@ -1,42 +1,21 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Rollouts through TRL's vLLM engine, with a stand-in for it: what it is given, and when weights are sent to it."""
 
-import inspect
-
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
-from vgf_llm._compat import vllm_generation_class
+from tests.trainer.engines import FakeClient, FakeEngine
+from vgf_llm.trainer.vllm_engine import FrozenServer, Request, _SeededLLM
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-PARAMETERS = set(inspect.signature(vllm_generation_class().__init__).parameters) - {"self"}
-
-
-class FakeEngine:
-    """Completions of the prompt's own first token, and a record of the calls."""
-
-    def __init__(self, **kwargs):
-        assert set(kwargs) <= PARAMETERS
-        self.model = kwargs["model"]
-        self.syncs = 0
-        self.calls = []
-
-    def sync_weights(self):
-        self.syncs += 1
-
-    def generate(self, prompts, images, num_generations, profiler=None):
-        # As in server mode: every prompt stands `num_generations` times in a row, and each block is one request.
-        blocks = [prompts[start : start + num_generations] for start in range(0, len(prompts), num_generations)]
-        assert all(block == [block[0]] * num_generations for block in blocks)
-        self.calls.append((len(prompts), num_generations))
-        completion_ids = [[block[0][0], 4 + i, tiny.EOS] for block in blocks for i in range(num_generations)]
-        return prompts, completion_ids, None, None
 
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.rollout.vllm_generation_class", lambda: FakeEngine)
+    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_generation_class", lambda: FakeEngine)
+    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: FakeClient)
 
 
 def trained(tmp_path, **settings):
@@ -89,3 +68,65 @@ def test_rollout_functions_find_the_engine(tmp_path):
     run = trained(tmp_path, rollout_func=rollout, distill_coef=1.0)
     assert run.vllm_generation.syncs == 3
     assert tiny.trainer(tmp_path).vllm_generation is None
+
+
+def test_every_completion_has_a_seed_of_its_own(tmp_path):
+    run = trained(tmp_path, eval_dataset=tiny.prompts(4), eval_strategy="steps", eval_steps=3)
+    rounds = run.vllm_generation.llm.seeds
+    assert len(rounds) == 5
+    assert len({seed for seeds in rounds for seed in seeds}) == sum(map(len, rounds))
+    again = trained(tmp_path, eval_dataset=tiny.prompts(4), eval_strategy="steps", eval_steps=3)
+    assert again.vllm_generation.llm.seeds == rounds
+    other = trained(tmp_path, seed=43)
+    assert not {seed for seeds in other.vllm_generation.llm.seeds for seed in seeds} & set(rounds[0])
+
+
+def test_seeds_do_not_depend_on_the_number_of_processes():
+    prompts = [[5], [5], [5], [5], [6, 7], [6, 7], [6, 7], [6, 7]]
+    settings = {"num_generations": 4, "mode": "train", "step": 3, "seed": 0}
+    whole = Request(prompts, first_row=0, **settings).seeds()
+    parts = [Request(prompts[start : start + 2], first_row=start, **settings) for start in (0, 2, 4, 6)]
+    assert [seed for part in parts for seed in part.seeds()] == whole
+
+    class Record:
+        def generate(self, prompts, sampling_params):
+            return [params.seed for params in sampling_params]
+
+    # Two processes share an engine, which sees the rows of both.
+    rows = [{"prompt_token_ids": ids} for ids in prompts]
+    for part, expected in ((parts[1], whole[:4]), (parts[3], whole[4:])):
+        start = part.first_row // 4 * 4
+        seen = _SeededLLM(Record(), part, 2).generate(rows[start : start + 4], type("Params", (), {})())
+        assert seen == expected
+
+
+def test_a_server_with_a_frozen_policy_gets_requests_and_nothing_else(tmp_path):
+    settings = {"vllm_mode": "server", "temperature": 0.7, "top_p": 0.9, "vllm_server_port": 8123}
+    run = trained(tmp_path, **settings, generation_kwargs={"frequency_penalty": 0.5})
+    engine = run.vllm_generation
+    assert isinstance(engine, FrozenServer)
+    client = engine.vllm_client
+    assert client.kwargs["base_url"] == "http://0.0.0.0:8123"
+    assert [request["n"] for request in client.requests] == [4] * 6
+    assert client.requests[0]["temperature"] == 0.7 and client.requests[0]["max_tokens"] == 6
+    # The same seeds, hence the same rounds, as with an engine in this process.
+    colocated = trained(tmp_path, temperature=0.7, top_p=0.9)
+    weights = tiny.value_state(colocated)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny.value_state(run).items())
+
+
+def test_a_process_asks_the_server_for_its_own_part_of_a_group():
+    client = FakeClient()
+    sampling = {"generation_kwargs": None}
+    prompts = [[5]] * 6 + [[6]] * 3
+    whole = Request(
+        prompts, 4, 2, "train", 0, 0
+    )  # rows 2 and 3 of one group, 4 to 7 of the next, then three of a third
+    completion_ids = FrozenServer(client, sampling).generate(prompts, None, 4, seeds=whole.seeds())[1]
+    assert [(request["prompt"], request["n"]) for request in client.requests] == [([5], 2), ([5], 4), ([6], 3)]
+    assert len(completion_ids) == 9
+
+
+def test_a_seed_for_all_completions_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`generation_kwargs\['seed'\]` \(3\) would give"):
+        tiny.config(tmp_path, use_vllm=True, generation_kwargs={"seed": 3})

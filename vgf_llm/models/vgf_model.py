@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import PushToHubMixin
 
 from vgf_llm.functional import candidate_set
-from vgf_llm.models.adapter_rows import AdapterBlocks, adapter_rows, check_plain_lora, recompute_context
+from vgf_llm.models.adapter_rows import AdapterBlocks, adapter_rows, check_plain_lora
 from vgf_llm.models.backbones import (
     VALUE_ADAPTER,
     add_value_adapter,
     check_value_fits,
     copy_without_adapters,
-    disable_checkpointing,
     drops,
-    enable_checkpointing,
     evaluating,
     own_adapter,
 )
@@ -39,6 +37,7 @@ from vgf_llm.models.language_model import (
     project_hidden,
 )
 from vgf_llm.models.outputs import Candidates, VGFModelOutput, VGFScore
+from vgf_llm.models.recomputation import RecomputationMixin
 from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.value import StateFeatures, StateValue, ValueModel, build_value
 
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 BackboneName = Literal["policy", "lora", "copy"]
 
 
-class VGFModel(nn.Module, PushToHubMixin):
+class VGFModel(RecomputationMixin, PushToHubMixin):
     """A policy and a value over its next tokens.
 
     Without transport it is the policy: `generate(transport_steps=0, num_particles=1)` is the policy's own `generate`.
@@ -122,7 +121,6 @@ class VGFModel(nn.Module, PushToHubMixin):
         self.sequence_value = sequence_value
         self.has_value_adapter = value_model is None and backbone == "lora"
         self.transport = transport or TransportConfig()
-        self._checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.set_trainable()
 
     # What kind of model this is
@@ -213,54 +211,6 @@ class VGFModel(nn.Module, PushToHubMixin):
         """The layers that FSDP shards one by one: those of every language model in it."""
         models = [model for model in (self.policy, self.value_model, self.ref_model) if model is not None]
         return sorted({name for model in models for name in inner_model(model)._no_split_modules or ()})
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Always false: TRL's generation context reads it to switch checkpointing off and on again, losing row blocks.
-
-        Nothing is lost by leaving it on: transformers ignores it in evaluation mode, in which responses are sampled.
-        """
-        return False
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Trades compute for memory in every trained backbone; non-reentrant only.
-
-        Args:
-            activation_checkpointing_kwargs: Handed to `torch.utils.checkpoint`; `use_reentrant=True` is refused, since
-                recomputation would not see which adapter a row block had.
-            **options: Handed to transformers' method, such as `every_n_layers`.
-        """
-        kwargs = dict(activation_checkpointing_kwargs or {})
-        if kwargs.setdefault("use_reentrant", False):
-            raise ValueError("`gradient_checkpointing_kwargs['use_reentrant']` must be False for a VGFModel.")
-        self._checkpointing = (kwargs, options)
-        self._checkpoint_blocks(self.value_blocks())
-        for model in self._own_backbones():
-            enable_checkpointing(model, kwargs, options)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """The name of `activation_checkpointing_enable` before transformers 5.20."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Turns gradient checkpointing off."""
-        self._checkpointing = None
-        for model in (inner_model(self.policy), *self._own_backbones()):
-            disable_checkpointing(model)
-
-    def _own_backbones(self) -> list[PreTrainedModel]:
-        own = [self.value_model, getattr(self.sequence_value, "backbone", None)]
-        return [model for model in own if model is not None]
-
-    def _checkpoint_blocks(self, blocks: AdapterBlocks) -> None:
-        if self._checkpointing is not None:
-            kwargs, options = self._checkpointing
-            inner = inner_model(self.policy)
-            enable_checkpointing(inner, {**kwargs, "context_fn": recompute_context(inner, blocks)}, options)
 
     # Teacher-forced passes
 

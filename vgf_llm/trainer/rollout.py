@@ -2,23 +2,23 @@
 """Sampling completions: prompts to token ids, an engine, token ids to completions."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import record_function
 from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
-from vgf_llm._compat import pad, vllm_generation_class
+from vgf_llm._compat import pad
 from vgf_llm.generation import mask_after_eos
-from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.faults import explained_server
+from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
 from vgf_llm.trainer.vgf_config import VGFConfig
+from vgf_llm.trainer.vllm_engine import Request, VLLMSampler
 
 if TYPE_CHECKING:
     from vgf_llm.trainer.vgf_trainer import VGFTrainer
@@ -56,28 +56,6 @@ def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return declared if own in declared else [own, *declared]
 
 
-class PlainParameters:
-    """A policy that holds the value's adapter, with the parameters and the names of its own checkpoint.
-
-    TRL sends `named_parameters()` to vLLM, which knows neither the adapter nor the names that PEFT gives its base.
-
-    Args:
-        model: The policy inside its PEFT wrapper.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields the policy's own parameters."""
-        for name, parameter in self._model.named_parameters():
-            if ".lora_" not in name:
-                yield name.replace(".base_layer.", "."), parameter
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
 class RolloutEngine:
     """Samples completions with transformers, vLLM or a function of the caller's.
 
@@ -92,23 +70,44 @@ class RolloutEngine:
         self.tokenizer = trainer._tokenizer
         self.rollout_func = rollout_func
         self.eos_token_ids = eos_token_ids(trainer.vgf_model, self.tokenizer)
-        self.vllm: Any = self._start_vllm() if self.args.use_vllm else None
-        self._synced_step = -1
+        if rollout_func is not None and self.args.rollout_prefetch > 0:
+            raise ValueError(
+                f"`rollout_prefetch` ({self.args.rollout_prefetch}) samples in a thread while the trainer trains, and "
+                "`rollout_func` is given that trainer. Leave `rollout_func` out, or set `rollout_prefetch=0`."
+            )
+        self._sampler = VLLMSampler(trainer) if self.args.use_vllm else None
+        if self._sampler is not None:
+            self._queue = RolloutQueue(self._sampler)
 
-    def __call__(self, prompts: list[Prompt]) -> Rollout:
-        """Samples one completion for every prompt (prompts come repeated, as TRL's sampler gives them)."""
+    def __call__(self, prompts: list[Prompt], *, mode: str = "train", step: int = 0) -> Rollout:
+        """Samples one completion for every prompt.
+
+        Args:
+            prompts: They come repeated, as TRL's sampler gives them.
+            mode: `"train"` or `"eval"`.
+            step: The round of training, or the optimisation step of an evaluation.
+
+        Returns:
+            The completions.
+        """
+        if self._sampler is not None:
+            self._sampler.sync()
         if self.rollout_func is not None:
             return self._from_function(prompts)
-        prompt_ids = self.tokenize(prompts)
-        check_prompt_lengths(
-            prompt_ids, self.trainer.vgf_model.config, self.args.max_completion_length, prompts=prompts
-        )
-        kl = None
-        if self.vllm is not None:
-            completion_ids = self._vllm_generate(prompt_ids)
-        else:
+        if self._sampler is not None:
+            request = self._request(prompts, mode, step)
+            completion_ids = self._queue.result(request)
+            return Rollout(prompts, request.prompt_ids, completion_ids, self.decode(prompts, completion_ids))
+        prompt_ids = self._prompt_ids(prompts)
+        with record_function("vgf/sample"):
             completion_ids, kl = self._generate(prompt_ids)
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl)
+
+    def _prompt_ids(self, prompts: list[Prompt]) -> list[list[int]]:
+        prompt_ids = self.tokenize(prompts)
+        config = self.trainer.vgf_model.config
+        check_prompt_lengths(prompt_ids, config, self.args.max_completion_length, prompts=prompts)
+        return prompt_ids
 
     def tokenize(self, prompts: list[Prompt]) -> list[list[int]]:
         """Returns the token ids of prompts, through the chat template for conversational ones."""
@@ -169,74 +168,31 @@ class RolloutEngine:
         }
         return {**kwargs, **settings_dict(args.generation_kwargs)}
 
-    def _watched(self) -> AbstractContextManager[None]:
-        """Names the server in errors, where there is one."""
-        if self.args.vllm_mode != "server":
-            return nullcontext()
-        args = self.args
-        url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
-        return explained_server(url, self.trainer.state.global_step)
+    @property
+    def vllm(self) -> Any:
+        """The vLLM engine, or `None`."""
+        return None if self._sampler is None else self._sampler.engine
 
-    def _start_vllm(self) -> Any:
-        with self._watched():
-            return self._vllm_engine()
-
-    def _vllm_engine(self) -> Any:
-        args, trainer = self.args, self.trainer
-        policy = trainer.vgf_model.policy
-        if trainer.vgf_model.policy_adapter is None:
-            policy = PlainParameters(inner_model(policy))
-        return vllm_generation_class()(
-            model=policy,
-            accelerator=trainer.accelerator,
-            processing_class=self.tokenizer,
-            mode=args.vllm_mode,
-            structured_outputs_regex=args.vllm_structured_outputs_regex,
-            server_base_url=args.vllm_server_base_url,
-            server_host=args.vllm_server_host,
-            server_port=args.vllm_server_port,
-            group_port=args.vllm_group_port,
-            server_timeout=args.vllm_server_timeout,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-            max_model_length=args.vllm_max_model_length,
-            max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
-            enable_sleep_mode=args.vllm_enable_sleep_mode,
-            model_impl=args.vllm_model_impl,
-            trust_remote_code=args.trust_remote_code,
-            repetition_penalty=args.repetition_penalty,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            max_completion_length=args.max_completion_length,
-            logprobs=None,
-            generation_kwargs=args.generation_kwargs,
-        )
-
-    def _vllm_generate(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+    def _request(self, prompts: list[Prompt], mode: str, step: int) -> Request:
         trainer = self.trainer
-        training = trainer.model.training
-        count = trainer.num_generations if training else trainer.num_generations_eval
-        with self._watched():
-            self._sync_vllm()
-            return self.vllm.generate(prompts=prompt_ids, images=None, num_generations=count)[1]
+        prompt_ids = self._prompt_ids(prompts)
+        count = trainer.num_generations if mode == "train" else trainer.num_generations_eval
+        first_row = trainer.accelerator.process_index * len(prompts)
+        return Request(prompt_ids, count, first_row, mode, step, self.args.seed)
 
-    def _sync_vllm(self) -> None:
-        """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""
-        trained = self.args.distill_coef > 0
-        # Of a PEFT policy vLLM loads the base alone, so that even a frozen adapter is sent once.
-        due = trained or (self._synced_step == -1 and self.trainer.vgf_model.policy_adapter is not None)
-        step = self.trainer.state.global_step
-        if due and step != self._synced_step:
-            self.vllm.sync_weights()
-            self._synced_step = step
+    def sample_ahead(self, prompts: list[Prompt], round_index: int) -> None:
+        """Starts sampling the completions of a later training round, which a call will then ask for."""
+        self._queue.submit(round_index, lambda: self._request(prompts, "train", round_index))
+
+    def close(self) -> None:
+        """Ends sampling ahead; a call still samples."""
+        if self._sampler is not None:
+            self._queue.close()
 
     def _from_function(self, prompts: list[Prompt]) -> Rollout:
-        if self.vllm is not None:
-            self._sync_vllm()
         # A copy, because conversations are lists that the function may extend.
-        output = dict(self.rollout_func(copy.deepcopy(prompts), self.trainer))  # type: ignore[misc]
+        with record_function("vgf/sample"):
+            output = dict(self.rollout_func(copy.deepcopy(prompts), self.trainer))  # type: ignore[misc]
         missing = {"prompt_ids", "completion_ids"} - set(output)
         if missing:
             raise ValueError(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import PreTrainedTokenizerBase
 
-from vgf_llm._compat import _BaseTrainer, profiling_decorator
+from vgf_llm._compat import _BaseTrainer, profiling_context
 from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
 from vgf_llm.models.backbones import evaluating
@@ -18,6 +19,7 @@ from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.metrics import MetricLog
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
 from vgf_llm.trainer.preferences import pair_rollout
+from vgf_llm.trainer.prefetch import Lookahead
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine
 from vgf_llm.trainer.rounds import ValueRounds
@@ -37,6 +39,7 @@ class SamplingMixin(_BaseTrainer):
     rollout: RolloutEngine
     rounds: ValueRounds
     vgf_model: VGFModel
+    _lookahead: Lookahead | None = None
     _step: int
     _tokenizer: PreTrainedTokenizerBase
 
@@ -59,9 +62,14 @@ class SamplingMixin(_BaseTrainer):
         batch = collate(groups, self._tokenizer.pad_token_id, self.accelerator.device)
         return {**batch, "num_groups": len(groups)}
 
-    @profiling_decorator
-    def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> Batch:
+    def _prepare_inputs(self, inputs: list[dict[str, Any]] | Batch) -> Batch:
         """Turns dataset rows into a collated batch, sampling a new round when the last is used up."""
+        if isinstance(inputs, dict):  # `training_step` has prepared them
+            return inputs
+        with profiling_context(self, "_prepare_inputs"):
+            return self._prepare_rows(inputs)
+
+    def _prepare_rows(self, inputs: list[dict[str, Any]]) -> Batch:
         if not self.model.training:
             return self._eval_batch(self._sample_groups(inputs, "eval"))
         every = self.args.steps_per_generation * self.num_iterations
@@ -101,16 +109,47 @@ class SamplingMixin(_BaseTrainer):
             # Only Bernoulli scores are log-odds of success; transport has to read the others as they are.
             self.vgf_model.value.reward_kind = "bernoulli" if kind == "bernoulli" else "regression"
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Takes the batches of one optimizer step; with `rollout_prefetch`, later ones can be seen."""
+        if self.args.rollout_prefetch > 0:
+            if self._lookahead is None or not self._lookahead.follows(epoch_iterator):
+                self._lookahead = Lookahead(epoch_iterator, self._step)
+            self._lookahead.forget(self._step)
+            epoch_iterator = self._lookahead
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _sample_ahead(self) -> None:
+        """Starts sampling the next `rollout_prefetch` rounds of this epoch."""
+        if self.args.rollout_prefetch == 0 or self._lookahead is None:
+            return
+        every = self.args.steps_per_generation * self.num_iterations
+        present = self._step // every
+        steps_left = self.state.max_steps - self.state.global_step
+        end = self._lookahead.first + steps_left * self.args.gradient_accumulation_steps
+        for index in range(present + 1, present + 1 + self.args.rollout_prefetch):
+            inputs = self._lookahead.at(index * every) if index * every < end else None
+            if inputs is None:
+                return
+            self.rollout.sample_ahead([row["prompt"] for row in inputs], index)
+
     def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
         """Samples and scores completions of all processes; every process returns all groups in the same order."""
         if self.reads_pairs:
             rollout = pair_rollout(self.rollout, inputs, self.accelerator.process_index * len(inputs))
         else:
-            rollout = self.rollout([row["prompt"] for row in inputs])
+            every = self.args.steps_per_generation * self.num_iterations
+            step = self._step // every if mode == "train" else self.state.global_step
+            rollout = self.rollout([row["prompt"] for row in inputs], mode=mode, step=step)
+            if mode == "train":
+                self._sample_ahead()
         if rollout.extra:
             inputs = [
                 {**row, **{name: column[i] for name, column in rollout.extra.items()}} for i, row in enumerate(inputs)
             ]
+        with record_function("vgf/score"):
+            return self._score_groups(inputs, rollout, mode)
+
+    def _score_groups(self, inputs: list[dict[str, Any]], rollout: Rollout, mode: str) -> list[RolloutGroup]:
         local = self.reward_runner(
             inputs,
             rollout.prompts,

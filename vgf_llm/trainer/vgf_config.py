@@ -9,17 +9,15 @@ from typing import Any, Self
 from torch import Tensor
 from trl import GRPOConfig, RLOOConfig
 
-from vgf_llm.trainer.batch_sizes import check_whole_groups
+from vgf_llm.trainer.config_checks import (
+    CHECKS,
+    TRANSPORT_METRICS,
+    VALUE_LOSSES,
+    VALUE_PARAMETRIZATIONS,
+    VALUE_POOLINGS,
+)
 from vgf_llm.trainer.ranges import Range
 from vgf_llm.trainer.rollout_config import RolloutConfig
-
-VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head", "sequence")
-VALUE_LOSSES = ("auto", "pairwise", "bernoulli", "regression")
-VALUE_POOLINGS = ("mean", "last")
-TRANSPORT_METRICS = ("fisher", "euclidean")
-# Any other text is read as the path or hub id of a model.
-VALUE_BACKBONES = ("lora", "copy", "policy")
-
 
 _RANGES = {
     "value_head_hidden_size": Range(1, integer=True, optional=True, hint="None gives a linear head."),
@@ -43,6 +41,7 @@ _RANGES = {
     "min_candidate_prob": Range(0, 1, open_high=True, hint="0 keeps all `top_k_candidates` tokens."),
     "max_kl": Range(0, open_low=True, optional=True, hint="None sets no cap."),
     "rollout_transport_steps": Range(0, integer=True, hint="0 samples from the base model."),
+    "rollout_prefetch": Range(0, integer=True, hint="0 samples each round when it is due."),
 }
 
 
@@ -132,6 +131,9 @@ class VGFConfig(RolloutConfig):
         rollout_transport_steps (`int`, *optional*, defaults to `0`):
             Steps used in sampling the training completions. `0` samples from the base model; a positive number samples
             from the transported policy, so that the value is corrected where the flow goes.
+        rollout_prefetch (`int`, *optional*, defaults to `0`):
+            Rounds that vLLM samples ahead, in a thread, while the value trains. The policy has to be frozen, so that
+            the samples are the same ones. `0` samples each round when it is due.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -241,6 +243,10 @@ class VGFConfig(RolloutConfig):
     rollout_transport_steps: int = field(
         default=0, metadata={"help": "Steps used in sampling the training completions. 0 samples from the base model."}
     )
+    rollout_prefetch: int = field(
+        default=0,
+        metadata={"help": "Rounds that vLLM samples ahead of time while the value trains. Needs a frozen policy."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,10 +261,8 @@ class VGFConfig(RolloutConfig):
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
         for name, allowed in _RANGES.items():
             allowed.check(name, getattr(self, name))
-        self._check_backbone()
-        assert self.num_generations is not None  # the base class has refused None
-        self._check_loss(self.num_generations)
-        self._check_amounts(self.num_generations)
+        for check in CHECKS:
+            check(self)
 
     @property
     def needs_whole_groups(self) -> bool:
@@ -331,109 +335,6 @@ class VGFConfig(RolloutConfig):
                 stacklevel=2,
             )
         return cls(**{**settings, **overrides})
-
-    def _check_backbone(self) -> None:
-        backbone = self.value_backbone
-        if not isinstance(backbone, str) or not backbone.strip():
-            raise ValueError(
-                f"`value_backbone` must be one of {list(VALUE_BACKBONES)} or the path or hub id of a model, "
-                f"got {backbone!r}."
-            )
-        if backbone not in VALUE_BACKBONES and backbone.lower() in VALUE_BACKBONES:
-            raise ValueError(f"`value_backbone` is written {backbone.lower()!r}, got {backbone!r}.")
-        if self.value_parametrization == "log_ratio":
-            if backbone == "policy":
-                raise ValueError(
-                    "`value_backbone='policy'` gives frozen features of the policy, but "
-                    "`value_parametrization='log_ratio'` is the log-probability under a trained model minus that under "
-                    "the base, which is zero for the policy itself. Choose `value_backbone='lora'` or 'copy', or a "
-                    "head: `value_parametrization='bilinear'`, 'vocab' or 'v_head'."
-                )
-            if self.value_head_hidden_size is not None:
-                raise ValueError(
-                    f"`value_head_hidden_size` ({self.value_head_hidden_size}) is for heads, and "
-                    "`value_parametrization='log_ratio'` has none. Leave it None, or choose 'bilinear', 'vocab' or "
-                    "'v_head'."
-                )
-        self._check_sequence_value()
-        modules = self.value_lora_target_modules
-        if modules == ["all-linear"]:
-            self.value_lora_target_modules = "all-linear"
-        elif not modules or not (isinstance(modules, str) or all(isinstance(name, str) for name in modules)):
-            raise ValueError(f"`value_lora_target_modules` must be 'all-linear' or names of modules, got {modules!r}.")
-
-    def _check_sequence_value(self) -> None:
-        if self.value_parametrization != "sequence":
-            for name, off in (("value_ensemble_size", 1), ("value_pooling", "mean")):
-                if getattr(self, name) != off:
-                    raise ValueError(
-                        f"`{name}` ({getattr(self, name)!r}) is for values of whole responses. Leave it {off!r}, or "
-                        "set `value_parametrization='sequence'`."
-                    )
-            return
-        if self.value_backbone in ("lora", "policy"):
-            raise ValueError(
-                f"`value_parametrization='sequence'` needs a backbone of its own, whose embeddings are moved; "
-                f"`value_backbone` is {self.value_backbone!r}. Set `value_backbone='copy'`, or the path of a model."
-            )
-        if self.value_loss == "bernoulli":
-            raise ValueError("`value_loss` of a sequence value must be 'pairwise' or 'regression', got 'bernoulli'.")
-        if self.value_head_hidden_size is not None:
-            raise ValueError("`value_head_hidden_size` is for token-level heads; a sequence value's are linear.")
-        if self.distill_coef > 0 and self.rollout_transport_steps == 0:
-            raise ValueError(
-                f"`distill_coef` ({self.distill_coef}) regresses the policy to transported responses, but "
-                "`rollout_transport_steps` is 0, so that none are sampled. Set it to `transport_steps`, for example."
-            )
-
-    def _check_loss(self, num_generations: int) -> None:
-        if self.value_parametrization == "v_head":
-            for name, off in (("td_lambda", 1.0), ("distill_coef", 0.0)):
-                if getattr(self, name) != off:
-                    raise ValueError(
-                        f"`{name}` ({getattr(self, name)}) needs values of candidate tokens, which "
-                        f"`value_parametrization='v_head'`, a value of states, does not have. Leave it {off}, or "
-                        "choose 'log_ratio', 'bilinear' or 'vocab'."
-                    )
-        if self.needs_whole_groups:
-            check_whole_groups(self.per_device_train_batch_size, num_generations)
-            if self.td_lambda != 1.0:
-                raise ValueError(
-                    f"`td_lambda` ({self.td_lambda}) has no effect on the pairwise value loss or on a log-ratio value, "
-                    "which use outcomes. Leave it 1.0, or choose a head with `value_loss='bernoulli'` or 'regression'."
-                )
-        if self.expectile != 0.5 and self.value_loss != "regression":
-            raise ValueError(
-                f"`expectile` ({self.expectile}) shapes the regression loss alone. Set `value_loss='regression'` "
-                f"(now {self.value_loss!r}), or leave it 0.5."
-            )
-        if self.value_parametrization == "log_ratio" and self.value_loss == "regression":
-            raise ValueError(
-                "`value_loss='regression'` does not fit `value_parametrization='log_ratio'`: a log-ratio of two "
-                "distributions gives differences of values within a state, not their level. Use 'pairwise' or "
-                "'bernoulli', or a head: 'bilinear', 'vocab' or 'v_head'."
-            )
-
-    def _check_amounts(self, num_generations: int) -> None:
-        if self.replay_ratio > 0 and self.buffer_size < num_generations:
-            raise ValueError(
-                f"`buffer_size` ({self.buffer_size}) must hold at least the `num_generations` ({num_generations}) "
-                "completions of one prompt. Raise it, or set `replay_ratio=0` to train without a buffer."
-            )
-        if self.value_coef == 0 and self.distill_coef == 0:
-            raise ValueError(
-                "`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them."
-            )
-        if self.use_vllm and self.rollout_transport_steps > 0:
-            raise ValueError(
-                f"`use_vllm=True` samples from the policy without transport, but `rollout_transport_steps` is "
-                f"{self.rollout_transport_steps}. Set it to 0, or `use_vllm=False`."
-            )
-        if self.distill_coef > 0 and self.transport_steps == 0:
-            raise ValueError(
-                f"`distill_coef` ({self.distill_coef}) regresses the policy to the transported distribution, which is "
-                "the base model itself with `transport_steps=0`. Set `transport_steps` to at least 1."
-            )
 
 
 def _default(item: dataclasses.Field) -> Any:

@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vgf_llm._compat import (
@@ -281,7 +282,10 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs one micro-step and times the steps, as `GRPOTrainer` does."""
         start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        with record_function("vgf/fit"):
+            loss = super().training_step(model, batch, num_items_in_batch)
         self._step += 1
         self._current_train_step_time += time.perf_counter() - start
         if self._step % self.current_gradient_accumulation_steps == 0:
@@ -381,6 +385,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         try:
             output = super()._inner_training_loop(*args, **kwargs)
         finally:
+            self.rollout.close()
             self.sigterm.restore()
         if self.sigterm.received:
             logger.warning(

@@ -1,0 +1,236 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Rollouts from vLLM itself, in the training process and from a server. Runs in the environment of
+scripts/setup_vllm_cpu.sh:
+
+.venv-vllm/bin/python -m pytest -m vllm tests/vllm
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from requests.adapters import HTTPAdapter
+from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
+from transformers import TrainerCallback
+from urllib3.util.retry import Retry
+
+from tests.trainer import tiny
+from vgf_llm.trainer.vllm_engine import FrozenServer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+LENGTH = 6
+PROMPTS = ["w1 w5", "w1 w5", "w1 w5", "w1 w5", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a policy, wide enough for vLLM's attention and far enough from uniform."""
+    path = tmp_path_factory.mktemp("base")
+    tiny.llama(hidden_size=64, intermediate_size=96, num_attention_heads=2, initializer_range=0.3).save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def build(directory, base, **settings):
+    settings = {"max_steps": 6, "steps_per_generation": 2, "rollout_prefetch": 1, "use_vllm": True, **settings}
+    return tiny.trainer(directory, model=base, max_completion_length=LENGTH, **settings)
+
+
+def train(run):
+    """Trains, and returns the profile and the number of synchronisations."""
+    syncs = []
+    run.vllm_generation.sync_weights = lambda: syncs.append(1)
+    before = tiny.value_state(run)
+    everything = _ExperimentalConfig(profile_all_threads=True)
+    with profile(activities=[ProfilerActivity.CPU], experimental_config=everything) as profiler:
+        run.train()
+    assert run.state.global_step == 6
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in tiny.value_state(run).items())
+    assert all(loss == loss for loss in tiny.history(run, "value/loss"))
+    assert not syncs
+    spans = [(e.name, e.thread, e.time_range.start, e.time_range.end) for e in profiler.events() if "vgf/" in e.name]
+    sampled = [span for span in spans if span[0] == "vgf/sample"]
+    fitted = [span for span in spans if span[0] == "vgf/fit"]
+    assert len(sampled) == 3 and len(fitted) == 6
+    assert len({span[1] for span in sampled}) == 2, "no round was sampled ahead"
+    shared = [min(a[3], b[3]) - max(a[2], b[2]) for a in sampled[1:] for b in fitted]
+    assert max(shared) > 0, "no round was sampled while the value was fitted"
+
+
+def greedy(run):
+    """The completions of transformers at temperature 0, up to the end of each."""
+    model, expected = run.vgf_model, []
+    for prompt in PROMPTS:
+        ids = torch.tensor([run._tokenizer(prompt)["input_ids"]])
+        output = model.generate(
+            ids, torch.ones_like(ids), transport_steps=0, num_particles=1, do_sample=False, max_new_tokens=LENGTH
+        )
+        expected.append(output[0, ids.shape[1] :].tolist())
+    return expected
+
+
+def check_seeds(run):
+    first = run.rollout(PROMPTS, step=3).completion_ids
+    assert run.rollout(PROMPTS, step=3).completion_ids == first
+    assert run.rollout(PROMPTS, step=4).completion_ids != first
+    assert len({tuple(ids) for ids in first}) > 4, "the completions of a prompt are alike"
+
+
+def check_distribution(run):
+    """First tokens of 512 completions of one prompt against the model's own probabilities."""
+    counts = torch.zeros(tiny.VOCAB)
+    for step in range(64):
+        for ids in run.rollout(["w1 w5"] * 8, step=step).completion_ids:
+            counts[ids[0]] += 1
+    ids = torch.tensor([run._tokenizer("w1 w5")["input_ids"]])
+    with torch.no_grad():
+        expected = run.vgf_model.policy.eval()(ids).logits[0, -1].softmax(dim=-1)
+    distance = 0.5 * (counts / counts.sum() - expected).abs().sum()
+    # The total variation of 512 draws from the distribution itself, within five deviations.
+    draws = torch.multinomial(expected.expand(200, -1), 512, replacement=True)
+    noise = torch.stack([0.5 * (row.bincount(minlength=tiny.VOCAB) / 512 - expected).abs().sum() for row in draws])
+    assert distance < noise.mean() + 5 * noise.std()
+    assert 0.5 * (1 / tiny.VOCAB - expected).abs().sum() > 2 * noise.mean(), "the test could not tell"
+
+
+def test_colocated(tmp_path, base, monkeypatch):
+    from vllm import LLM
+
+    # TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample.
+    monkeypatch.setattr("trl.generation.vllm_generation.LLM", partial(LLM, enforce_eager=True))
+    run = build(tmp_path, base, vllm_mode="colocate", vllm_max_model_length=64)
+    train(run)
+    check_seeds(run)
+    check_distribution(run)
+    run.vllm_generation.temperature = 0.0
+    assert run.rollout(PROMPTS).completion_ids == greedy(run)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def server(base, directory):
+    """A plain vLLM server of the policy: without weight transfer and without TRL's endpoints."""
+    port = free_port()
+    options = ["--port", port, "--dtype", "float32", "--enforce-eager", "--max-model-len", 32, "--max-num-seqs", 16]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *options]
+    log = directory / "server.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ))
+        try:
+            for _ in range(280):
+                assert process.poll() is None, log.read_text()[-3000:]
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                    break
+                except OSError:
+                    time.sleep(1)
+            else:
+                raise AssertionError(log.read_text()[-3000:])
+            yield port, process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=60)
+
+
+def quick(run, retries=0):
+    """Lets TRL's client give up at once, where it would wait a minute for a server to come back."""
+    retry = Retry(total=retries, status_forcelist=[500], allowed_methods=["POST"], backoff_factor=0)
+    run.vllm_generation.vllm_client.session.mount("http://", HTTPAdapter(max_retries=retry))
+
+
+class KillServer(TrainerCallback):
+    def __init__(self, process):
+        self.process = process
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+
+def test_server(tmp_path, base):
+    with server(base, tmp_path) as (port, process):
+        settings = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
+        run = build(tmp_path, base, **settings)
+        assert isinstance(run.vllm_generation, FrozenServer)
+        train(run)
+        check_seeds(run)
+        check_distribution(run)
+        run.vllm_generation.sampling["temperature"] = 1e-4
+        assert run.rollout(PROMPTS).completion_ids == greedy(run)
+
+        run.vllm_generation.sampling["max_tokens"] = 100
+        with pytest.raises(RuntimeError, match=rf"127\.0\.0\.1:{port} refused a request at step 6 .*--max-model-len"):
+            run.rollout(PROMPTS)
+
+        run = build(tmp_path, base, **settings, rollout_prefetch=0)
+        quick(run)
+        run.add_callback(KillServer(process))
+        with pytest.raises(ConnectionError, match=rf"127\.0\.0\.1:{port} did not answer at step 2 .*vllm-serve"):
+            run.train()
+    with pytest.raises(ConnectionError, match=rf"127\.0\.0\.1:{port} did not answer at step 0 .*vllm-serve"):
+        build(tmp_path, base, **settings, vllm_server_timeout=0.1)
+
+
+class Broken(BaseHTTPRequestHandler):
+    """A server that is alive and answers every completion with HTTP 500."""
+
+    def answer(self, status, body):
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "policy"}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(500, {"error": {"message": "EngineCore encountered an issue"}})
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_server_that_answers_500(tmp_path, base):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{broken.server_port}"
+        run = build(tmp_path, base, vllm_mode="server", vllm_server_base_url=url)
+        quick(run, retries=2)
+        with pytest.raises(ConnectionError, match=rf"{url} did not answer at step 0 .*500.*its log says why"):
+            run.train()
+        broken.shutdown()
