@@ -326,6 +326,7 @@ class VGFModel(RecomputationMixin, PushToHubMixin):
             clean = None if hidden is None or drops(self) else hidden.detach()
             found = self._candidates(input_ids, attention_mask, num_tokens, *candidates, clean)
             candidate_ids = found.ids
+        assert candidate_ids is not None  # one of the two was given, else there are no policy features
         states = policy_hidden[:, -num_tokens - 1 : -1]
         return VGFModelOutput(scores, chosen_logps(self.policy, states, candidate_ids), values, found)
 
