@@ -65,7 +65,7 @@ def test_the_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str
     two, moved = rows["best-of-2"], rows["VGF sequence_embedding, best of 2, L=1"]
     assert two["proxy"] >= rows["sampled, T=1"]["proxy"]
     # A sample is a decoding and a value; one step adds a gradient (three forwards) and a second decoding.
-    assert 2.5 < moved["forwards"] / two["forwards"] < 5
+    assert 2 < moved["forwards"] / two["forwards"] < 5
     assert results["meta"]["L"].keys() == SPACES.keys()
     assert "best-of-3" in rows and any(name.startswith("swaps, VGF sequence_embedding") for name in rows)
     for name in ("gold_and_proxy_over_steps", "gold_and_proxy_over_kl"):
