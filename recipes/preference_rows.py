@@ -16,10 +16,11 @@ SPACES = {
     "sequence_logit": "VGF sequence_logit",
 }
 _SAMPLING = {"do_sample": True, **PLAIN_SAMPLING}
-# Text is made after the last step alone: a search for the best text on the way would be a method of its own.
-_WHOLE = {"rescore": False}
+# Every step is written as text, its gradient taken there, and each response keeps its best text: a move of many steps
+# that becomes text once hardly raises even the proxy here.
+_WHOLE = {"rescore": True, "relift": True}
 _TOKENS = {"cache_implementation": "static", "disable_compile": True}
-# Forward passes that the gradient of one step costs; random swaps get as many values as that.
+# Passes that the gradient of one step costs, in forward passes; random swaps get as many values as that.
 GRADIENT_COST = 3
 
 

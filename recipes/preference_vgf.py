@@ -63,18 +63,18 @@ class PreferenceScriptArguments:
         default_factory=lambda: [1, 2, 4, 8, 16, 32], metadata={"help": "Budgets L in logit space."}
     )
     logit_step_size: float = field(default=0.5, metadata={"help": "Step size in logit space."})
-    logit_min_prob: float = field(default=0.02, metadata={"help": "Least probability of a candidate in logit space."})
+    logit_min_prob: float = field(default=0.005, metadata={"help": "Least probability of a candidate in logit space."})
     embedding_steps: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Budgets L in the embedding space of responses."}
+        default_factory=lambda: [2, 4, 8], metadata={"help": "Budgets L in the embedding space of responses."}
     )
-    embedding_step_size: float = field(default=0.25, metadata={"help": "Step size there, in mean embedding norms."})
-    embedding_decode_strength: float = field(default=10.0, metadata={"help": "What the tilt of a move is scaled by."})
-    embedding_min_prob: float = field(default=0.02, metadata={"help": "Least probability of a candidate there."})
+    embedding_step_size: float = field(default=0.5, metadata={"help": "Step size there, in mean embedding norms."})
+    embedding_decode_strength: float = field(default=5.0, metadata={"help": "What the tilt of a move is scaled by."})
+    embedding_min_prob: float = field(default=0.01, metadata={"help": "Least probability of a candidate there."})
     soft_token_steps: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Budgets L in the logit space of responses."}
+        default_factory=lambda: [2, 4, 8], metadata={"help": "Budgets L in the logit space of responses."}
     )
-    soft_token_step_size: float = field(default=2.0, metadata={"help": "Step size there."})
-    soft_token_min_prob: float = field(default=0.02, metadata={"help": "Least probability of a candidate there."})
+    soft_token_step_size: float = field(default=8.0, metadata={"help": "Step size there."})
+    soft_token_min_prob: float = field(default=0.005, metadata={"help": "Least probability of a candidate there."})
     temperatures: list[float] = field(
         default_factory=lambda: [0.5, 0.7], metadata={"help": "Temperatures of the base's samples, beside 1."}
     )

@@ -54,8 +54,8 @@ class PairScriptArguments(ScriptArguments):
     )
     num_particles: int = field(default=4, metadata={"help": "Particles N, and samples of the base's best-of-N."})
     sequence_steps: int = field(default=4, metadata={"help": "Steps L of whole responses."})
-    sequence_step_size: float = field(default=0.25, metadata={"help": "Their size."})
-    decode_strength: float = field(default=10.0, metadata={"help": "What the tilt of a move is scaled by."})
+    sequence_step_size: float = field(default=0.5, metadata={"help": "Their size."})
+    decode_strength: float = field(default=5.0, metadata={"help": "What the tilt of a move is scaled by."})
     block_size: int | None = field(default=None, metadata={"help": "Tokens moved and selected at a time."})
     eval_rows: int = field(default=64, metadata={"help": "Responses sampled at a time in evaluation."})
     num_threads: int | None = field(
@@ -79,7 +79,8 @@ class PairScriptArguments(ScriptArguments):
             "step_size": self.sequence_step_size,
             "decode_strength": self.decode_strength,
             "block_size": self.block_size,
-            "rescore": False,
+            "rescore": True,
+            "relift": True,
         }
         found = {"base": Draw("base", {**plain, "transport_steps": 0})}
         for space in self.spaces:

@@ -45,7 +45,7 @@ def test_rows_share_samples_and_controls_keep_the_budget() -> None:
     rows = transported_rows(budget, 4)
     assert [(row.steps, row.num_samples) for row in rows] == [(1, 1), (1, 4), (4, 1), (4, 4)]
     assert rows[0].draw == rows[1].draw and rows[0].draws == 4, "a single response is the mean over all four"
-    assert rows[0].draw.options["step_size"] == 0.5 and rows[0].draw.options["rescore"] is False
+    assert rows[0].draw.options["step_size"] == 0.5 and rows[0].draw.options["relift"] is True
     controls = control_rows(budget, 4, 4)
     assert [row.draw.options["control"] for row in controls] == ["random", "shuffled", "swaps"]
     assert [row.draw.options["transport_steps"] for row in controls] == [4, 4, 4 * GRADIENT_COST]
@@ -65,7 +65,7 @@ def test_the_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str
     two, moved = rows["best-of-2"], rows["VGF sequence_embedding, best of 2, L=1"]
     assert two["proxy"] >= rows["sampled, T=1"]["proxy"]
     # A sample is a decoding and a value; one step adds a gradient (three forwards) and a second decoding.
-    assert 3 < moved["forwards"] / two["forwards"] < 4.5
+    assert 2 < moved["forwards"] / two["forwards"] < 5
     assert results["meta"]["L"].keys() == SPACES.keys()
     assert "best-of-3" in rows and any(name.startswith("swaps, VGF sequence_embedding") for name in rows)
     for name in ("gold_and_proxy_over_steps", "gold_and_proxy_over_kl"):
