@@ -7,6 +7,7 @@ number of new tokens, both sampled from the full distribution. The table gives t
 
     python -m benchmarks.decode                                  # every row, batch 8, one particle
     python -m benchmarks.decode --rows log_ratio --num_particles 4
+    python -m benchmarks.decode --device cuda --dtype bfloat16 --size qwen2.5-7b --rows bilinear
     python -m benchmarks.decode --check                          # exit code 1 beyond benchmarks/baselines/decode.json
 """
 
@@ -26,18 +27,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks import sizes
+from benchmarks.harness import hardware
+from benchmarks.sizes import SIZES
 from vgf_llm.models import VGFModel, build_value
 
 BASELINE = Path(__file__).parent / "baselines" / "decode.json"
-
-# Llama shapes with random weights: (vocab_size, hidden_size, intermediate_size, layers, heads, key-value heads).
-SIZES = {
-    "tiny": (64, 16, 32, 2, 2, 1),
-    "60m": (32_000, 512, 1408, 8, 8, 4),
-    "130m": (32_000, 768, 2048, 12, 12, 4),
-}
 
 # parametrization, backbone, control; the LoRA adapter is the default one, r=16 on every linear layer.
 ROWS: dict[str, tuple[str, str, str | None]] = {
@@ -87,7 +84,7 @@ class Row:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.decode", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model_size", choices=SIZES, default="60m", help="a Llama of this shape, random weights")
+    parser.add_argument("--model_size", "--size", choices=SIZES, default="60m", help="this shape, random weights")
     parser.add_argument("--model_name_or_path", help="benchmark this causal language model instead")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--batch_size", type=int, default=8, help="prompts")
@@ -122,22 +119,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_policy(args: argparse.Namespace) -> PreTrainedModel:
     """Builds the policy: random weights of a known shape, or a checkpoint."""
-    dtype = getattr(torch, args.dtype)
     if args.model_name_or_path is not None:
+        dtype = getattr(torch, args.dtype)
         return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype).to(args.device).eval()
-    vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads = SIZES[args.model_size]
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).to(args.device, dtype).eval()
+    return sizes.build_policy(args.model_size, args.device, args.dtype)
 
 
 def build_model(policy: PreTrainedModel, row: str) -> VGFModel:
@@ -197,6 +182,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def report(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Any]:
     """Returns what `--json` writes."""
     return {
+        "hardware": hardware(args.device),
         "settings": settings(args),
         "rows": {
             row.name: {
@@ -274,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     vocab_size = policy.get_output_embeddings().weight.shape[0]
     prompts = torch.randint(3, vocab_size, (args.batch_size, args.prompt_tokens), device=policy.device)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
-    console.print(f"{type(policy).__name__}, {parameters / 1e6:.1f}M parameters")
+    console.print(f"{type(policy).__name__}, {parameters / 1e6:.1f}M parameters, {hardware(args.device)}")
     rows = []
     for name in args.rows:
         rows.append(measure(policy, name, prompts, args))

@@ -13,6 +13,7 @@ a CPU the system hands out its pages one fault at a time), and into memory that 
 
 import argparse
 import functools
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,10 +89,9 @@ def measure_kernel(tensor: Tensor, call: Callable[[], Any], repeats: int, args: 
     clock = "wall" if torch.device(args.device).type == "cuda" else "cpu"
     size = tensor.numel() * tensor.element_size()
     fastest = min(getattr(seconds, clock) for seconds in warm)
-    seconds = spread([getattr(other, clock) for other in pairs.other])
     result = {
         "shape": list(tensor.shape),
-        "milliseconds": round(seconds["median"] * 1e3, 4),
+        "milliseconds": round(statistics.median(getattr(other, clock) for other in pairs.other) * 1e3, 4),
         "warm_copy_gb_per_s": round(2 * size / fastest / 1e9, 2),
         "warm_floor": spread([getattr(other, clock) / (FLOOR * fastest) for other in pairs.other]),
     }

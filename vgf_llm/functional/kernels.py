@@ -7,6 +7,8 @@ from torch import Tensor
 from ._checks import check_finite, check_particle_shape, check_particles
 from ._masking import working_dtype
 
+# Groups of more numbers than this are worth a call each on a CPU: `pdist` takes a seventh of the time of `cdist`.
+_SMALL_GROUP = 2**12
 # Numbers that are worked on at a time: what fits into a core's own cache, or fills a GPU.
 _TILES = {"cpu": 2**17}
 _TILE = 2**24
@@ -44,7 +46,8 @@ def pair_distances(particles: Tensor) -> Tensor:
     """
     num_particles, width = particles.shape[-2:]
     columns = max(1, tile_size(particles) // num_particles)
-    if width <= columns:
+    small = particles.device.type != "cpu" or num_particles * width <= _SMALL_GROUP
+    if width <= columns and small:
         rows, others = torch.triu_indices(num_particles, num_particles, offset=1, device=particles.device)
         pairs = _distances(particles, particles)[..., rows, others]
     else:

@@ -2,7 +2,7 @@
 """`VGFModel`: a language model, the policy, together with the value that transports its samples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -320,13 +320,12 @@ class VGFModel(RecomputationMixin, PushToHubMixin):
             scores = self._token_scores(hidden, input_ids, attention_mask, num_tokens, ref_logps)
         elif self.sequence_value is not None:
             values = self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
-        if policy_hidden is None:
-            return VGFModelOutput(scores, sequence_values=values)
         if candidates is not None:
             clean = None if hidden is None or drops(self) else hidden.detach()
             found = self._candidates(input_ids, attention_mask, num_tokens, *candidates, clean)
             candidate_ids = found.ids
-        assert candidate_ids is not None  # one of the two was given, else there are no policy features
+        if policy_hidden is None or candidate_ids is None:
+            return VGFModelOutput(scores, sequence_values=values)
         states = policy_hidden[:, -num_tokens - 1 : -1]
         return VGFModelOutput(scores, chosen_logps(self.policy, states, candidate_ids), values, found)
 
@@ -367,6 +366,8 @@ class VGFModel(RecomputationMixin, PushToHubMixin):
         """
         return self._candidates(input_ids, attention_mask, num_tokens, top_k, min_prob)
 
+    # A switch of modes breaks a compiled graph; what runs in between is compiled.
+    @torch.compiler.disable(recursive=False)
     @torch.no_grad()
     def _candidates(
         self,
@@ -380,7 +381,7 @@ class VGFModel(RecomputationMixin, PushToHubMixin):
         """`candidate_values`, given the value's features `[B, P + T, D]` where they are known."""
         if isinstance(self.value, StateValue):
             raise ValueError("A v_head value does not rank candidate tokens; use log_ratio, bilinear or vocab.")
-        with evaluating(self) if drops(self) else nullcontext():  # targets have no dropout
+        with evaluating(self):  # targets have no dropout, and nothing to checkpoint
             ref_hidden = self._ref_hidden(input_ids, attention_mask)
             hidden = self._value_hidden(input_ids, attention_mask) if hidden is None else hidden
         ref, own = (states[:, -num_tokens - 1 : -1].flatten(0, 1) for states in (ref_hidden, hidden))

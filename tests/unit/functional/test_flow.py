@@ -88,6 +88,7 @@ def test_tiles_change_nothing(tile, repulsion, monkeypatch):
     arguments = {"alpha": 0.7, "repulsion": repulsion}
     whole = flow_direction(particles, score, **arguments)
     monkeypatch.setitem(kernels._TILES, "cpu", tile)
+    monkeypatch.setattr(kernels, "_SMALL_GROUP", 0)
     torch.testing.assert_close(flow_direction(particles, score, **arguments), whole, rtol=0, atol=1e-13)
     torch.testing.assert_close(flow_direction(particles.mT.contiguous().mT, score, **arguments), whole)
     bandwidth = torch.rand(2, 3, dtype=torch.float64) + 0.5
