@@ -27,6 +27,7 @@ class FakeLLM:
         self.seeds = []
         self.delay = 0.0
         self.fail_at = None
+        self.before = lambda call: None
         self.threads = []
         self.busy = threading.Lock()
 
@@ -36,6 +37,7 @@ class FakeLLM:
             if self.fail_at == len(self.threads):
                 raise MemoryError("no room for the cache")
             self.threads.append(threading.current_thread().name)
+            self.before(len(self.threads) - 1)
             time.sleep(self.delay)
             seeds = [params.seed for params in sampling_params]
             self.seeds.append(seeds)
