@@ -346,6 +346,13 @@ class VGFModel(RecomputationMixin, PushToHubMixin):
         return VGFScore(self.value.sequence_values(scores, completion_mask), scores)
 
     @torch.no_grad()
+    def sequence_scores(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+        """Values whole responses `[B, P + T]` without gradients; returns one value per member, `[B, H]`."""
+        if self.sequence_value is None:
+            raise ValueError("This VGFModel has no `sequence_value`; set it to a SequenceValue.")
+        return self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
+
+    @torch.no_grad()
     def candidate_values(
         self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, *, top_k: int, min_prob: float
     ) -> Candidates:

@@ -135,10 +135,9 @@ def best_response_loss(logps: Tensor, values: Tensor, batch: Batch) -> Tensor:
 @torch.no_grad()
 def gate_values(model: VGFModel, batch: Batch) -> Tensor:
     """The mean of the members' values of a batch's responses, `[R]`."""
-    input_ids, attention_mask, mask = sequences(batch)
-    # Through the model's own forward, which gathers what FSDP shards.
-    output = model(input_ids, attention_mask, mask.shape[1], response_mask=response_mask(batch))
-    return needed_value(model).mean(output.sequence_values)
+    input_ids, attention_mask, _ = sequences(batch)
+    # Not through the model's forward: processes have different numbers of batches, and ZeRO-3 counts forwards.
+    return needed_value(model).mean(model.sequence_scores(input_ids, attention_mask, response_mask(batch)))
 
 
 def is_sequence(args: Any) -> bool:

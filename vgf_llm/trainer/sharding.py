@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from vgf_llm._compat import unwrap_model_for_generation
 
 # Methods of a `VGFModel` that run its layers outside `forward`.
-FORWARD_METHODS = ("generate", "score", "ref_logps", "candidate_values")
+FORWARD_METHODS = ("generate", "score", "sequence_scores", "ref_logps", "candidate_values")
 
 
 def is_zero3(accelerator: Accelerator) -> bool:
