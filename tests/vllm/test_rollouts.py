@@ -20,10 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from requests.adapters import HTTPAdapter
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
-from urllib3.util.retry import Retry
 
 from tests.trainer import tiny
 from vgf_llm.trainer.vllm_engine import FrozenServer
@@ -166,6 +164,10 @@ def server(base, directory):
 
 def quick(run, retries=0):
     """Lets TRL's client give up at once, where it would wait a minute for a server to come back."""
+    # Installed with TRL's vLLM client, and only there.
+    from requests.adapters import HTTPAdapter
+    from urllib3.util.retry import Retry
+
     retry = Retry(total=retries, status_forcelist=[500], allowed_methods=["POST"], backoff_factor=0)
     run.vllm_generation.vllm_client.session.mount("http://", HTTPAdapter(max_retries=retry))
 
