@@ -47,7 +47,7 @@ class Job:
     learning_rate: float | None = None
     vgf_config: Path | None = None
     num_generations: int = 4
-    batch_size: int = 128
+    batch_size: int = 64
     static_cache: bool = True
     preference_epochs: int = 2
 

@@ -52,7 +52,7 @@ class CompareRecipe:
 
     task: str
     vgf_config: Path
-    num_train: int = 4000
+    num_train: int = 3600
 
     @property
     def base(self) -> str:
@@ -77,13 +77,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["all"], help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning_rates", type=float, nargs="+", help="instead of each method's own sweep")
-    parser.add_argument("--num_train", type=int, help="training prompts; the recipe's 4000 by default")
+    parser.add_argument("--num_train", type=int, help="training prompts; the 3600 of the recipe by default")
     parser.add_argument("--num_validation", type=int, default=200)
     parser.add_argument("--num_test", type=int, default=500)
     parser.add_argument("--num_generations", type=int, default=4, help="training completions per prompt")
     parser.add_argument("--num_votes", type=int, default=8, help="responses of votes and best-of rows")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="budgets L; validation chooses")
-    parser.add_argument("--batch_size", type=int, default=128, help="completions per optimizer step of the baselines")
+    parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of the baselines")
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
