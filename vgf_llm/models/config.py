@@ -32,7 +32,8 @@ class TransportConfig:
         num_particles: N, responses per prompt.
         selection: `"value"`, `"weighted_vote"`, `"majority"` or `"none"`.
         space: `"logit"` or `"hidden"`, token by token; `"sequence_embedding"` or `"sequence_logit"`, whole responses
-            moved by the model's sequence value.
+            moved by the model's sequence value. The latter two are experimental: they have not been shown to beat
+            best-of-M of the same compute.
         metric: `"fisher"` (closed form) or `"euclidean"`, for the logit spaces.
         top_k_candidates: K, the tokens of the base that transport may reach.
         min_candidate_prob: A candidate's least probability under the base.
