@@ -43,7 +43,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("several-passes", "several-rounds-a-step", "stream")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_rounds_are_those_of_a_run_without(tmp_path, case):
     depth, settings = CASES[case]
     whole = build(tmp_path / "whole", **settings)
@@ -59,7 +62,7 @@ def test_rounds_are_those_of_a_run_without(tmp_path, case):
         assert ahead.vllm_generation.syncs == 0
 
 
-@pytest.mark.parametrize("kill", [4, 5])
+@pytest.mark.parametrize("kill", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_resumed_is_uninterrupted(tmp_path, kill):
     settings = {"use_vllm": True, "rollout_prefetch": 2}
     whole = start(tmp_path / "whole", use_vllm=True)
