@@ -50,7 +50,8 @@ def space_of(name: str, value: Any = None, control: str | None = None, **setting
 
 
 def permuted(value: SequenceState, order: Tensor) -> SequenceState:
-    fields = {name: getattr(value, name)[order] for name in vars(value) if name not in ("num_particles", "candidates")}
+    others = ("num_particles", "candidates", "prefix")
+    fields = {name: getattr(value, name)[order] for name in vars(value) if name not in others}
     parts = TextCandidates(**{name: x[order] for name, x in vars(value.candidates).items()})
     return SequenceState(**fields, num_particles=value.num_particles, candidates=parts)
 
