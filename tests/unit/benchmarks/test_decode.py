@@ -127,3 +127,12 @@ def test_counts_below_one_are_refused(option: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         decode.parse_args([f"--{option}", "0"])
     assert f"--{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("particles", [1, 4, 8])
+def test_baselines_of_more_particles_belong_to_their_command(particles: int) -> None:
+    path = decode.BASELINE.with_name(f"decode_n{particles}.json")
+    options = ["--batch_size", "2", "--new_tokens", "32", "--threads", "1", "--clock", "cpu"]
+    args = decode.parse_args(["--rows", "bilinear", "--num_particles", str(particles), *options])
+    rows = decode.load_baseline(path, decode.settings(args))["rows"]
+    assert rows["bilinear"]["ratio"] + rows["bilinear"]["tolerance"] < 1.2
