@@ -42,6 +42,11 @@ BAD_INPUT = {
         r"`num_generations` .4.*Valid values of `.*: \[4, 8, 12\]",
     ),
     "one generation": ({"num_generations": 1}, ValueError, "`num_generations` must be at least 2, got 1"),
+    "compiled recomputation": (
+        {"torch_compile": True, "torch_compile_backend": "aot_eager", "gradient_checkpointing": True},
+        ValueError,
+        "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`",
+    ),
     "negative steps": ({"transport_steps": -1}, ValueError, "`transport_steps` must be an integer >= 0"),
     "step size not a number": ({"step_size": math.nan}, ValueError, "`step_size` must be a number > 0 and finite"),
     "infinite step size": ({"step_size": math.inf}, ValueError, "`step_size` must be a number > 0 and finite"),

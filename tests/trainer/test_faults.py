@@ -192,7 +192,6 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}  # trac
         pytest.param({"bf16": True}, id="bf16"),
         pytest.param({"bf16": True, "gradient_checkpointing": True}, id="bf16-checkpointing"),
         pytest.param(COMPILED, id="compiled", marks=pytest.mark.slow),
-        pytest.param({**COMPILED, "gradient_checkpointing": True}, id="compiled-checkpointing", marks=pytest.mark.slow),
     ],
 )
 def test_bf16_checkpointing_and_compilation_train(tmp_path, settings):

@@ -210,6 +210,11 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 "`use_transformers_continuous_batching=True` is not supported, because the value's adapter shares "
                 "batches with the policy. Leave it False; `use_vllm=True` is the fast engine."
             )
+        if args.torch_compile and args.gradient_checkpointing:
+            raise ValueError(
+                "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to know "
+                "the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
+            )
         check_dataset(train_dataset)
         if eval_dataset is not None:
             check_dataset(eval_dataset, "eval_dataset")
