@@ -62,6 +62,17 @@ class ValueGate:
         """Whether the accuracy exceeds one half by two standard errors (pairs taken as independent)."""
         return self.pairs > 0 and self.accuracy - 0.5 > 2 * 0.5 / math.sqrt(self.pairs)
 
+    def warn_at_chance(self) -> None:
+        """Warns if the value, measured often enough, cannot tell better responses from worse ones."""
+        if self.pairs >= 100 and not self.is_above_chance:
+            logger.warning(
+                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
+                "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
+                "prompts, raise `value_learning_rate`, or use `value_parametrization='log_ratio'`.",
+                self.accuracy,
+                self.pairs,
+            )
+
     def state(self) -> list[list[float]]:
         """Returns the window for a checkpoint."""
         return [[correct, pairs] for correct, pairs in self._counts]

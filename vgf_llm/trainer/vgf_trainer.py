@@ -399,15 +399,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 self.args.output_dir,
             )
             raise SystemExit(SIGTERM_STATUS)
-        gate = self.rounds.gate
         # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
-        sampled_from_base = self.args.rollout_transport_steps == 0 and self.args.distill_coef == 0
-        if sampled_from_base and gate.pairs >= 100 and not gate.is_above_chance:
-            logger.warning(
-                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
-                "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
-                "prompts, raise `value_learning_rate`, or use `value_parametrization='log_ratio'`.",
-                gate.accuracy,
-                gate.pairs,
-            )
+        if self.args.rollout_transport_steps == 0 and self.args.distill_coef == 0:
+            self.rounds.gate.warn_at_chance()
         return output
