@@ -212,8 +212,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             )
         if args.torch_compile and args.gradient_checkpointing:
             raise ValueError(
-                "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to know "
-                "the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
+                "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to "
+                "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
             )
         check_dataset(train_dataset)
         if eval_dataset is not None:
