@@ -107,11 +107,10 @@ def test_forwards_are_counted_per_token_and_model() -> None:
 def test_peak_memory_sees_what_was_allocated_meanwhile() -> None:
     with PeakMemory(torch.device("cpu")) as small:
         pass
-    with PeakMemory(torch.device("cpu")) as large:
-        # Pages straight from the system: an allocator may hand out memory that is resident already.
-        with mmap.mmap(-1, 40 * 2**20) as block:
-            for page in range(0, len(block), mmap.PAGESIZE):
-                block[page] = 1
+    # Pages straight from the system: an allocator may hand out memory that is resident already.
+    with PeakMemory(torch.device("cpu")) as large, mmap.mmap(-1, 40 * 2**20) as block:
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
     assert small.megabytes is not None
     assert large.megabytes is not None
     assert large.megabytes > small.megabytes + 20
