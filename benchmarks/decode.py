@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import sizes
-from benchmarks.harness import hardware
+from benchmarks.harness import hardware, load_baseline
 from benchmarks.sizes import SIZES
 from vgf_llm.models import VGFModel, build_value
 
@@ -194,30 +194,6 @@ def report(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Any]:
             for row in rows
         },
     }
-
-
-def load_baseline(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
-    """Reads a baseline: `settings`, and per row `ratio` and `tolerance`, the excess over it that is let pass.
-
-    Args:
-        path: The JSON file.
-        ours: The settings of this run.
-
-    Returns:
-        The baseline.
-
-    Raises:
-        ValueError: If it was measured with other settings.
-    """
-    baseline: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    theirs = baseline["settings"]
-    differing = {name: (ours[name], theirs.get(name)) for name in ours if ours[name] != theirs.get(name)}
-    if differing:
-        raise ValueError(
-            f"{path} holds for its own settings only; these differ (here, there): {differing}. Leave out --check, or "
-            "name a --baseline of these settings."
-        )
-    return baseline
 
 
 def check(result: dict[str, Any], baseline: dict[str, Any]) -> list[str]:

@@ -142,28 +142,22 @@ def train_online_dpo(job: Job) -> None:
 
 def train_dpo(job: Job) -> None:
     """DPO on pairs among the base's own samples, better against worse."""
-    pairs = preference_pairs(job.task, sample_base(job))
-    args = DPOConfig(
-        **job.settings(),
-        per_device_train_batch_size=max(1, job.batch_size // 2),
-        num_train_epochs=job.preference_epochs,
-        max_length=None,
-    )
-    trainer = DPOTrainer(model=job.base, args=args, train_dataset=pairs, processing_class=job.tokenizer)
-    trainer.train()
-    _save(trainer, job)
+    _offline(DPOTrainer, DPOConfig, job, preference_pairs(job.task, sample_base(job)))
 
 
 def train_rft(job: Job) -> None:
     """Rejection-sampling fine-tuning: supervised training on the best of the base's own samples."""
-    kept = best_samples(job.task, sample_base(job))
-    args = SFTConfig(
+    _offline(SFTTrainer, SFTConfig, job, best_samples(job.task, sample_base(job)))
+
+
+def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) -> None:
+    args = config_class(
         **job.settings(),
         per_device_train_batch_size=max(1, job.batch_size // 2),
         num_train_epochs=job.preference_epochs,
         max_length=None,
     )
-    trainer = SFTTrainer(model=job.base, args=args, train_dataset=kept, processing_class=job.tokenizer)
+    trainer = trainer_class(model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer)
     trainer.train()
     _save(trainer, job)
 
