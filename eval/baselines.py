@@ -38,6 +38,7 @@ class Job:
         batch_size: Completions per optimizer step.
         static_cache: Whether sampling uses a static cache, which is faster for small models on a CPU.
         preference_epochs: Epochs of the methods that train on a fixed set of samples.
+        samples: What `sample_base` gave for it, where that is known already.
     """
 
     base: str
@@ -50,6 +51,7 @@ class Job:
     batch_size: int = 64
     static_cache: bool = True
     preference_epochs: int = 2
+    samples: Samples | None = None
 
     @property
     def completions(self) -> int:
@@ -142,12 +144,12 @@ def train_online_dpo(job: Job) -> None:
 
 def train_dpo(job: Job) -> None:
     """DPO on pairs among the base's own samples, better against worse."""
-    _offline(DPOTrainer, DPOConfig, job, preference_pairs(job.task, sample_base(job)))
+    _offline(DPOTrainer, DPOConfig, job, preference_pairs(job.task, job.samples or sample_base(job)))
 
 
 def train_rft(job: Job) -> None:
     """Rejection-sampling fine-tuning: supervised training on the best of the base's own samples."""
-    _offline(SFTTrainer, SFTConfig, job, best_samples(job.task, sample_base(job)))
+    _offline(SFTTrainer, SFTConfig, job, best_samples(job.task, job.samples or sample_base(job)))
 
 
 def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) -> None:
@@ -284,6 +286,7 @@ class Trainable:
         learning_rates: The sweep; empty for methods whose settings come from a recipe.
         has_value: Whether the result is a VGF model.
         distilled: Whether its policy is trained, and stands in the table without transport too.
+        offline: Whether it trains on the base's own samples, drawn beforehand.
         swept_as: The method whose chosen learning rate it takes, where it contains one.
     """
 
@@ -292,6 +295,7 @@ class Trainable:
     learning_rates: tuple[float, ...] = ()
     has_value: bool = False
     distilled: bool = False
+    offline: bool = False
     swept_as: str | None = None
 
 
@@ -304,7 +308,7 @@ TRAINABLE = {
     "vgf_on_grpo": Trainable("VGF on GRPO (half each)", train_vgf_on_grpo, has_value=True, swept_as="grpo"),
     "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
     "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
-    "dpo": Trainable("DPO (TRL)", train_dpo, (3e-5, 1e-4, 3e-4)),
+    "dpo": Trainable("DPO (TRL)", train_dpo, (3e-5, 1e-4, 3e-4), offline=True),
     "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4)),
-    "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (1e-4, 3e-4, 1e-3)),
+    "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (1e-4, 3e-4, 1e-3), offline=True),
 }

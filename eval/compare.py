@@ -13,30 +13,24 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval import compare_measure as measured
 from eval import compare_report
-from eval.baselines import TRAINABLE, Job
-from eval.methods import Method, PlanOptions, abilities, plan
-from eval.run import PLAIN_SAMPLING
-from eval.sampling import Samples, sample
-from eval.scaling import Scaling, choose_steps, measure
+from eval.baselines import TRAINABLE, Job, sample_base
+from eval.compare_measure import UNTRAINED
+from eval.sampling import Samples
 from eval.store import fingerprint, write_json
 from eval.tasks import TASKS, Task, TaskOptions, load_task
-from vgf_llm.models import VGFModel
 
 RECIPE_DIR = Path(__file__).parent.parent / "recipes"
 GRPO_REFERENCE = RECIPE_DIR / "embedded_math" / "grpo_reference.json"
-# Methods that sample the base, all measured in one run.
-UNTRAINED = "base"
 METHODS = (UNTRAINED, *TRAINABLE)
 
 
@@ -47,12 +41,12 @@ class CompareRecipe:
     Attributes:
         task: Name of the task.
         vgf_config: The recipe's YAML file.
-        num_train: Training prompts of the published comparison.
+        num_train: Training prompts of the published comparison, as in the recipe.
     """
 
     task: str
     vgf_config: Path
-    num_train: int = 3600
+    num_train: int
 
     @property
     def base(self) -> str:
@@ -63,8 +57,10 @@ class CompareRecipe:
 
 
 RECIPES = {
-    "embedded_math": CompareRecipe("embedded_math", RECIPE_DIR / "configs" / "gsm8k_embedded.yaml"),
-    "embedded_preference": CompareRecipe("embedded_preference", RECIPE_DIR / "configs" / "preference_embedded.yaml"),
+    "embedded_math": CompareRecipe("embedded_math", RECIPE_DIR / "configs" / "gsm8k_embedded.yaml", 3600),
+    "embedded_preference": CompareRecipe(
+        "embedded_preference", RECIPE_DIR / "configs" / "preference_embedded.yaml", 2000
+    ),
 }
 
 
@@ -77,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["all"], help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning_rates", type=float, nargs="+", help="instead of each method's own sweep")
-    parser.add_argument("--num_train", type=int, help="training prompts; the 3600 of the recipe by default")
+    parser.add_argument("--num_train", type=int, help="training prompts; as many as the recipe has by default")
     parser.add_argument("--num_validation", type=int, default=200)
     parser.add_argument("--num_test", type=int, default=500)
     parser.add_argument("--num_generations", type=int, default=4, help="training completions per prompt")
@@ -124,6 +120,23 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
     return names
 
 
+class Stopwatch:
+    """Measures wall and processor seconds from its creation to `stop`; the latter hardly depend on other jobs."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+        self.wall = self.cpu = 0.0
+
+    def stop(self) -> "Stopwatch":
+        """Fixes both times."""
+        self.wall, self.cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return self
+
+    def add(self, other: "Stopwatch") -> None:
+        """Adds the times of another."""
+        self.wall, self.cpu = self.wall + other.wall, self.cpu + other.cpu
+
+
 class Comparison:
     """The runs of one results folder.
 
@@ -150,6 +163,7 @@ class Comparison:
         self._claim()
         self.validation = self._task("validation", args.num_validation, 0)
         self.test = self._task("test", args.num_test, 0)
+        self._base_samples: dict[int, tuple[Samples, Stopwatch]] = {}
 
     def _claim(self) -> None:
         path = Path(self.args.output_dir) / "compare.json"
@@ -172,6 +186,13 @@ class Comparison:
             task = replace(task, gold=task.proxy, proxy=None, _runners={})
         return task
 
+    def base_samples(self, job: Job) -> tuple[Samples, Stopwatch]:
+        """Samples of the base that offline methods train on, drawn once per seed, and what drawing them took."""
+        if job.seed not in self._base_samples:
+            watch = Stopwatch()
+            self._base_samples[job.seed] = sample_base(job), watch.stop()
+        return self._base_samples[job.seed]
+
     def learning_rate(self, name: str) -> float | None:
         """Sweeps a method with the first seed; returns the learning rate that validation problems chose."""
         method = TRAINABLE[name]
@@ -180,32 +201,58 @@ class Comparison:
         rates = self.args.learning_rates or method.learning_rates
         if not method.learning_rates:
             return None
-        runs = {rate: self.run(name, self.args.seeds[0], rate) for rate in rates}
+        runs = {rate: self.run(name, self.args.seeds[0], rate, tested=False) for rate in rates}
         for rate, run in runs.items():
             mean, error = run["validation"]
             print(f"{method.label}, lr {rate:g}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
         return max(runs, key=lambda rate: runs[rate]["validation"][0])
 
-    def run(self, name: str, seed: int, rate: float | None = None) -> dict[str, Any]:
-        """Returns one run, trained and measured unless its file is there."""
+    def run(self, name: str, seed: int, rate: float | None = None, *, tested: bool = True) -> dict[str, Any]:
+        """Returns one run; trains and measures what its file does not hold yet.
+
+        Args:
+            name: Method.
+            seed: Seed.
+            rate: Learning rate, for methods that have a sweep.
+            tested: Whether test problems are wanted; a sweep is decided without them.
+        """
         key = f"{name}-seed{seed}" if rate is None else f"{name}-lr{rate:g}-seed{seed}"
-        path = self.runs / f"{key}.json"
-        config = self.args.vgf_config or self.recipe.vgf_config
-        mark = None
-        if name != UNTRAINED and TRAINABLE[name].has_value:
-            mark = hashlib.sha256(config.read_bytes()).hexdigest()[:16]
-        if path.is_file():
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["vgf_config"] != mark:
-                raise ValueError(
-                    f"{path} was made with other settings than {config} has now. Remove it to train again, or name "
-                    "another `--output_dir`."
-                )
-            return run
-        print(f"{key} ...", flush=True)
-        folder = Path(self.args.output_dir) / "models" / key
-        began = time.perf_counter()
-        completions = 0
+        path, folder = self.runs / f"{key}.json", Path(self.args.output_dir) / "models" / key
+        run = self._find(path, name)
+        if run is None:
+            print(f"{key} ...", flush=True)
+            run = self._train(name, seed, rate, folder)
+            run |= {"rows": {}, **measured.validate(self, name, folder, seed)}
+            write_json(path, run)
+        if tested and not run["rows"]:
+            run["rows"] = measured.test(self, name, folder, seed, run.get("steps"))
+            write_json(path, run)
+        return run
+
+    @property
+    def vgf_config(self) -> Path:
+        """The YAML file of VGF's settings."""
+        return self.args.vgf_config or self.recipe.vgf_config
+
+    def _mark(self, name: str) -> str | None:
+        """Returns what tells settings of VGF apart."""
+        if name == UNTRAINED or not TRAINABLE[name].has_value:
+            return None
+        return hashlib.sha256(self.vgf_config.read_bytes()).hexdigest()[:16]
+
+    def _find(self, path: Path, name: str) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["vgf_config"] != self._mark(name):
+            raise ValueError(
+                f"{path} was made with other settings than {self.vgf_config} has now. Remove it to train again, or "
+                "name another `--output_dir`."
+            )
+        return run
+
+    def _train(self, name: str, seed: int, rate: float | None, folder: Path) -> dict[str, Any]:
+        taken, completions = Stopwatch(), 0
         if name != UNTRAINED:
             folder.mkdir(parents=True, exist_ok=True)
             job = Job(
@@ -214,127 +261,31 @@ class Comparison:
                 directory=folder,
                 seed=seed,
                 learning_rate=rate,
-                vgf_config=config,
+                vgf_config=self.vgf_config,
                 num_generations=self.args.num_generations,
                 batch_size=self.args.batch_size,
             )
+            drawing = None
+            if TRAINABLE[name].offline:
+                samples, drawing = self.base_samples(job)
+                job = replace(job, samples=samples)
+            taken = Stopwatch()
             TRAINABLE[name].train(job)
+            taken.stop()
+            if drawing is not None:
+                taken.add(drawing)
             completions = job.completions
-        trained = time.perf_counter() - began
-        found = _measure_base(self, seed) if name == UNTRAINED else _measure_trained(self, name, folder, seed)
-        run = {
+        return {
             "method": name,
             "learning_rate": rate,
             "seed": seed,
-            "train_seconds": trained,
+            "train_seconds": taken.wall,
+            "train_cpu_seconds": taken.cpu,
             "completions": completions,
             "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
             "threads": torch.get_num_threads(),
-            "vgf_config": mark,
-            **found,
+            "vgf_config": self._mark(name),
         }
-        write_json(path, run)
-        return run
-
-
-def _sampler(model: VGFModel, tokenizer: Any, task: Task) -> Callable[..., Samples]:
-    options = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": tokenizer.pad_token_id}
-    return partial(sample, model, tokenizer, task, batch_size=512, **options)
-
-
-def _rows(result: Scaling, methods: Sequence[Method], labels: dict[str, str]) -> dict[str, Any]:
-    """Per-problem scores and costs by mode."""
-    rows = {}
-    for method in methods:
-        row = result.row(method.label)
-        rows[labels[method.label]] = {
-            "scores": [round(x, 6) for x in result.scores[method.label].tolist()],
-            "seconds": row.seconds,
-            "tokens": row.tokens,
-            "kl": row.kl,
-            "proxy": row.proxy,
-        }
-    return rows
-
-
-def _plain_methods(model: VGFModel, task: Task, votes: int, temperatures: Sequence[float]) -> dict[str, Method]:
-    """Greedy, sampled and voted rows of a policy, by mode."""
-    able = abilities(model, task, has_value=False)
-    options = PlanOptions(num_particles=(1, votes), temperatures=temperatures, sampling=PLAIN_SAMPLING)
-    names = [name for name in ("greedy", "temperature", "majority", "best_of_n_proxy") if able.missing(name) is None]
-    modes = {}
-    for method in plan(names, able, options):
-        mode = method.label.replace("sampled, T=1", "sampled")
-        modes[mode] = method
-    return modes
-
-
-def _measure_plain(model: VGFModel, tokenizer: Any, comparison: Comparison, seed: int, temperatures: Sequence[float],
-                   ) -> dict[str, Any]:  # fmt: skip
-    task = comparison.test
-    modes = _plain_methods(model, task, comparison.args.num_votes, temperatures)
-    result = measure(_sampler(model, tokenizer, task), list(modes.values()), seeds=[seed])
-    return _rows(result, list(modes.values()), {method.label: mode for mode, method in modes.items()})
-
-
-def _validation_score(
-    model: VGFModel, tokenizer: Any, comparison: Comparison, seed: int, **options: Any
-) -> list[float]:
-    """Mean and standard error of sampled responses to validation problems."""
-    task = comparison.validation
-    able = abilities(model, task, has_value=bool(options))
-    settings = PlanOptions(num_particles=(1, 4), temperatures=(1.0,), sampling=PLAIN_SAMPLING, **options)
-    name = f"vgf_{able.spaces[0]}" if options else "temperature"
-    methods = [m for m in plan([name], able, settings) if m.selection == "single" and m.draw.options.get("do_sample")]
-    result = measure(_sampler(model, tokenizer, task), methods[-1:], seeds=[seed])
-    return [result.rows[0].score, result.rows[0].standard_error]
-
-
-def _measure_base(comparison: Comparison, seed: int) -> dict[str, Any]:
-    base = comparison.recipe.base
-    model = VGFModel(AutoModelForCausalLM.from_pretrained(base)).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    rows = _measure_plain(model, tokenizer, comparison, seed, (0.3, 0.7, 1.0))
-    return {"validation": _validation_score(model, tokenizer, comparison, seed), "rows": {"base": rows}}
-
-
-def _measure_trained(comparison: Comparison, name: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Measures a trained policy by itself, a VGF model under transport at the L that validation problems choose."""
-    method = TRAINABLE[name]
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    rows: dict[str, Any] = {}
-    if not method.has_value or method.distilled:
-        # Divergences are to the base that every method started from.
-        reference = AutoModelForCausalLM.from_pretrained(comparison.recipe.base)
-        policy = VGFModel(AutoModelForCausalLM.from_pretrained(folder), ref_model=reference).eval()
-        rows[name] = _measure_plain(policy, tokenizer, comparison, seed, (1.0,))
-        validation = _validation_score(policy, tokenizer, comparison, seed)
-    if not method.has_value:
-        return {"validation": validation, "rows": rows}
-    model = VGFModel.from_pretrained(folder)
-    able = abilities(model, comparison.test)
-    votes = comparison.args.num_votes
-    options = PlanOptions(steps=comparison.args.steps, num_particles=(1, votes), sampling=PLAIN_SAMPLING)
-    space = f"vgf_{able.spaces[0]}"
-    sampler = _sampler(model, tokenizer, comparison.validation)
-    steps = choose_steps(sampler, plan([space], able, options), seed=seed)
-    transported = f"{name} + transport" if method.distilled else name
-    modes = _transported_methods(plan([space], able, replace(options, steps=(steps,))), votes)
-    base_values = plan(["best_of_n"], able, options) if not method.distilled else []
-    methods = [*modes.values(), *base_values]
-    result = measure(_sampler(model, tokenizer, comparison.test), methods, seeds=[seed])
-    rows[transported] = _rows(result, list(modes.values()), {m.label: mode for mode, m in modes.items()})
-    if base_values and name == "vgf":
-        rows["base, chosen by VGF's value"] = _rows(result, base_values, {m.label: m.label for m in base_values})
-    if not method.distilled:
-        validation = _validation_score(model, tokenizer, comparison, seed, steps=(steps,))
-    return {"validation": validation, "steps": steps, "rows": rows}
-
-
-def _transported_methods(methods: Sequence[Method], votes: int) -> dict[str, Method]:
-    names = {"single": "sampled", "value": f"best-of-{votes} by value", "majority": f"majority@{votes}",
-             "weighted_vote": f"value-weighted vote of {votes}"}  # fmt: skip
-    return {names[method.selection] if method.draw.options.get("do_sample") else "greedy": method for method in methods}
 
 
 def compare(args: argparse.Namespace) -> str:

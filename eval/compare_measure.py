@@ -1,0 +1,160 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Measures what a comparison trained: on validation problems to choose, on test problems to report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.baselines import TRAINABLE
+from eval.methods import Method, PlanOptions, abilities, plan
+from eval.run import PLAIN_SAMPLING
+from eval.sampling import Samples, sample
+from eval.scaling import choose_steps, measure
+from eval.tasks import Task
+from vgf_llm.models import VGFModel
+
+# The base itself, all of whose rows are measured in one run.
+UNTRAINED = "base"
+Rows = dict[str, Any]
+
+
+class Problems(Protocol):
+    """What is read of a comparison."""
+
+    args: Any
+    recipe: Any
+    validation: Task
+    test: Task
+
+
+def validate(problems: Problems, name: str, folder: Path, seed: int) -> dict[str, Any]:
+    """Scores sampled responses to validation problems, a value's at the budget L that they choose.
+
+    Args:
+        problems: The comparison.
+        name: Method.
+        folder: What it saved; unused for the base.
+        seed: Seed.
+
+    Returns:
+        `"validation"`, a mean and its standard error, and `"steps"` of models with a value.
+    """
+    if name == UNTRAINED or not TRAINABLE[name].has_value:
+        return {"validation": _score(problems, _policy(problems, name, folder), folder, seed)}
+    model = VGFModel.from_pretrained(folder)
+    able = abilities(model, problems.test)
+    options = PlanOptions(steps=problems.args.steps, num_particles=(1, 4), sampling=PLAIN_SAMPLING)
+    sampler = _sampler(model, _tokenizer(folder), problems.validation)
+    steps = choose_steps(sampler, plan([f"vgf_{able.spaces[0]}"], able, options), seed=seed)
+    if TRAINABLE[name].distilled:
+        return {"validation": _score(problems, _policy(problems, name, folder), folder, seed), "steps": steps}
+    return {"validation": _score(problems, model, folder, seed, steps=steps), "steps": steps}
+
+
+def test(problems: Problems, name: str, folder: Path, seed: int, steps: int | None) -> dict[str, Rows]:
+    """Measures every mode of decoding on test problems.
+
+    Args:
+        problems: The comparison.
+        name: Method.
+        folder: What it saved; unused for the base.
+        seed: Seed.
+        steps: L of models with a value, chosen on validation problems.
+
+    Returns:
+        Rows by mode, for the method and for what else its model can be used as.
+    """
+    votes = problems.args.num_votes
+    if name == UNTRAINED:
+        # A transported response may cost two forwards per token: twice the responses are its match in compute.
+        policy = _policy(problems, name, folder)
+        methods = _plain_methods(policy, problems.test, (votes, 2 * votes), (0.3, 0.7, 1.0))
+        return {name: _rows(problems, policy, problems.recipe.base, methods, seed)}
+    found = {}
+    method = TRAINABLE[name]
+    if not method.has_value or method.distilled:
+        policy = _policy(problems, name, folder)
+        found[name] = _rows(problems, policy, folder, _plain_methods(policy, problems.test, (votes,), (1.0,)), seed)
+    if not method.has_value:
+        return found
+    model = VGFModel.from_pretrained(folder)
+    able = abilities(model, problems.test)
+    options = PlanOptions(steps=(steps or 0,), num_particles=(1, votes), sampling=PLAIN_SAMPLING)
+    modes = _transported_methods(plan([f"vgf_{able.spaces[0]}"], able, options), votes)
+    if able.has_proxy:
+        by_value = modes[f"best-of-{votes} by value"]
+        label = by_value.label.replace("by value", "by proxy")
+        modes[f"best-of-{votes} by proxy"] = replace(by_value, label=label, selection="proxy")
+    transported = f"{name} + transport" if method.distilled else name
+    found[transported] = _rows(problems, model, folder, modes, seed)
+    if name == "vgf":
+        chosen = {row.label: row for row in plan(["best_of_n", "best_of_m"], able, options)}
+        found["base, chosen by VGF's value"] = _rows(problems, model, folder, chosen, seed)
+    return found
+
+
+def _policy(problems: Problems, name: str, folder: Path) -> VGFModel:
+    """A plain policy; divergences are to the base that every method started from."""
+    base = problems.recipe.base
+    if name == UNTRAINED:
+        return VGFModel(AutoModelForCausalLM.from_pretrained(base)).eval()
+    reference = AutoModelForCausalLM.from_pretrained(base)
+    return VGFModel(AutoModelForCausalLM.from_pretrained(folder), ref_model=reference).eval()
+
+
+def _tokenizer(folder: Path | str) -> Any:
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def _sampler(model: VGFModel, tokenizer: Any, task: Task) -> Callable[..., Samples]:
+    options = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": tokenizer.pad_token_id}
+    return partial(sample, model, tokenizer, task, batch_size=512, **options)
+
+
+def _score(problems: Problems, model: VGFModel, folder: Path, seed: int, *, steps: int | None = None) -> list[float]:
+    """Mean and standard error of sampled responses to validation problems."""
+    task = problems.validation
+    able = abilities(model, task, has_value=steps is not None)
+    name = "temperature" if steps is None else f"vgf_{able.spaces[0]}"
+    options = PlanOptions(steps=(steps or 0,), num_particles=(1, 4), temperatures=(1.0,), sampling=PLAIN_SAMPLING)
+    methods = [m for m in plan([name], able, options) if m.selection == "single" and m.draw.options.get("do_sample")]
+    tokenizer = _tokenizer(folder if folder.is_dir() else problems.recipe.base)
+    row = measure(_sampler(model, tokenizer, task), methods[-1:], seeds=[seed]).rows[0]
+    return [row.score, row.standard_error]
+
+
+def _rows(problems: Problems, model: VGFModel, folder: Path | str, modes: dict[str, Method], seed: int) -> Rows:
+    """Per-problem scores and costs by mode."""
+    sampler = _sampler(model, _tokenizer(folder), problems.test)
+    result = measure(sampler, list(modes.values()), seeds=[seed])
+    rows = {}
+    for mode, method in modes.items():
+        row = result.row(method.label)
+        rows[mode] = {
+            "scores": [round(x, 6) for x in result.scores[method.label].tolist()],
+            "seconds": row.seconds,
+            "tokens": row.tokens,
+            "kl": row.kl,
+            "proxy": row.proxy,
+        }
+    return rows
+
+
+def _plain_methods(
+    model: VGFModel, task: Task, votes: Sequence[int], temperatures: Sequence[float]
+) -> dict[str, Method]:
+    """Greedy, sampled and voted rows of a policy, by mode."""
+    able = abilities(model, task, has_value=False)
+    options = PlanOptions(num_particles=(1, *votes), temperatures=temperatures, sampling=PLAIN_SAMPLING)
+    names = [name for name in ("greedy", "temperature", "majority", "best_of_n_proxy") if able.missing(name) is None]
+    return {method.label.replace("sampled, T=1", "sampled"): method for method in plan(names, able, options)}
+
+
+def _transported_methods(methods: Sequence[Method], votes: int) -> dict[str, Method]:
+    names = {"single": "sampled", "value": f"best-of-{votes} by value", "majority": f"majority@{votes}",
+             "weighted_vote": f"value-weighted vote of {votes}"}  # fmt: skip
+    return {names[method.selection] if method.draw.options.get("do_sample") else "greedy": method for method in methods}
