@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vgf_llm.generation.decoding import answers_of, check_decoding, default_mask, end_token_ids, mask_after_eos
 from vgf_llm.generation.output import VGFGenerateOutput
+from vgf_llm.generation.prefill import SharedPrefill
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.selection import AnswerFn, select
 from vgf_llm.generation.sequence import generate_sequences
@@ -118,7 +119,8 @@ def generate(
     mask = attention_mask.repeat_interleave(transport.num_particles, dim=0)
     processor = None
     if plain:
-        with adapter_rows(model.policy, model.policy_adapter):
+        prefill = SharedPrefill(transport.num_particles)
+        with adapter_rows(model.policy, model.policy_adapter), prefill.before(policy), prefill.after(policy):
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     else:
         tap = FeatureTap(
@@ -126,6 +128,7 @@ def generate(
             mask,
             need_hidden=transport.space == "hidden",
             max_cache_len=_static_cache_len(kwargs, policy.generation_config, rows.shape[1]),
+            num_particles=transport.num_particles,
         )
         space = build_space(model.policy, model.value, transport, control=control)
         wanted = return_dict_in_generate or transport.selection != "none"
@@ -157,7 +160,8 @@ def _finish(
     scores = processor.token_scores(tokens, completion_mask) if processor is not None else None
     if scores is None:
         attention = torch.cat([prompt_mask, completion_mask], dim=1)
-        scores = model.score(raw.sequences, attention, completion_mask).token_scores * completion_mask
+        scored = model.score(raw.sequences, attention, completion_mask, group_size=n)
+        scores = scored.token_scores * completion_mask
     values = model.value.sequence_values(scores, completion_mask).view(-1, n)
     chosen = torch.zeros(values.shape[0], dtype=torch.long, device=values.device)
     if transport.selection != "none" and n > 1:

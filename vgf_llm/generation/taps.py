@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, StaticCache
 
+from vgf_llm.generation.prefill import SharedPrefill
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import (
     accepts_argument,
@@ -25,6 +26,7 @@ from vgf_llm.models.language_model import (
     position_ids_from_mask,
     project_hidden,
 )
+from vgf_llm.models.prompt_sharing import can_expand, expand_cache
 from vgf_llm.models.value import StateFeatures
 from vgf_llm.models.vgf_model import VGFModel
 
@@ -42,12 +44,21 @@ class _OwnModel:
     model: nn.Module
     attention_mask: Tensor  # [R, P]
     cache: Cache = field(default_factory=DynamicCache)
+    num_particles: int = 1  # adjacent rows that share a prompt
 
     def step(self, input_ids: Tensor) -> Tensor:
         """Returns the last hidden state `[R, D]` after the tokens that came since the last step."""
         seen = self.cache.get_seq_length()
         grown = input_ids.shape[1] - self.attention_mask.shape[1]
         mask = torch.nn.functional.pad(self.attention_mask, (0, grown), value=1)
+        n = self.num_particles if seen == 0 and can_expand(self.cache) else 1
+        hidden = self._run(input_ids[::n], mask[::n], seen)
+        if n > 1:
+            expand_cache(self.cache, n)
+            hidden = hidden.repeat_interleave(n, dim=0)
+        return hidden
+
+    def _run(self, input_ids: Tensor, mask: Tensor, seen: int) -> Tensor:
         kwargs: dict[str, Any] = {}
         if accepts_argument(inner_model(self.model).base_model, "position_ids"):
             kwargs["position_ids"] = position_ids_from_mask(mask)[:, seen:]
@@ -57,13 +68,15 @@ class _OwnModel:
         return hidden[:, -1]
 
 
-def _own_model(model: nn.Module | None, attention_mask: Tensor, max_cache_len: int | None) -> _OwnModel | None:
+def _own_model(
+    model: nn.Module | None, attention_mask: Tensor, max_cache_len: int | None, num_particles: int
+) -> _OwnModel | None:
     if model is None:
         return None
-    if max_cache_len is None:
-        return _OwnModel(model, attention_mask)
-    cache = StaticCache(config=inner_model(model).config.get_text_config(), max_cache_len=max_cache_len)
-    return _OwnModel(model, attention_mask, cache)
+    cache: Cache = DynamicCache()
+    if max_cache_len is not None:
+        cache = StaticCache(config=inner_model(model).config.get_text_config(), max_cache_len=max_cache_len)
+    return _OwnModel(model, attention_mask, cache, num_particles)
 
 
 class FeatureTap:
@@ -74,29 +87,40 @@ class FeatureTap:
         attention_mask: `[R, P]`, the prompts' mask, one row per particle.
         need_hidden: Whether the policy's hidden state is wanted even if the value does not read it.
         max_cache_len: Length of a static cache for models of the value's own; `None` for a cache that grows.
+        num_particles: Adjacent rows that share a prompt, which is then read once.
     """
 
     def __init__(
-        self, model: VGFModel, attention_mask: Tensor, *, need_hidden: bool, max_cache_len: int | None = None
+        self,
+        model: VGFModel,
+        attention_mask: Tensor,
+        *,
+        need_hidden: bool,
+        max_cache_len: int | None = None,
+        num_particles: int = 1,
     ) -> None:
         self.model = model
+        self.num_particles = num_particles
         self.rows = attention_mask.shape[0]
         self.blocks = model.value_blocks()
         self.need_hidden = need_hidden
         self._captured = _Captured()
-        self._value_model = _own_model(model.value_model, attention_mask, max_cache_len)
-        self._ref_model = _own_model(model.ref_model, attention_mask, max_cache_len)
+        self._value_model = _own_model(model.value_model, attention_mask, max_cache_len, num_particles)
+        self._ref_model = _own_model(model.ref_model, attention_mask, max_cache_len, num_particles)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Installs the hooks for as long as the context lasts."""
         inner = inner_model(self.model.policy)
+        prefill = SharedPrefill(self.num_particles)
         with ExitStack() as stack:
             stack.enter_context(adapter_rows(self.model.policy, *self.blocks))
+            stack.enter_context(prefill.before(inner))
             hook = output_embedding(inner).register_forward_pre_hook(self._capture_hidden)
             stack.callback(hook.remove)
             if len(self.blocks) > 1:
                 stack.callback(inner.register_forward_pre_hook(self._repeat_rows, with_kwargs=True).remove)
+            stack.enter_context(prefill.after(inner))
             stack.callback(inner.register_forward_hook(self._keep_policy_rows, with_kwargs=True).remove)
             yield
 
@@ -104,17 +128,23 @@ class FeatureTap:
         # A prefill's last position is a strided slice; frozen weights then make torch take a slow batched product.
         hidden = args[0].contiguous()
         self._captured.hidden = hidden[:, -1]
-        return (hidden if self.model.value.needs_logits else self._block(hidden, 0), *args[1:])
+        own_rows = hidden.shape[0] // len(self.blocks)  # fewer than R in a shared prefill
+        return (hidden if self.model.value.needs_logits else hidden[:own_rows], *args[1:])
 
     def _repeat_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = kwargs["input_ids"].shape[0]  # fewer than R in a shared prefill
+
         def repeated(x: Any) -> Any:
-            if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[0] == self.rows:
+            if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[0] == rows:
                 return x.repeat(len(self.blocks), *[1] * (x.dim() - 1))
             return x
 
         return args, {name: repeated(x) for name, x in kwargs.items()}
 
     def _keep_policy_rows(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        hidden = self._captured.hidden
+        if hidden is not None and hidden.shape[0] < self.rows * len(self.blocks):  # of a shared prefill
+            self._captured.hidden = hidden.repeat_interleave(self.num_particles, dim=0)
         self._captured.logits = output.logits[:, -1]
         output.logits = output.logits[: self.rows]
         return output

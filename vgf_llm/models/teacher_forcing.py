@@ -3,9 +3,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vgf_llm.functional import candidate_set
@@ -24,8 +25,43 @@ from vgf_llm.models.language_model import (
     project_hidden,
 )
 from vgf_llm.models.outputs import Candidates, VGFModelOutput, VGFScore
+from vgf_llm.models.prompt_sharing import can_share_prompts, grouped_hidden_states
 from vgf_llm.models.recomputation import RecomputationMixin
 from vgf_llm.models.value import StateFeatures, StateValue, ValueModel
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts with their responses, as every pass over them takes them.
+
+    Attributes:
+        input_ids: `[B, P + T]`, prompts padded left, responses padded right.
+        attention_mask: `[B, P + T]`.
+        num_tokens: T.
+        group_size: Adjacent rows that share a prompt.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    num_tokens: int
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.input_ids.shape[0] % self.group_size:
+            raise ValueError(
+                f"`group_size` must divide the {self.input_ids.shape[0]} rows of the batch, got {self.group_size}."
+            )
+
+    @property
+    def tokens(self) -> Tensor:
+        """`[B, T]`, the responses."""
+        return self.input_ids[:, -self.num_tokens :]
+
+    def hidden_states(self, model: nn.Module) -> Tensor:
+        """`[B, 1 + T, D]`, or of more columns to the left, the states of a model after the prompts' last tokens on."""
+        if self.group_size > 1 and can_share_prompts(model):
+            return grouped_hidden_states(model, self.input_ids, self.attention_mask, self.num_tokens, self.group_size)
+        return last_hidden_states(model, self.input_ids, self.attention_mask)
 
 
 class TeacherForcingMixin(RecomputationMixin):
@@ -48,23 +84,22 @@ class TeacherForcingMixin(RecomputationMixin):
 
     # The layers' forwards are replaced for this call. A compiler compiles what they run, not the replacing.
     @torch.compiler.disable(recursive=False)
-    def _policy_hidden(self, input_ids: Tensor, attention_mask: Tensor, *blocks: str | None) -> Tensor:
-        repeated = len(blocks)
-        with self._blocks(*blocks):
-            return last_hidden_states(self.policy, input_ids.repeat(repeated, 1), attention_mask.repeat(repeated, 1))
+    def _policy_hidden(self, rows: Rows, block: str | None) -> Tensor:
+        with self._blocks(block):
+            return rows.hidden_states(self.policy)
 
-    def _value_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _value_hidden(self, rows: Rows) -> Tensor:
         if self.value_model is not None:
-            return last_hidden_states(self.value_model, input_ids, attention_mask)
+            return rows.hidden_states(self.value_model)
         if self.has_value_adapter:
-            return self._policy_hidden(input_ids, attention_mask, VALUE_ADAPTER)
+            return self._policy_hidden(rows, VALUE_ADAPTER)
         with torch.no_grad():  # the policy's own features are frozen inputs of the head
-            return self._policy_hidden(input_ids, attention_mask, self.policy_adapter)
+            return self._policy_hidden(rows, self.policy_adapter)
 
-    def _ref_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _ref_hidden(self, rows: Rows) -> Tensor:
         if self.ref_model is not None:
-            return last_hidden_states(self.ref_model, input_ids, attention_mask)
-        return self._policy_hidden(input_ids, attention_mask, None)
+            return rows.hidden_states(self.ref_model)
+        return self._policy_hidden(rows, None)
 
     def _states(self, hidden: Tensor, num_tokens: int) -> Tensor:
         # Q and log-ratios belong to the state that chooses a token; a state value to the state the token leads to.
@@ -72,32 +107,35 @@ class TeacherForcingMixin(RecomputationMixin):
             return hidden[:, -num_tokens:]
         return hidden[:, -num_tokens - 1 : -1]
 
-    def _token_scores(
-        self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, ref: Tensor | None
-    ) -> Tensor:
-        states, tokens = self._states(hidden, num_tokens), input_ids[:, -num_tokens:].unsqueeze(-1)
+    def _token_scores(self, hidden: Tensor, rows: Rows, ref: Tensor | None) -> Tensor:
+        states, tokens = self._states(hidden, rows.num_tokens), rows.tokens.unsqueeze(-1)
         if self.value.needs_logits:
             if ref is None:
-                ref = self.ref_logps(input_ids, attention_mask, num_tokens)
+                ref = self._ref_logps(rows)
             return chosen_logps(self.value_model or self.policy, states, tokens).squeeze(-1) - ref
         features = StateFeatures(hidden=states, embedding=output_weight(self.policy).detach())
         return self.value.scores(features, tokens).squeeze(-1)
 
     @torch.no_grad()
-    def ref_logps(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+    def ref_logps(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, *, group_size: int = 1) -> Tensor:
         """Log-probabilities of the last `num_tokens` tokens under the reference.
 
         Args:
             input_ids: `[B, P + T]`, prompts padded left, responses padded right.
             attention_mask: `[B, P + T]`.
             num_tokens: T.
+            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
 
         Returns:
             `[B, T]`, in nats; meaningless on padding.
         """
-        hidden = self._ref_hidden(input_ids, attention_mask)[:, -num_tokens - 1 : -1]
+        return self._ref_logps(Rows(input_ids, attention_mask, num_tokens, group_size))
+
+    @torch.no_grad()
+    def _ref_logps(self, rows: Rows) -> Tensor:
+        hidden = self._ref_hidden(rows)[:, -rows.num_tokens - 1 : -1]
         model = self.ref_model if self.ref_model is not None else self.policy
-        return chosen_logps(model, hidden, input_ids[:, -num_tokens:].unsqueeze(-1)).squeeze(-1)
+        return chosen_logps(model, hidden, rows.tokens.unsqueeze(-1)).squeeze(-1)
 
     def forward(
         self,
@@ -109,6 +147,7 @@ class TeacherForcingMixin(RecomputationMixin):
         candidate_ids: Tensor | None = None,
         response_mask: Tensor | None = None,
         candidates: tuple[int, float] | None = None,
+        group_size: int = 1,
     ) -> VGFModelOutput:
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
@@ -125,6 +164,7 @@ class TeacherForcingMixin(RecomputationMixin):
                 run for anyway are not computed a second time, unless dropout would be in them.
             response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
                 instead of the token-level value for scores.
+            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
 
         Returns:
             A `VGFModelOutput`.
@@ -135,20 +175,20 @@ class TeacherForcingMixin(RecomputationMixin):
         if candidates is not None and candidate_ids is not None:
             raise ValueError("`candidate_ids` and `candidates` exclude each other; pass one of them.")
         scores = values = policy_hidden = hidden = found = None
+        rows = Rows(input_ids, attention_mask, num_tokens, group_size)
         if candidates is not None or candidate_ids is not None:
-            policy_hidden = self._policy_hidden(input_ids, attention_mask, self.policy_adapter)
+            policy_hidden = self._policy_hidden(rows, self.policy_adapter)
         if response_mask is None:
-            reads_policy = self.value_model is None and not self.has_value_adapter
-            if policy_hidden is not None and reads_policy:
-                hidden = policy_hidden.detach()
+            if policy_hidden is None or self.value_model is not None or self.has_value_adapter:
+                hidden = self._value_hidden(rows)
             else:
-                hidden = self._value_hidden(input_ids, attention_mask)
-            scores = self._token_scores(hidden, input_ids, attention_mask, num_tokens, ref_logps)
+                hidden = policy_hidden.detach()
+            scores = self._token_scores(hidden, rows, ref_logps)
         elif self.sequence_value is not None:
             values = self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
         if candidates is not None:
             clean = None if hidden is None or drops(self) else hidden.detach()
-            found = self._candidates(input_ids, attention_mask, num_tokens, *candidates, clean)
+            found = self._candidates(rows, *candidates, clean)
             candidate_ids = found.ids
         if policy_hidden is None or candidate_ids is None:
             return VGFModelOutput(scores, sequence_values=values)
@@ -156,19 +196,22 @@ class TeacherForcingMixin(RecomputationMixin):
         return VGFModelOutput(scores, chosen_logps(self.policy, states, candidate_ids), values, found)
 
     @torch.no_grad()
-    def score(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> VGFScore:
+    def score(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, group_size: int = 1
+    ) -> VGFScore:
         """Values finished responses in one teacher-forced pass.
 
         Args:
             input_ids: `[B, P + T]`.
             attention_mask: `[B, P + T]`.
             completion_mask: `[B, T]`, 1 on response tokens, up to and with the end-of-sequence token.
+            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
 
         Returns:
             A `VGFScore`.
         """
-        hidden = self._value_hidden(input_ids, attention_mask)
-        scores = self._token_scores(hidden, input_ids, attention_mask, completion_mask.shape[1], None)
+        rows = Rows(input_ids, attention_mask, completion_mask.shape[1], group_size)
+        scores = self._token_scores(self._value_hidden(rows), rows, None)
         return VGFScore(self.value.sequence_values(scores, completion_mask), scores)
 
     @torch.no_grad()
@@ -180,7 +223,14 @@ class TeacherForcingMixin(RecomputationMixin):
 
     @torch.no_grad()
     def candidate_values(
-        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, *, top_k: int, min_prob: float
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_tokens: int,
+        *,
+        top_k: int,
+        min_prob: float,
+        group_size: int = 1,
     ) -> Candidates:
         """Evaluates the value at the reference's candidates of every response state: distillation's raw material.
 
@@ -190,6 +240,7 @@ class TeacherForcingMixin(RecomputationMixin):
             num_tokens: T.
             top_k: K.
             min_prob: A candidate's least probability under the reference.
+            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
 
         Returns:
             `Candidates`.
@@ -197,32 +248,24 @@ class TeacherForcingMixin(RecomputationMixin):
         Raises:
             ValueError: For a state value, which cannot tell candidates apart.
         """
-        return self._candidates(input_ids, attention_mask, num_tokens, top_k, min_prob)
+        return self._candidates(Rows(input_ids, attention_mask, num_tokens, group_size), top_k, min_prob)
 
     # A switch of modes breaks a compiled graph; what runs in between is compiled.
     @torch.compiler.disable(recursive=False)
     @torch.no_grad()
-    def _candidates(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        num_tokens: int,
-        top_k: int,
-        min_prob: float,
-        hidden: Tensor | None = None,
-    ) -> Candidates:
-        """`candidate_values`, given the value's features `[B, P + T, D]` where they are known."""
+    def _candidates(self, rows: Rows, top_k: int, min_prob: float, hidden: Tensor | None = None) -> Candidates:
+        """`candidate_values`, given what `_value_hidden` returns where that is known."""
         if isinstance(self.value, StateValue):
             raise ValueError("A v_head value does not rank candidate tokens; use log_ratio, bilinear or vocab.")
         with evaluating(self):  # targets have no dropout, and nothing to checkpoint
-            ref_hidden = self._ref_hidden(input_ids, attention_mask)
-            hidden = self._value_hidden(input_ids, attention_mask) if hidden is None else hidden
-        ref, own = (states[:, -num_tokens - 1 : -1].flatten(0, 1) for states in (ref_hidden, hidden))
+            ref_hidden = self._ref_hidden(rows)
+            hidden = self._value_hidden(rows) if hidden is None else hidden
+        ref, own = (states[:, -rows.num_tokens - 1 : -1].flatten(0, 1) for states in (ref_hidden, hidden))
         parts = [
             self._candidates_of(*pair, top_k, min_prob)
             for pair in zip(ref.split(STATES_AT_A_TIME), own.split(STATES_AT_A_TIME), strict=True)
         ]
-        shape = (input_ids.shape[0], num_tokens, -1)
+        shape = (*rows.tokens.shape, -1)
         return Candidates(*(torch.cat(tensors).view(shape) for tensors in zip(*parts, strict=True)))
 
     def _candidates_of(self, ref_hidden: Tensor, hidden: Tensor, top_k: int, min_prob: float) -> tuple[Tensor, ...]:

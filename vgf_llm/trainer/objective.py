@@ -70,7 +70,12 @@ def transport_batch(model: VGFModel, batch: Batch, args: VGFConfig) -> Transport
     """
     input_ids, attention_mask, mask = sequences(batch)
     candidates = model.candidate_values(
-        input_ids, attention_mask, mask.shape[1], top_k=args.top_k_candidates, min_prob=args.min_candidate_prob
+        input_ids,
+        attention_mask,
+        mask.shape[1],
+        top_k=args.top_k_candidates,
+        min_prob=args.min_candidate_prob,
+        group_size=batch["group_shape"][1],
     )
     return transport_candidates(candidates, args)
 

@@ -2,7 +2,9 @@
 """Sampling completions: prompts to token ids, an engine, token ids to completions."""
 
 import copy
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +56,22 @@ def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     own = tokenizer.eos_token_id
     return declared if own in declared else [own, *declared]
+
+
+def prompts_in_a_row(prompts: Sequence[Sequence[int]]) -> int:
+    """The largest N such that prompts come in blocks of N equal ones.
+
+    Args:
+        prompts: Token ids, one list per row.
+
+    Returns:
+        N, a divisor of the number of rows; 1 without rows.
+
+    Example:
+        >>> prompts_in_a_row([[5], [5], [6], [6], [6], [6]])
+        2
+    """
+    return math.gcd(*(len(list(run)) for _, run in itertools.groupby(prompts))) or 1
 
 
 class RolloutEngine:
@@ -127,16 +145,19 @@ class RolloutEngine:
         input_ids = pad(tensors, padding_value=self.tokenizer.pad_token_id, **options)
         attention_mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, **options)
         steps = args.rollout_transport_steps
+        # Completions of one prompt are its particles, so that it is read once.
+        n = prompts_in_a_row(prompt_ids)
         model = trainer.vgf_model
         was_training = model.training
         model.eval()  # dropout has no place in sampling
         try:
             with trainer.generation_context():
                 output = model.generate(
-                    input_ids,
-                    attention_mask,
+                    input_ids[::n],
+                    attention_mask[::n],
                     transport_steps=steps,
-                    num_particles=1,
+                    num_particles=n,
+                    interaction=False,
                     selection="none",
                     return_dict_in_generate=steps > 0,
                     **self._sampling_arguments(),
@@ -147,7 +168,7 @@ class RolloutEngine:
         token_kl = None if isinstance(output, Tensor) else output.kl
         tokens = sequences[:, input_ids.shape[1] :]
         mask = mask_after_eos(tokens, self.eos_token_ids)
-        kl = None if token_kl is None else token_kl[:, 0].sum(dim=-1) / mask.sum(dim=-1)
+        kl = None if token_kl is None else token_kl.flatten(0, 1).sum(dim=-1) / mask.sum(dim=-1)
         return [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)], kl
 
     def _sampling_arguments(self) -> dict[str, Any]:

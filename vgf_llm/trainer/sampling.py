@@ -21,7 +21,7 @@ from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transpor
 from vgf_llm.trainer.preferences import pair_rollout
 from vgf_llm.trainer.prefetch import Lookahead
 from vgf_llm.trainer.rewards import RewardRunner, combine
-from vgf_llm.trainer.rollout import Rollout, RolloutEngine
+from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
 from vgf_llm.trainer.sharding import whole_parameters
@@ -191,13 +191,22 @@ class SamplingMixin(_BaseTrainer):
         result: list[list[float] | None] = [None] * len(rollout.completion_ids)
         if not self.vgf_model.value.needs_logits:
             return result
+        shared = prompts_in_a_row([rollout.prompt_ids[i] for i in needed])
         size = max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
+        size = max(1, size // shared) * shared
         with self._scoring() as model:
             for start in range(0, len(needed), size):
                 part = needed[start : start + size]
-                groups = [RolloutGroup(rollout.prompt_ids[i], [rollout.completion_ids[i]], [0.0]) for i in part]
+                groups = [
+                    RolloutGroup(
+                        rollout.prompt_ids[part[first]],
+                        [rollout.completion_ids[i] for i in part[first : first + shared]],
+                        [0.0] * shared,
+                    )
+                    for first in range(0, len(part), shared)
+                ]
                 input_ids, attention_mask, mask = sequences(self._collate(groups))
-                logps = model.ref_logps(input_ids, attention_mask, mask.shape[1]).cpu()
+                logps = model.ref_logps(input_ids, attention_mask, mask.shape[1], group_size=shared).cpu()
                 for i, row in zip(part, logps, strict=True):
                     result[i] = row[: len(rollout.completion_ids[i])].tolist()
         return result
@@ -233,7 +242,7 @@ class SamplingMixin(_BaseTrainer):
                 if is_sequence(self.args):
                     values = gate_values(model, batch)
                 else:
-                    values = model.score(input_ids, attention_mask, mask).values
+                    values = model.score(input_ids, attention_mask, mask, group_size=batch["group_shape"][1]).values
                 shape = batch["group_shape"]
                 correct, pairs = within_prompt_accuracy(values.view(shape), batch["rewards"].view(shape))
                 counts[:2] += torch.stack([correct, pairs]).cpu().double()

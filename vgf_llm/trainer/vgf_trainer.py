@@ -328,6 +328,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             mask.shape[1],
             ref_logps=batch.get("ref_logps"),
             candidates=(args.top_k_candidates, args.min_candidate_prob) if distil else None,
+            group_size=batch["group_shape"][1],
         )
         moved = transport_candidates(output.candidates, args) if distil else None
         targets = targets if moved is None else moved

@@ -1,0 +1,66 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Particles of one prompt share its prefill: `generate`'s first forward runs over the prompts, not over the rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from vgf_llm.models.prompt_sharing import can_expand, expand_cache
+
+
+class SharedPrefill:
+    """Hooks that take every N-th row of `generate`'s first forward and repeat its cache and logits afterwards.
+
+    Args:
+        num_particles: N, adjacent rows with one prompt.
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        self.num_particles = num_particles
+        self._cache: Any = None
+        self._done = num_particles == 1
+
+    @contextmanager
+    def before(self, model: nn.Module) -> Iterator[None]:
+        """Takes distinct rows, ahead of what other hooks do to a forward's arguments."""
+        handle = model.register_forward_pre_hook(self._take, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def after(self, model: nn.Module) -> Iterator[None]:
+        """Repeats the output's rows, before other hooks read them."""
+        handle = model.register_forward_hook(self._repeat, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+        self._cache = None
+        if self._done or args or ids is None:
+            return args, kwargs
+        self._done = True
+        if cache is None or not can_expand(cache) or int(cache.get_seq_length()) > 0:
+            return args, kwargs
+        self._cache = cache
+        count = ids.shape[0]
+
+        def distinct(x: Any) -> Any:
+            rows = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[0] == count
+            return x[:: self.num_particles] if rows else x
+
+        return args, {name: distinct(x) for name, x in kwargs.items()}
+
+    def _repeat(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if self._cache is None:
+            return output
+        expand_cache(self._cache, self.num_particles)
+        output.logits = output.logits.repeat_interleave(self.num_particles, dim=0)
+        self._cache = None
+        return output

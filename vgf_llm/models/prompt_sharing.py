@@ -1,0 +1,94 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Reads a prompt once for all its responses: the keys and values of its tokens are computed, then repeated.
+
+N responses of T tokens to a prompt of P cost P + N T tokens instead of N (P + T), in training as in decoding, and
+gradients flow through the repetition. Layers that keep something else than keys and values of single tokens, such as
+the state of a recurrent layer, are left alone.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from vgf_llm.models.language_model import (
+    accepts_argument,
+    inner_model,
+    last_hidden_states,
+    position_ids_from_mask,
+)
+
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def can_share_prompts(model: nn.Module) -> bool:
+    """Tells whether `grouped_hidden_states` can run a model now.
+
+    Args:
+        model: A causal language model, PEFT-wrapped or not.
+
+    Returns:
+        False for models without a cache of keys and values, with layers that see a window only, while a compiler traces
+        them, and with gradient checkpointing, which excludes caches.
+    """
+    inner = inner_model(model)
+    if torch.compiler.is_compiling() or getattr(inner, "_is_stateful", False):
+        return False
+    if inner.training and any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
+        return False
+    if not accepts_argument(inner.base_model, "past_key_values"):
+        return False
+    config = inner.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return not windowed and all(kind == "full_attention" for kind in kinds)
+
+
+def grouped_hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, group_size: int
+) -> Tensor:
+    """Hidden states that would enter the output embedding, where rows share prompts.
+
+    Args:
+        model: A causal language model for which `can_share_prompts` is true.
+        input_ids: `[B * N, P + T]`, prompts padded left, responses padded right; each N adjacent rows have one prompt.
+        attention_mask: `[B * N, P + T]`.
+        num_tokens: T.
+        group_size: N.
+
+    Returns:
+        `[B * N, 1 + T, D]`: of the prompt's last token and of the response's tokens.
+    """
+    length = input_ids.shape[1] - num_tokens
+    positions = {}
+    if accepts_argument(inner_model(model).base_model, "position_ids"):
+        positions = {"position_ids": position_ids_from_mask(attention_mask)[:, length:]}
+    cache = DynamicCache()
+    prompts, masks = input_ids[::group_size, :length], attention_mask[::group_size, :length]
+    prompt = last_hidden_states(model, prompts, masks, past_key_values=cache, use_cache=True)[:, -1:]
+    cache.batch_repeat_interleave(group_size)
+    responses = last_hidden_states(
+        model, input_ids[:, length:], attention_mask, past_key_values=cache, use_cache=True, **positions
+    )
+    return torch.cat([prompt.repeat_interleave(group_size, dim=0), responses], dim=1)
+
+
+def can_expand(cache: Cache) -> bool:
+    """Tells whether `expand_cache` can repeat the rows of a cache, filled or not."""
+    return all(type(layer) in (*_GROWING, StaticLayer) for layer in cache.layers)
+
+
+def expand_cache(cache: Cache, repeats: int) -> None:
+    """Repeats every row of a filled cache, in place.
+
+    Args:
+        cache: A cache for which `can_expand` is true.
+        repeats: N; row b becomes rows b N to b N + N - 1.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer):
+            layer.keys = layer.keys.repeat_interleave(repeats, dim=0)
+            layer.values = layer.values.repeat_interleave(repeats, dim=0)
+            layer.batch_size = layer.keys.shape[0]
+        else:
+            layer.batch_repeat_interleave(repeats)
