@@ -20,7 +20,7 @@ def needs(answer, **kwargs):
     return [0.0] * len(answer)
 
 
-LONG = Dataset.from_dict({"prompt": ["w1 " * 60]})
+LONG = Dataset.from_dict({"prompt": ["w1 " * 60] * 2})
 EMPTY = Dataset.from_dict({"prompt": []})
 BAD_INPUT = {
     "empty dataset": ({"train_dataset": EMPTY}, ValueError, "`train_dataset` is empty"),
@@ -64,7 +64,7 @@ BAD_INPUT = {
     "weights": ({"reward_weights": [1.0, 2.0]}, ValueError, "reward weights .2. must match .* reward functions .1."),
     "missing column": ({"reward_funcs": needs}, ValueError, r"needs the column.s. \['answer'\]"),
     "messages without a template": (
-        {"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1"}]]})},
+        {"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1"}]] * 2})},
         ValueError,
         "has no chat template",
     ),

@@ -22,8 +22,41 @@ from vgf_llm.models.vgf_model import BackboneName
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
 from vgf_llm.trainer.sharding import is_sharded
-from vgf_llm.trainer.validation import check_tokenizer
+from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_round_size, check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
+
+
+def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuses bad datasets, an unwritable folder and settings that exclude each other before anything is loaded.
+
+    Args:
+        args: What was given as `args`.
+        train_dataset: What was given as such.
+        eval_dataset: What was given as such.
+
+    Raises:
+        TypeError: `args` is something else.
+        ValueError: Anything else; the message names the argument.
+    """
+    if not isinstance(args, VGFConfig):
+        raise TypeError(
+            f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
+        )
+    if args.use_transformers_continuous_batching:
+        raise ValueError(
+            "`use_transformers_continuous_batching=True` is not supported, because the value's adapter shares "
+            "batches with the policy. Leave it False; `use_vllm=True` is the fast engine."
+        )
+    if args.torch_compile and args.gradient_checkpointing:
+        raise ValueError(
+            "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to "
+            "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
+        )
+    check_dataset(train_dataset)
+    check_round_size(train_dataset, cast(int, args.generation_batch_size) // cast(int, args.num_generations))
+    if eval_dataset is not None:
+        check_dataset(eval_dataset, "eval_dataset")
+    check_output_dir(args.output_dir)
 
 
 def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) -> nn.Module:

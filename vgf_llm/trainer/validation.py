@@ -228,6 +228,25 @@ def check_prompt_lengths(
             )
 
 
+def check_round_size(dataset: Any, prompts_per_round: int, name: str = "train_dataset") -> None:
+    """Refuse a training set that does not fill one round, of which nothing would be sampled.
+
+    Args:
+        dataset: A dataset that passed `check_dataset`.
+        prompts_per_round: Prompts of one round over all processes.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If it has fewer prompts; streams are not counted.
+    """
+    if isinstance(dataset, Dataset) and len(dataset) < prompts_per_round:
+        raise ValueError(
+            f"`{name}` has {len(dataset)} prompts, but a round takes {prompts_per_round}: `generation_batch_size` "
+            "(per_device_train_batch_size * steps_per_generation * processes) / `num_generations`. Lower "
+            "`steps_per_generation` or `per_device_train_batch_size`, or give more prompts."
+        )
+
+
 def check_dataset_prompts(
     dataset: Any,
     processing_class: Any,

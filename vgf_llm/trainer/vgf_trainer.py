@@ -44,11 +44,9 @@ from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
 from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
-from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, load_policy, load_tokenizer
+from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, check_inputs, load_policy, load_tokenizer
 from vgf_llm.trainer.validation import (
-    check_dataset,
     check_dataset_prompts,
-    check_output_dir,
     check_vocabulary,
     max_prompt_length,
 )
@@ -153,7 +151,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
         if self.reads_pairs:
             train_dataset, eval_dataset = with_prompts(train_dataset), with_prompts(eval_dataset)
-        self._check_inputs(args, train_dataset, eval_dataset)
+        check_inputs(args, train_dataset, eval_dataset)
         set_seed(args.seed)  # adapters start at random weights
         policy = load_policy(model, args, quantization_config)
         self._tokenizer = load_tokenizer(processing_class, policy, args)
@@ -197,28 +195,6 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 "Start it with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
         self._finish_setup(rollout_func)
-
-    @staticmethod
-    def _check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
-        """Refuses bad datasets and an unwritable folder before anything is loaded."""
-        if not isinstance(args, VGFConfig):
-            raise TypeError(
-                f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
-            )
-        if args.use_transformers_continuous_batching:
-            raise ValueError(
-                "`use_transformers_continuous_batching=True` is not supported, because the value's adapter shares "
-                "batches with the policy. Leave it False; `use_vllm=True` is the fast engine."
-            )
-        if args.torch_compile and args.gradient_checkpointing:
-            raise ValueError(
-                "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to "
-                "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
-            )
-        check_dataset(train_dataset)
-        if eval_dataset is not None:
-            check_dataset(eval_dataset, "eval_dataset")
-        check_output_dir(args.output_dir)
 
     def _readable(self, dataset: Any, policy: nn.Module, args: VGFConfig, name: str) -> Any:
         """Tokenizes preference pairs; of other datasets, checks that prompts fit."""

@@ -15,6 +15,7 @@ from vgf_llm.trainer.validation import (
     check_dataset_prompts,
     check_output_dir,
     check_prompt_lengths,
+    check_round_size,
     check_tokenizer,
     check_vocabulary,
     context_length,
@@ -210,3 +211,11 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"'{tmp_path}' cannot be written to .*Permission denied") as caught:
         check_output_dir(tmp_path)
     assert isinstance(caught.value.__cause__, PermissionError)
+
+
+def test_a_dataset_has_to_fill_a_round():
+    dataset = Dataset.from_dict({"prompt": ["a", "b", "c"]})
+    check_round_size(dataset, 3)
+    check_round_size(dataset.to_iterable_dataset(), 4)
+    with pytest.raises(ValueError, match=r"`train_dataset` has 3 prompts, but a round takes 4: .*Lower `steps_per_gen"):
+        check_round_size(dataset, 4)
