@@ -90,6 +90,7 @@ CASES = {
     "epoch-boundary": (4, {"save_steps": 4}),
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
+    "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),
     "head-with-transported-rollouts": (3, {"value_parametrization": "vocab", "rollout_transport_steps": 2}),
     "distilled": (7, {"distill_coef": 1.0, "value_backbone": "copy"}),
     "distilled-lora": (4, {"distill_coef": 1.0, "peft_config": LORA, "value_learning_rate": 3e-3}),

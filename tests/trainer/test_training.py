@@ -110,6 +110,8 @@ def test_every_value_trains_and_loads_again(tmp_path, parametrization, backbone)
         {"value_parametrization": "vocab", "value_loss": "regression", "expectile": 0.7},
         {"value_parametrization": "bilinear", "value_loss": "bernoulli", "td_lambda": 0.5},
         {"rollout_transport_steps": 2},
+        {"rollout_policy": "value", "value_parametrization": "log_ratio"},
+        {"rollout_policy": "value", "value_parametrization": "log_ratio", "value_backbone": "copy"},
         {"num_iterations": 2, "steps_per_generation": 2},
         {"mask_truncated_completions": True, "max_completion_length": 12},
         {"gradient_checkpointing": True},

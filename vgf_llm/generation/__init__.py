@@ -7,5 +7,14 @@ from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.selection import select
 from vgf_llm.generation.taps import FeatureTap
+from vgf_llm.generation.value_policy import generate_from_value
 
-__all__ = ["FeatureTap", "TransportProcessor", "VGFGenerateOutput", "generate", "mask_after_eos", "select"]
+__all__ = [
+    "FeatureTap",
+    "TransportProcessor",
+    "VGFGenerateOutput",
+    "generate",
+    "generate_from_value",
+    "mask_after_eos",
+    "select",
+]

@@ -211,5 +211,6 @@ def _check_model(model: VGFModel, transport: TransportConfig, kwargs: dict[str, 
     if kwargs.get("past_key_values") is not None and rows_differ:
         raise ValueError("`past_key_values` has no rows for particles or for a value's adapter; leave it out.")
     own_features = model.value_model is None and not model.has_value_adapter
-    if transport.space == "hidden" and isinstance(model.value, StateValue) and not own_features:
+    moves_hidden = transport.space == "hidden" and transport.transport_steps > 0
+    if moves_hidden and isinstance(model.value, StateValue) and not own_features:
         raise ValueError("`space='hidden'` moves the policy's own features: the v_head needs `backbone='policy'`.")

@@ -12,6 +12,7 @@ VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head", "sequence"
 VALUE_LOSSES = ("auto", "pairwise", "bernoulli", "regression")
 VALUE_POOLINGS = ("mean", "last")
 TRANSPORT_METRICS = ("fisher", "euclidean")
+ROLLOUT_POLICIES = ("transport", "value")
 # Any other text is read as the path or hub id of a model.
 VALUE_BACKBONES = ("lora", "copy", "policy")
 
@@ -113,6 +114,8 @@ def check_amounts(config: "VGFConfig") -> None:
         )
     if config.value_coef == 0 and config.distill_coef == 0:
         raise ValueError("`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them.")
+    if config.rollout_policy == "value":
+        _check_value_rollouts(config)
     if config.use_vllm and config.rollout_transport_steps > 0:
         raise ValueError(
             f"`use_vllm=True` samples from the policy without transport, but `rollout_transport_steps` is "
@@ -123,6 +126,23 @@ def check_amounts(config: "VGFConfig") -> None:
             f"`distill_coef` ({config.distill_coef}) regresses the policy to the transported distribution, which is "
             "the base model itself with `transport_steps=0`. Set `transport_steps` to at least 1."
         )
+
+
+def _check_value_rollouts(config: "VGFConfig") -> None:
+    """Refuses to sample a value that is no model, or in two ways, or with an engine that has not got it."""
+    start = "`rollout_policy='value'` samples the model behind a log-ratio value, "
+    if config.value_parametrization != "log_ratio":
+        raise ValueError(
+            f"{start}but `value_parametrization` is {config.value_parametrization!r}. Set it to 'log_ratio', or leave "
+            "`rollout_policy='transport'`."
+        )
+    if config.rollout_transport_steps > 0:
+        raise ValueError(
+            f"{start}without transport, but `rollout_transport_steps` is {config.rollout_transport_steps}. Leave one "
+            "of the two out."
+        )
+    if config.use_vllm:
+        raise ValueError(f"{start}which vLLM's engine does not hold. Set `use_vllm=False`, or 'transport'.")
 
 
 def check_vllm(config: "VGFConfig") -> None:

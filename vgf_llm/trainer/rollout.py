@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
 from vgf_llm._compat import pad
-from vgf_llm.generation import mask_after_eos
+from vgf_llm.generation import generate_from_value, mask_after_eos
 from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
@@ -150,21 +150,32 @@ class RolloutEngine:
         model = trainer.vgf_model
         was_training = model.training
         model.eval()  # dropout has no place in sampling
+        prompts, kwargs = (input_ids[::n], attention_mask[::n]), self._sampling_arguments()
+        output: Any
         try:
             with trainer.generation_context():
-                output = model.generate(
-                    input_ids[::n],
-                    attention_mask[::n],
-                    transport_steps=steps,
-                    num_particles=n,
-                    interaction=False,
-                    selection="none",
-                    return_dict_in_generate=steps > 0,
-                    **self._sampling_arguments(),
-                )
+                if args.rollout_policy == "value":
+                    output = generate_from_value(
+                        model,
+                        *prompts,
+                        num_particles=n,
+                        top_k_candidates=args.top_k_candidates,
+                        min_candidate_prob=args.min_candidate_prob,
+                        **kwargs,
+                    )
+                else:
+                    output = model.generate(
+                        *prompts,
+                        transport_steps=steps,
+                        num_particles=n,
+                        interaction=False,
+                        selection="none",
+                        return_dict_in_generate=steps > 0,
+                        **kwargs,
+                    )
         finally:
             model.train(was_training)
-        sequences = cast(Tensor, output if isinstance(output, Tensor) else output.sequences)
+        sequences = output if isinstance(output, Tensor) else output.sequences
         token_kl = None if isinstance(output, Tensor) else output.kl
         tokens = sequences[:, input_ids.shape[1] :]
         mask = mask_after_eos(tokens, self.eos_token_ids)

@@ -11,6 +11,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from vgf_llm.trainer.config_checks import (
     CHECKS,
+    ROLLOUT_POLICIES,
     TRANSPORT_METRICS,
     VALUE_LOSSES,
     VALUE_PARAMETRIZATIONS,
@@ -131,6 +132,11 @@ class VGFConfig(RolloutConfig):
         rollout_transport_steps (`int`, *optional*, defaults to `0`):
             Steps used in sampling the training completions. `0` samples from the base model; a positive number samples
             from the transported policy, so that the value is corrected where the flow goes.
+        rollout_policy (`str`, *optional*, defaults to `"transport"`):
+            `"transport"` samples by `rollout_transport_steps`. `"value"` samples the model behind a log-ratio value, in
+            one forward per token instead of two: on the base's candidates that is the transported policy at L times
+            `step_size` = 1. It takes its own candidates (`top_k_candidates`, `min_candidate_prob`) instead, so that
+            tokens which the base hardly samples can be found.
         rollout_prefetch (`int`, *optional*, defaults to `0`):
             Rounds that vLLM samples ahead, in a thread, while the value trains. The policy has to be frozen, so that
             the samples are the same ones. `0` samples each round when it is due.
@@ -243,6 +249,10 @@ class VGFConfig(RolloutConfig):
     rollout_transport_steps: int = field(
         default=0, metadata={"help": "Steps used in sampling the training completions. 0 samples from the base model."}
     )
+    rollout_policy: str = field(
+        default="transport",
+        metadata={"help": "`transport`, or `value` to sample the model behind a log-ratio value."},
+    )
     rollout_prefetch: int = field(
         default=0,
         metadata={"help": "Rounds that vLLM samples ahead of time while the value trains. Needs a frozen policy."},
@@ -255,6 +265,7 @@ class VGFConfig(RolloutConfig):
             ("value_loss", VALUE_LOSSES),
             ("value_pooling", VALUE_POOLINGS),
             ("transport_metric", TRANSPORT_METRICS),
+            ("rollout_policy", ROLLOUT_POLICIES),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -271,6 +282,11 @@ class VGFConfig(RolloutConfig):
         The pairwise loss compares them; the Bernoulli loss of a log-ratio takes the prompt's own odds from the others.
         """
         return self.value_loss == "pairwise" or self.value_parametrization in ("log_ratio", "sequence")
+
+    @property
+    def rolls_out_value(self) -> bool:
+        """Whether the value has a part in sampling, so that samples age as it learns."""
+        return self.rollout_transport_steps > 0 or self.rollout_policy == "value"
 
     def resolve_value_loss(self, rewards: Tensor) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.

@@ -180,6 +180,18 @@ BAD_INPUT = [
     ({"transport_steps": -1}, ValueError, "`transport_steps` must be an integer >= 0 and finite, got -1"),
     ({"transport_steps": 2.5}, TypeError, "`transport_steps` must be an integer, got 2.5"),
     ({"transport_steps": True}, TypeError, "`transport_steps` must be an integer, got True"),
+    ({"rollout_policy": "base"}, ValueError, r"`rollout_policy` must be one of \['transport', 'value'\]"),
+    ({"rollout_policy": "value", "value_parametrization": "bilinear"}, ValueError, "Set it to 'log_ratio'"),
+    (
+        {"rollout_policy": "value", "value_parametrization": "log_ratio", "rollout_transport_steps": 2},
+        ValueError,
+        "without transport, but `rollout_transport_steps` is 2",
+    ),
+    (
+        {"rollout_policy": "value", "value_parametrization": "log_ratio", "use_vllm": True},
+        ValueError,
+        "vLLM's engine does not hold",
+    ),
     ({"rollout_transport_steps": -1}, ValueError, "`rollout_transport_steps` must be an integer >= 0"),
     ({"step_size": -0.1}, ValueError, "`step_size` must be a number > 0"),
     ({"step_size": 0.0}, ValueError, "`step_size` must be a number > 0"),
