@@ -105,9 +105,10 @@ def render(
         f"```bash\n{command}\n```",
         f"Same base, prompts and reward; {completions:,} sampled completions for every trained row; {score_name} on "
         f"{settings['num_test']} test problems, the same for all; seeds {', '.join(map(str, seeds))}; ± is the "
-        f"standard error over problems of the mean over seeds, and the range is over seeds. {versions}; "
-        f"{chosen[-1]['threads']} threads.",
+        f"standard error over problems of the mean over seeds, and the range is over seeds. Training in processor "
+        f"seconds, sampling included. {versions}; threads: {chosen[-1]['threads']}.",
         _score_table(rows, labels, score_name),
+        _best_table(rows, labels, score_name),
         _difference_table(rows, labels),
         _sweep_table(runs, labels),
     ]
@@ -121,7 +122,7 @@ def _label(name: str, labels: Mapping[str, str]) -> str:
 
 def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: str) -> str:
     lines = [
-        f"| method | decoding | {score_name} | seeds | lr | L | training s | test s | tokens/problem |",
+        f"| method | decoding | {score_name} | seeds | lr | L | training | test, s | tokens/problem |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in rows:
@@ -131,7 +132,6 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         rate = entry.runs[0]["learning_rate"]
         transported = entry.method.endswith("+ transport") or entry.method in ("vgf", "vgf_on_grpo")
         steps = sorted({run["steps"] for run in entry.runs if "steps" in run}) if transported else []
-        trained = sum(run["train_seconds"] for run in entry.runs) / len(entry.runs)
         cells = [
             _label(entry.method, labels),
             entry.mode,
@@ -139,7 +139,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
             spread,
             "" if rate is None else f"{rate:g}",
             ", ".join(map(str, steps)),
-            "" if entry.runs[0]["completions"] == 0 else f"{trained:.0f}",
+            "" if entry.runs[0]["completions"] == 0 else _training_time(entry.runs),
             f"{entry.seconds:.1f}",
             f"{entry.tokens:.0f}",
         ]
@@ -147,12 +147,62 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
     return "\n".join(lines)
 
 
-def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
-    """VGF's mode of highest validation score against every other method in the same mode, paired over problems."""
+def _training_time(runs: Sequence[Run]) -> str:
+    """Processor seconds, or wall seconds where a run has no others."""
+    known = [run["train_cpu_seconds"] for run in runs if run.get("train_cpu_seconds") is not None]
+    if len(known) == len(runs):
+        return f"{sum(known) / len(known):.0f}"
+    return f"{sum(run['train_seconds'] for run in runs) / len(runs):.0f} (wall)"
+
+
+def best_vgf(rows: Sequence[Entry]) -> str | None:
+    """Returns the VGF method of highest validation score, or `None` without one."""
     ours = [entry for entry in rows if entry.method.startswith("vgf")]
     if not ours:
+        return None
+    return max(ours, key=lambda entry: sum(run["validation"][0] for run in entry.runs) / len(entry.runs)).method
+
+
+def _best_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: str) -> str:
+    """One transported response, and N of them, against the row of every baseline that is highest on test problems."""
+    best = best_vgf(rows)
+    own = {entry.mode: entry for entry in rows if entry.method == best}
+    many = [mode for mode in own if mode.startswith("majority") or mode.endswith("by proxy")][:1]
+    columns = [mode for mode in ("sampled", *many) if mode in own]
+    others = [name for name in dict.fromkeys(entry.method for entry in rows) if not name.startswith("vgf")]
+    if best is None or not columns or not others:
         return ""
-    best = max(ours, key=lambda entry: sum(run["validation"][0] for run in entry.runs) / len(entry.runs)).method
+    lines = [
+        f"{_label(best, labels)} (highest on validation problems) minus the row of every other method that is highest "
+        "on these test problems, a choice in that method's favour; paired over problems, in brackets in s.e.:",
+        "",
+        f"| minus | its highest row | {score_name} | " + " | ".join(f"VGF, {mode}" for mode in columns) + " |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
+    for name in others:
+        top = max((entry for entry in rows if entry.method == name), key=lambda entry: float(entry.over_seeds.mean()))
+        cells = [_label(name, labels), top.mode, f"{float(top.over_seeds.mean()):.3f}"]
+        for mode in columns:
+            shared = [run["seed"] for run in own[mode].runs if run["seed"] in [r["seed"] for r in top.runs]]
+            pair = (_of_seeds(own[mode], shared), _of_seeds(top, shared))
+            found = paired_difference(*pair)
+            ratio = f" ({found.mean / found.standard_error:+.1f})" if found.standard_error > 0 else ""
+            cells.append(f"{found.mean:+.3f} ± {found.standard_error:.3f}{ratio}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _of_seeds(entry: Entry, seeds: Sequence[int]) -> Tensor:
+    """`[B]`, the mean over some seeds."""
+    rows = [row for row, run in zip(entry.scores, entry.runs, strict=True) if run["seed"] in seeds]
+    return torch.stack(rows).mean(dim=0)
+
+
+def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
+    """VGF's mode of highest validation score against every other method in the same mode, paired over problems."""
+    best = best_vgf(rows)
+    if best is None:
+        return ""
     lines = [
         f"{_label(best, labels)} (highest on validation problems) minus each other method in the same decoding, "
         "paired over problems:",
@@ -177,7 +227,7 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     lines = [
         "Learning rates, sampled responses to validation problems with the first seed:",
         "",
-        "| method | lr | validation | training s |",
+        "| method | lr | validation | training |",
         "|---|---|---|---|",
     ]
     swept = [run for run in runs if run["learning_rate"] is not None and run["method"] != "vgf_on_grpo"]
@@ -189,7 +239,7 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
             mean, error = run["validation"]
             lines.append(
                 f"| {labels[run['method']]} | {run['learning_rate']:g} | {mean:.3f} ± {error:.3f} | "
-                f"{run['train_seconds']:.0f} |"
+                f"{_training_time([run])} |"
             )
     return "\n".join(lines)
 

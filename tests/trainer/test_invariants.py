@@ -186,6 +186,7 @@ def test_learning_orders_the_completions_of_unseen_prompts(tmp_path, winner_coef
         train_dataset=rows.select(range(200)),
         eval_dataset=rows.select(range(200, 216)),
         winner_coef=winner_coef,
+        rollout_policy="transport",  # of the base: samples that the value has not acted on yet
     )
     run.train()
     gate = run.rounds.gate
@@ -227,5 +228,6 @@ def test_the_gate_warns_when_the_value_is_at_chance(tmp_path, caplog, learnable)
             per_device_train_batch_size=32,
             num_generations=8,
             max_steps=8,
+            rollout_policy="transport",
         ).train()
     assert ("not above chance" in caplog.text) != learnable

@@ -159,8 +159,8 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog: pyte
     with caplog.at_level("WARNING"):
         assert len(list(streamed.train_dataset)) == 10
     assert caplog.text.count("`max_completion_length` (6)") == 1
-    with pytest.raises(ValueError, match=r"All 1 pairs.*max_completion_length"):
-        tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(rows[1:2]), **PAIRS)
+    with pytest.raises(ValueError, match=r"All 4 pairs.*max_completion_length"):
+        tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list([rows[1]] * 4), **PAIRS)
 
 
 def test_the_trained_value_moves_responses_and_is_saved(tmp_path) -> None:

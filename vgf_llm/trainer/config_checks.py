@@ -12,7 +12,7 @@ VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head", "sequence"
 VALUE_LOSSES = ("auto", "pairwise", "bernoulli", "regression")
 VALUE_POOLINGS = ("mean", "last")
 TRANSPORT_METRICS = ("fisher", "euclidean")
-ROLLOUT_POLICIES = ("transport", "value")
+ROLLOUT_POLICIES = ("auto", "transport", "value")
 # Any other text is read as the path or hub id of a model.
 VALUE_BACKBONES = ("lora", "copy", "policy")
 

@@ -59,8 +59,8 @@ def check_pairs(args: Any, rollout_func: Any, eval_dataset: Any) -> None:
                 f"`{name}` must be 2 with preference pairs, got {size}: a pair is a group of two responses. Set it to "
                 "2, or pass `reward_funcs` to sample responses instead of reading pairs."
             )
-    sampled = args.distill_coef > 0 or args.rolls_out_value or args.rollout_prefetch > 0
-    if sampled or rollout_func is not None:
+    sampled = args.rollout_transport_steps > 0 or args.rollout_policy == "value" or args.rollout_prefetch > 0
+    if args.distill_coef > 0 or sampled or rollout_func is not None:
         raise ValueError(
             "`distill_coef`, `rollout_transport_steps`, `rollout_policy`, `rollout_prefetch` and `rollout_func` ask "
             "for sampled responses, but preference pairs are read and not sampled. Train the value on pairs first, "

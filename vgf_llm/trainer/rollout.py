@@ -154,7 +154,7 @@ class RolloutEngine:
         output: Any
         try:
             with trainer.generation_context():
-                if args.rollout_policy == "value":
+                if args.samples_value_model:
                     output = generate_from_value(
                         model,
                         *prompts,

@@ -132,11 +132,12 @@ class VGFConfig(RolloutConfig):
         rollout_transport_steps (`int`, *optional*, defaults to `0`):
             Steps used in sampling the training completions. `0` samples from the base model; a positive number samples
             from the transported policy, so that the value is corrected where the flow goes.
-        rollout_policy (`str`, *optional*, defaults to `"transport"`):
+        rollout_policy (`str`, *optional*, defaults to `"auto"`):
             `"transport"` samples by `rollout_transport_steps`. `"value"` samples the model behind a log-ratio value, in
             one forward per token instead of two: on the base's candidates that is the transported policy at L times
             `step_size` = 1. It takes its own candidates (`top_k_candidates`, `min_candidate_prob`) instead, so that
-            tokens which the base hardly samples can be found.
+            tokens which the base hardly samples can be found. `"auto"` is `"value"` for a log-ratio value, unless
+            `rollout_transport_steps`, `use_vllm` or `rollout_prefetch` ask for something else.
         rollout_prefetch (`int`, *optional*, defaults to `0`):
             Rounds that vLLM samples ahead, in a thread, while the value trains. The policy has to be frozen, so that
             the samples are the same ones. `0` samples each round when it is due.
@@ -250,8 +251,8 @@ class VGFConfig(RolloutConfig):
         default=0, metadata={"help": "Steps used in sampling the training completions. 0 samples from the base model."}
     )
     rollout_policy: str = field(
-        default="transport",
-        metadata={"help": "`transport`, or `value` to sample the model behind a log-ratio value."},
+        default="auto",
+        metadata={"help": "`transport`, `value` to sample the model behind a log-ratio value, or `auto`."},
     )
     rollout_prefetch: int = field(
         default=0,
@@ -284,9 +285,17 @@ class VGFConfig(RolloutConfig):
         return self.value_loss == "pairwise" or self.value_parametrization in ("log_ratio", "sequence")
 
     @property
+    def samples_value_model(self) -> bool:
+        """Whether completions come from the model behind a log-ratio value: what `rollout_policy` comes to."""
+        if self.rollout_policy != "auto":
+            return self.rollout_policy == "value"
+        elsewhere = self.rollout_transport_steps > 0 or self.use_vllm or self.rollout_prefetch > 0
+        return self.value_parametrization == "log_ratio" and not elsewhere
+
+    @property
     def rolls_out_value(self) -> bool:
         """Whether the value has a part in sampling, so that samples age as it learns."""
-        return self.rollout_transport_steps > 0 or self.rollout_policy == "value"
+        return self.rollout_transport_steps > 0 or self.samples_value_model
 
     def resolve_value_loss(self, rewards: Tensor) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.

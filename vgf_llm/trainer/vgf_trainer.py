@@ -377,6 +377,6 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             )
             raise SystemExit(SIGTERM_STATUS)
         # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
-        if not self.args.rolls_out_value and self.args.distill_coef == 0:
+        if (self.reads_pairs or not self.args.rolls_out_value) and self.args.distill_coef == 0:
             self.rounds.gate.warn_at_chance()
         return output

@@ -111,15 +111,35 @@ def test_a_sweep_is_decided_by_the_first_seed_on_validation_problems() -> None:
     ]  # fmt: skip
 
 
-def test_the_report_averages_seeds_and_pairs_problems(tmp_path: Path) -> None:
+def test_the_report_averages_seeds_and_pairs_problems() -> None:
     labels = {name: method.label for name, method in TRAINABLE.items()}
     text = compare_report.render(RUNS, labels, SETTINGS, "python -m eval.compare", "accuracy")
     # Per problem over seeds: VGF 1, 1, .5, 1; GRPO .5, 1, 0, 0.
     assert "| VGF | greedy | 0.875 ± 0.125 | 0.750 to 1.000 |" in text
     assert "| GRPO (TRL) | greedy | 0.375 ± 0.239 | 0.250 to 0.500 | 0.001 |" in text
     assert "| GRPO (TRL) | greedy | +0.500 | +0.100 to +0.900 | +2.4 |" in text
-    assert "| GRPO (TRL) | 0.0001 | 0.200 ± 0.100 | 10 |" in text
+    assert "| GRPO (TRL) | 0.0001 | 0.200 ± 0.100 | 10 (wall) |" in text
     assert "32 sampled completions" in text
+    assert "| GRPO (TRL) | greedy | 0.375 |" not in text  # one transported sample was not measured
+
+
+def test_one_transported_sample_meets_the_highest_row_of_every_baseline() -> None:
+    runs = []
+    for made in RUNS:
+        cells = {"sampled": made["rows"][made["method"]]["greedy"]}
+        if made["method"] == "grpo":
+            cells["greedy"] = {**cells["sampled"], "scores": [1.0, 1.0, 0.0, 1.0]}
+        runs.append({**made, "train_cpu_seconds": 7.0, "rows": {made["method"]: cells}})
+    labels = {name: method.label for name, method in TRAINABLE.items()}
+    text = compare_report.render(runs, labels, SETTINGS, "python -m eval.compare", "accuracy")
+    # VGF sampled 1, 1, .5, 1 minus GRPO greedy 1, 1, 0, 1.
+    assert "| GRPO (TRL) | greedy | 0.750 | +0.125 ± 0.125 (+1.0) |" in text
+    assert "| VGF | sampled | 0.875 ± 0.125 | 0.750 to 1.000 |  |  | 7 |" in text
+    assert "10 (wall)" in compare_report.render(RUNS, labels, SETTINGS, "command", "accuracy")
+
+
+def test_a_comparison_is_drawn_and_kept_as_reference(tmp_path: Path) -> None:
+    labels = {name: method.label for name, method in TRAINABLE.items()}
     compare_report.plot(RUNS, labels, tmp_path / "plot.png", "accuracy")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     reference = compare_report.grpo_reference(RUNS, "command")

@@ -180,7 +180,7 @@ BAD_INPUT = [
     ({"transport_steps": -1}, ValueError, "`transport_steps` must be an integer >= 0 and finite, got -1"),
     ({"transport_steps": 2.5}, TypeError, "`transport_steps` must be an integer, got 2.5"),
     ({"transport_steps": True}, TypeError, "`transport_steps` must be an integer, got True"),
-    ({"rollout_policy": "base"}, ValueError, r"`rollout_policy` must be one of \['transport', 'value'\]"),
+    ({"rollout_policy": "base"}, ValueError, r"`rollout_policy` must be one of \['auto', 'transport', 'value'\]"),
     ({"rollout_policy": "value", "value_parametrization": "bilinear"}, ValueError, "Set it to 'log_ratio'"),
     (
         {"rollout_policy": "value", "value_parametrization": "log_ratio", "rollout_transport_steps": 2},
