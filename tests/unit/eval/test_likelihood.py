@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eval.costs import ForwardCounter, PeakMemory
 from eval.likelihood import likelihood
+from tests.generation.sequence_values import sequence_model
 from tests.layouts import EOS, prompts, shake, tiny_model, vgf_model
 from vgf_llm.generation import mask_after_eos
 from vgf_llm.models import VGFModel
@@ -88,8 +89,8 @@ def test_rows_are_scored_alike_in_blocks(monkeypatch: object) -> None:
 def test_forwards_are_counted_per_token_and_model() -> None:
     ids, mask = prompts()
     options = {"do_sample": True, "max_new_tokens": 4, "min_new_tokens": 4, "num_particles": 2, "selection": "none"}
-    # Prompt once, then every new token but the last.
-    per_model = 2 * (ids.numel() + 3 * ids.shape[0])
+    # A prompt once for both of its particles, then every new token but the last of each.
+    per_model = ids.numel() + 2 * 3 * ids.shape[0]
     head = vgf_model(tiny_model())
     for model, steps, models in ((head, 0, 1), (head, 2, 1)):
         with ForwardCounter(model).counting() as counter:
@@ -102,6 +103,20 @@ def test_forwards_are_counted_per_token_and_model() -> None:
     with ForwardCounter(ratio).counting() as counter:
         pass
     assert counter.tokens == 0
+
+
+def test_a_gradient_of_a_whole_response_counts_as_two_more_passes() -> None:
+    model = sequence_model()
+    embedded = torch.randn(2, 7, model.sequence_value.embedding.shape[1])
+    mask = torch.ones(2, 7, dtype=torch.long)
+    response = torch.tensor([[0, 0, 0, 1, 1, 1, 1]]).expand(2, 7)
+    for moved, passes in ((False, 1), (True, 3)):
+        with ForwardCounter(model).counting() as counter:
+            model.sequence_value(embedded.clone().requires_grad_(moved), mask, response)
+        assert counter.tokens == passes * 2 * 7
+    with ForwardCounter(model).counting() as counter, torch.no_grad():
+        model.sequence_value(embedded.clone().requires_grad_(), mask, response)
+    assert counter.tokens == 2 * 7
 
 
 def test_peak_memory_sees_what_was_allocated_meanwhile() -> None:
