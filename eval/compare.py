@@ -225,7 +225,7 @@ class Comparison:
             run |= {"rows": {}, **measured.validate(self, name, folder, seed)}
             write_json(path, run)
         if tested and not run["rows"]:
-            run["rows"] = measured.test(self, name, folder, seed, run.get("steps"))
+            run["rows"] = measured.test(self, name, folder, seed, run)
             write_json(path, run)
         return run
 

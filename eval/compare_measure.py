@@ -41,7 +41,8 @@ def validate(problems: Problems, name: str, folder: Path, seed: int) -> dict[str
         seed: Seed.
 
     Returns:
-        `"validation"`, a mean and its standard error, and `"steps"` of models with a value.
+        `"validation"`, a mean and its standard error; of models with a value `"steps"`, and where a proxy chooses
+        among several responses `"steps_best_of"`, the L that is best for them.
     """
     if name == UNTRAINED or not TRAINABLE[name].has_value:
         return {"validation": _score(problems, _policy(problems, name, folder), folder, seed)}
@@ -49,13 +50,18 @@ def validate(problems: Problems, name: str, folder: Path, seed: int) -> dict[str
     able = abilities(model, problems.test)
     options = PlanOptions(steps=problems.args.steps, num_particles=(1, 4), sampling=PLAIN_SAMPLING)
     sampler = _sampler(model, _tokenizer(folder), problems.validation)
-    steps = choose_steps(sampler, plan([f"vgf_{able.spaces[0]}"], able, options), seed=seed)
+    methods = plan([f"vgf_{able.spaces[0]}"], able, options)
+    steps = choose_steps(sampler, methods, seed=seed)
+    found: dict[str, Any] = {"steps": steps}
+    if able.has_proxy:
+        votes = problems.args.num_votes
+        found["steps_best_of"] = choose_steps(sampler, methods, seed=seed, num_samples=votes, selection="proxy")
     if TRAINABLE[name].distilled:
-        return {"validation": _score(problems, _policy(problems, name, folder), folder, seed), "steps": steps}
-    return {"validation": _score(problems, model, folder, seed, steps=steps), "steps": steps}
+        return {"validation": _score(problems, _policy(problems, name, folder), folder, seed), **found}
+    return {"validation": _score(problems, model, folder, seed, steps=steps), **found}
 
 
-def test(problems: Problems, name: str, folder: Path, seed: int, steps: int | None) -> dict[str, Rows]:
+def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[str, Any]) -> dict[str, Rows]:
     """Measures every mode of decoding on test problems.
 
     Args:
@@ -63,7 +69,7 @@ def test(problems: Problems, name: str, folder: Path, seed: int, steps: int | No
         name: Method.
         folder: What it saved; unused for the base.
         seed: Seed.
-        steps: L of models with a value, chosen on validation problems.
+        chosen: What `validate` returned.
 
     Returns:
         Rows by mode, for the method and for what else its model can be used as.
@@ -83,17 +89,19 @@ def test(problems: Problems, name: str, folder: Path, seed: int, steps: int | No
         return found
     model = VGFModel.from_pretrained(folder)
     able = abilities(model, problems.test)
-    options = PlanOptions(steps=(steps or 0,), num_particles=(1, votes), sampling=PLAIN_SAMPLING)
-    modes = _transported_methods(plan([f"vgf_{able.spaces[0]}"], able, options), votes)
+    options = PlanOptions(steps=(chosen["steps"],), num_particles=(1, votes), sampling=PLAIN_SAMPLING)
+    space = f"vgf_{able.spaces[0]}"
+    modes = _transported_methods(plan([space], able, options), votes)
     if able.has_proxy:
-        by_value = modes[f"best-of-{votes} by value"]
+        several = plan([space], able, replace(options, steps=(chosen["steps_best_of"],)))
+        by_value = next(method for method in several if method.selection == "value")
         label = by_value.label.replace("by value", "by proxy")
         modes[f"best-of-{votes} by proxy"] = replace(by_value, label=label, selection="proxy")
     transported = f"{name} + transport" if method.distilled else name
     found[transported] = _rows(problems, model, folder, modes, seed)
     if name == "vgf":
-        chosen = {row.label: row for row in plan(["best_of_n", "best_of_m"], able, options)}
-        found["base, chosen by VGF's value"] = _rows(problems, model, folder, chosen, seed)
+        by_value_rows = {row.label: row for row in plan(["best_of_n", "best_of_m"], able, options)}
+        found["base, chosen by VGF's value"] = _rows(problems, model, folder, by_value_rows, seed)
     return found
 
 

@@ -131,7 +131,8 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         spread = f"{float(per_seed.min()):.3f} to {float(per_seed.max()):.3f}" if len(per_seed) > 1 else ""
         rate = entry.runs[0]["learning_rate"]
         transported = entry.method.endswith("+ transport") or entry.method in ("vgf", "vgf_on_grpo")
-        steps = sorted({run["steps"] for run in entry.runs if "steps" in run}) if transported else []
+        key = "steps_best_of" if entry.mode.endswith("by proxy") else "steps"
+        steps = sorted({run[key] for run in entry.runs if key in run}) if transported else []
         cells = [
             _label(entry.method, labels),
             entry.mode,

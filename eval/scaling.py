@@ -85,13 +85,17 @@ def measure(sampler: Sampler, methods: Sequence[Method], *, seeds: Sequence[int]
     return result
 
 
-def choose_steps(sampler: Sampler, methods: Sequence[Method], *, seed: int = 0) -> int:
-    """Returns the L of the best single transported response on validation problems; ties go to the smaller budget.
+def choose_steps(
+    sampler: Sampler, methods: Sequence[Method], *, seed: int = 0, num_samples: int = 2, selection: str = "single"
+) -> int:
+    """Returns the L of the best transported response on validation problems; ties go to the smaller budget.
 
     Args:
         sampler: `sample` bound to model and validation problems.
-        methods: The methods of a plan; those of one particle are tried.
+        methods: The methods of a plan; the draws of one particle are tried.
         seed: Seed of the sampling.
+        num_samples: Responses per problem.
+        selection: How one of them is chosen, see `Samples.pick`; `"single"` is their mean.
 
     Raises:
         ValueError: If no method transports.
@@ -100,7 +104,10 @@ def choose_steps(sampler: Sampler, methods: Sequence[Method], *, seed: int = 0) 
     tried = [m for m in tried if "control" not in m.draw.options and m.family == tried[0].family]
     if not tried:
         raise ValueError("Nothing to choose: no method transports one particle with L above 0.")
-    scores = {m.steps: float(sampler(draw=m.draw, num_samples=2, seed=seed).gold.mean()) for m in tried}
+    scores = {}
+    for method in tried:
+        samples = sampler(draw=method.draw, num_samples=num_samples, seed=seed)
+        scores[method.steps] = float(samples.pick(samples.gold, selection).mean())
     return max(sorted(scores, key=lambda steps: steps or 0), key=scores.__getitem__) or 0
 
 
