@@ -308,7 +308,7 @@ TRAINABLE = {
     "vgf_on_grpo": Trainable("VGF on GRPO (half each)", train_vgf_on_grpo, has_value=True, swept_as="grpo"),
     "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
     "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
-    "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4), offline=True),
+    "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True),
     "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4)),
     "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True),
 }
