@@ -309,6 +309,6 @@ TRAINABLE = {
     "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
     "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
     "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True),
-    "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4)),
+    "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4, 1e-3)),
     "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True),
 }

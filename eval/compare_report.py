@@ -260,7 +260,7 @@ def grpo_reference(runs: Sequence[Run], command: str) -> dict[str, Any]:
             "{} {:.3f} ± {:.3f}".format(mode, *mean_and_error(torch.tensor(cell["scores"])))
             for mode, cell in run["rows"]["grpo"].items()
         ]
-        rows.append(f"seed {run['seed']}: {', '.join(cells)}; {run['train_seconds']:.0f} s of training")
+        rows.append(f"seed {run['seed']}: {', '.join(cells)}; {_training_time([run])} s of training")
     sweep = {
         f"{run['learning_rate']:g}": dict(zip(("validation_sampled", "standard_error"), run["validation"], strict=True))
         for run in runs
