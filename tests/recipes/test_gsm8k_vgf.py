@@ -20,7 +20,7 @@ ON_CPU = ["--bf16", "false", "--dtype", "float32", "--gradient_checkpointing", "
 SMALL = [
     *("--num_validation_problems", "4", "--num_test_problems", "6", "--budget_steps", "0", "2"),
     *("--eval_particles", "2", "--eval_baseline_samples", "2", "--max_steps", "2", "--logging_steps", "1"),
-    *("--per_device_train_batch_size", "8", "--disable_tqdm", "true"),
+    *("--per_device_train_batch_size", "8", "--steps_per_generation", "8", "--disable_tqdm", "true"),
 ]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -17,7 +17,8 @@ from recipes.preference_rows import GRADIENT_COST, SPACES, Budget, base_rows, co
 ON_CPU = ["--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true", "--num_threads", "1"]
 SMALL = [
     *("--num_train_prompts", "16", "--num_validation_prompts", "4", "--num_test_prompts", "6", "--num_particles", "2"),
-    *("--max_steps", "2", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--baseline_samples", "3"),
+    *("--max_steps", "2", "--per_device_train_batch_size", "8", "--steps_per_generation", "8"),
+    *("--logging_steps", "1", "--baseline_samples", "3"),
     *("--logit_steps", "1", "2", "--embedding_steps", "1", "--soft_token_steps", "1", "--temperatures", "0.7"),
 ]
 

@@ -24,7 +24,7 @@ class CandidateProcessor(LogitsProcessor):
         min_prob: Least probability of a token that stays; the most likely one always does.
 
     Example:
-        >>> CandidateProcessor(2, 0.3)(torch.tensor([[0]]), torch.tensor([[0.5, 0.3, 0.2]]).log()).exp()
+        >>> CandidateProcessor(2, 0.25)(torch.tensor([[0]]), torch.tensor([[0.5, 0.3, 0.2]]).log()).exp()
         tensor([[0.5000, 0.3000, 0.0000]])
     """
 
