@@ -2,6 +2,7 @@
 """Training of sequence-level values: planted preferences are learned, runs resume exactly, losses have closed forms."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_a_planted_reward_is_learned_from_samples(tmp_path, settings: dict) -> N
     assert run.rounds.gate.pairs > 30
     assert tiny.history(run, "value/within_prompt_accuracy")[-1] > 0.65
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.policy_state(run).items())
+
+
+def test_without_steps_completions_are_the_policys_own_samples(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = lambda *args, **kwargs: pytest.fail("decoded as whole responses")  # noqa: E731
+    monkeypatch.setattr(sys.modules["vgf_llm.generation.generate"], "generate_sequences", moved)
+    run = tiny.trainer(tmp_path, **SEQUENCE, max_steps=1)
+    assert run.vgf_model.transport.space == "sequence_embedding"
+    run.train()
+    assert run.state.global_step == 1
 
 
 def test_preference_pairs_need_no_samples(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from trl import is_conversational
 
 from vgf_llm._compat import pad
 from vgf_llm.generation import generate_from_value, mask_after_eos
+from vgf_llm.models.config import SEQUENCE_SPACES
 from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
@@ -145,9 +146,11 @@ class RolloutEngine:
         input_ids = pad(tensors, padding_value=self.tokenizer.pad_token_id, **options)
         attention_mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, **options)
         steps = args.rollout_transport_steps
-        # Completions of one prompt are its particles, so that it is read once.
-        n = prompts_in_a_row(prompt_ids)
         model = trainer.vgf_model
+        # Completions of one prompt are its particles, so that it is read once. Whole responses move row by row.
+        n = prompts_in_a_row(prompt_ids) if steps == 0 or model.transport.space not in SEQUENCE_SPACES else 1
+        # Without steps they are the policy's own samples, whatever the value is going to move.
+        space = model.transport.space if steps > 0 else "logit"
         was_training = model.training
         model.eval()  # dropout has no place in sampling
         prompts, kwargs = (input_ids[::n], attention_mask[::n]), self._sampling_arguments()
@@ -166,6 +169,7 @@ class RolloutEngine:
                 else:
                     output = model.generate(
                         *prompts,
+                        space=space,
                         transport_steps=steps,
                         num_particles=n,
                         interaction=False,
