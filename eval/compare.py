@@ -265,15 +265,13 @@ class Comparison:
                 num_generations=self.args.num_generations,
                 batch_size=self.args.batch_size,
             )
-            drawing = None
+            drawing = Stopwatch()
             if TRAINABLE[name].offline:
                 samples, drawing = self.base_samples(job)
                 job = replace(job, samples=samples)
             taken = Stopwatch()
             TRAINABLE[name].train(job)
-            taken.stop()
-            if drawing is not None:
-                taken.add(drawing)
+            taken.stop().add(drawing)
             completions = job.completions
         return {
             "method": name,

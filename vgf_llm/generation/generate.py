@@ -120,7 +120,7 @@ def generate(
     processor = None
     if plain:
         prefill = SharedPrefill(transport.num_particles)
-        with adapter_rows(model.policy, model.policy_adapter), prefill.before(policy), prefill.after(policy):
+        with adapter_rows(model.policy, model.policy_adapter), prefill.installed(policy):
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     else:
         tap = FeatureTap(

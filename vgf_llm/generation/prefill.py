@@ -23,22 +23,17 @@ class SharedPrefill:
         self._done = num_particles == 1
 
     @contextmanager
-    def before(self, model: nn.Module) -> Iterator[None]:
-        """Takes distinct rows, ahead of what other hooks do to a forward's arguments."""
-        handle = model.register_forward_pre_hook(self._take, with_kwargs=True)
+    def installed(self, model: nn.Module) -> Iterator[None]:
+        """Hooks a model. Enter it before other hooks, which then see distinct rows go in and all rows come out."""
+        handles = [
+            model.register_forward_pre_hook(self._take, with_kwargs=True),
+            model.register_forward_hook(self._repeat, with_kwargs=True),
+        ]
         try:
             yield
         finally:
-            handle.remove()
-
-    @contextmanager
-    def after(self, model: nn.Module) -> Iterator[None]:
-        """Repeats the output's rows, before other hooks read them."""
-        handle = model.register_forward_hook(self._repeat, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")

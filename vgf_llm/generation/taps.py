@@ -112,15 +112,13 @@ class FeatureTap:
     def installed(self) -> Iterator[None]:
         """Installs the hooks for as long as the context lasts."""
         inner = inner_model(self.model.policy)
-        prefill = SharedPrefill(self.num_particles)
         with ExitStack() as stack:
             stack.enter_context(adapter_rows(self.model.policy, *self.blocks))
-            stack.enter_context(prefill.before(inner))
+            stack.enter_context(SharedPrefill(self.num_particles).installed(inner))
             hook = output_embedding(inner).register_forward_pre_hook(self._capture_hidden)
             stack.callback(hook.remove)
             if len(self.blocks) > 1:
                 stack.callback(inner.register_forward_pre_hook(self._repeat_rows, with_kwargs=True).remove)
-            stack.enter_context(prefill.after(inner))
             stack.callback(inner.register_forward_hook(self._keep_policy_rows, with_kwargs=True).remove)
             yield
 

@@ -91,7 +91,7 @@ def generate_from_value(
         adapter = adapter_rows(model.policy, VALUE_ADAPTER)
     candidates = CandidateProcessor(top_k_candidates, min_candidate_prob)
     prefill = SharedPrefill(num_particles)
-    with adapter, prefill.before(own), prefill.after(own):
+    with adapter, prefill.installed(own):
         output = own.generate(
             input_ids.repeat_interleave(num_particles, dim=0),
             attention_mask=attention_mask.repeat_interleave(num_particles, dim=0),
