@@ -220,7 +220,16 @@ def sample_base(job: Job) -> Samples:
     model = VGFModel(AutoModelForCausalLM.from_pretrained(job.base)).eval()
     cache = {"cache_implementation": "static", "disable_compile": True} if job.static_cache else {}
     draw = Draw("base", {"do_sample": True, "top_k": 0, "top_p": 1.0})
-    return sample(model, job.tokenizer, job.task, draw, num_samples=job.num_generations, seed=job.seed, **cache)
+    return sample(
+        model,
+        job.tokenizer,
+        job.task,
+        draw,
+        num_samples=job.num_generations,
+        seed=job.seed,
+        with_likelihood=False,  # nothing that trains on them reads it, and what it takes would count as training
+        **cache,
+    )
 
 
 def preference_pairs(task: Task, samples: Samples) -> Dataset:

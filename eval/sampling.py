@@ -143,6 +143,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 512,
     store: SampleStore | None = None,
+    with_likelihood: bool = True,
     **generate_kwargs: Any,
 ) -> Samples:
     """Samples `num_samples` responses per problem and scores them.
@@ -156,6 +157,8 @@ def sample(
         seed: Seed of the sampling.
         batch_size: Responses sampled at a time; part of what decides the samples.
         store: Where samples are kept and those of an earlier run are found.
+        with_likelihood: Whether the base's log-probabilities and the KL to it are measured, which takes a pass; else
+            they are NaN.
         **generate_kwargs: Handed to `VGFModel.generate` beside the draw's options.
 
     Returns:
@@ -177,7 +180,16 @@ def sample(
         records = store.find(name, seed, rows, num_samples) if store is not None else None
         if records is None:
             records = _sample_batch(
-                model, tokenizer, task, draw, rows, prompts, num_samples, _batch_seed(name, seed, rows), generate_kwargs
+                model,
+                tokenizer,
+                task,
+                draw,
+                rows,
+                prompts,
+                num_samples,
+                _batch_seed(name, seed, rows),
+                with_likelihood,
+                generate_kwargs,
             )
             records = [{"draw": name, "seed": seed, **record} for record in records]
             if store is not None:
@@ -239,6 +251,7 @@ def _sample_batch(
     prompts: Sequence[Any],
     num_samples: int,
     seed: int,
+    with_likelihood: bool,
     generate_kwargs: dict[str, Any],
 ) -> list[Record]:
     """Samples and scores the responses of some problems."""
@@ -253,15 +266,21 @@ def _sample_batch(
     problems = [i for i in rows for _ in range(num_samples)]
     scores = task.score(problems, texts, ids)
     options = {**generate_kwargs, **draw.options}
-    found = likelihood(
-        model,
-        batch.sequences,
-        batch.attention,
-        batch.mask,
-        greedy=not options.get("do_sample", False),
-        temperature=options.get("temperature", 1.0),
-        transport_kl=batch.transport_kl,
-    )
+    kl: list[float | None] = [None] * len(texts)
+    base_logps = [math.nan] * len(texts)
+    if with_likelihood:
+        found = likelihood(
+            model,
+            batch.sequences,
+            batch.attention,
+            batch.mask,
+            greedy=not options.get("do_sample", False),
+            temperature=options.get("temperature", 1.0),
+            transport_kl=batch.transport_kl,
+        )
+        base_logps = found.base_logps.tolist()
+        if batch.kl_known:
+            kl = found.kl.tolist()
     weights: list[float | None] = [None] * len(texts)
     values: list[float | None] = [None] * len(texts)
     if batch.values is not None:
@@ -276,8 +295,8 @@ def _sample_batch(
             "answer": None if task.answer_of is None else task.answer_of(texts[index]),
             **{name: column[index] for name, column in scores.items()},
             "num_tokens": len(ids[index]),
-            "kl": float(found.kl[index]) if batch.kl_known else None,
-            "base_logps": float(found.base_logps[index]),
+            "kl": kl[index],
+            "base_logps": base_logps[index],
             "values": values[index],
             "weights": weights[index],
             "seconds": batch.seconds * share,

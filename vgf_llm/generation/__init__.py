@@ -7,10 +7,12 @@ from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.selection import select
 from vgf_llm.generation.taps import FeatureTap
+from vgf_llm.generation.token_logps import TokenLogps
 from vgf_llm.generation.value_policy import generate_from_value
 
 __all__ = [
     "FeatureTap",
+    "TokenLogps",
     "TransportProcessor",
     "VGFGenerateOutput",
     "generate",

@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
 from vgf_llm._compat import pad
-from vgf_llm.generation import generate_from_value, mask_after_eos
+from vgf_llm.generation import TokenLogps, generate_from_value, mask_after_eos
 from vgf_llm.models.config import SEQUENCE_SPACES
+from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
@@ -40,6 +42,7 @@ class Rollout:
         completion_ids: Token ids without padding, with the end-of-sequence token where there is one.
         completions: Texts, or lists of one assistant message for conversational prompts.
         kl: `[rows]`, mean KL to the base per token in nats, if the rollout was transported.
+        ref_logps: Log-probability of each completion token under the reference, where sampling told.
         extra: Further columns for the reward functions, from a `rollout_func`.
     """
 
@@ -48,6 +51,7 @@ class Rollout:
     completion_ids: list[list[int]]
     completions: list[Any]
     kl: Tensor | None = None
+    ref_logps: list[list[float]] | None = None
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -119,8 +123,8 @@ class RolloutEngine:
             return Rollout(prompts, request.prompt_ids, completion_ids, self.decode(prompts, completion_ids))
         prompt_ids = self._prompt_ids(prompts)
         with record_function("vgf/sample"):
-            completion_ids, kl = self._generate(prompt_ids)
-        return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl)
+            completion_ids, kl, ref_logps = self._generate(prompt_ids)
+        return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl, ref_logps)
 
     def _prompt_ids(self, prompts: list[Prompt]) -> list[list[int]]:
         prompt_ids = self.tokenize(prompts)
@@ -139,7 +143,18 @@ class RolloutEngine:
             return [[{"role": "assistant", "content": text}] for text in texts]
         return texts
 
-    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None]:
+    @property
+    def _samples_reference(self) -> bool:
+        """Whether completions are samples of the reference itself, in a precision that scores them as a pass would."""
+        model, args = self.trainer.vgf_model, self.args
+        if args.samples_value_model or args.rollout_transport_steps > 0 or not model.value.needs_logits:
+            return False
+        is_policy = model.ref_model is None and model.policy_adapter is None
+        exact = model.policy.dtype == torch.float32 and self.trainer.accelerator.mixed_precision == "no"
+        return is_policy and exact
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+        """Returns completions, their mean KL to the base per token, and their tokens' log-probabilities under it."""
         trainer, args = self.trainer, self.args
         tensors = [torch.tensor(ids, device=trainer.accelerator.device) for ids in prompt_ids]
         options = {"padding_side": "left", "pad_to_multiple_of": args.pad_to_multiple_of}
@@ -155,8 +170,10 @@ class RolloutEngine:
         model.eval()  # dropout has no place in sampling
         prompts, kwargs = (input_ids[::n], attention_mask[::n]), self._sampling_arguments()
         output: Any
+        recorder = TokenLogps() if self._samples_reference else None
+        recording = nullcontext() if recorder is None else recorder.installed(inner_model(model.policy))
         try:
-            with trainer.generation_context():
+            with trainer.generation_context(), recording:
                 if args.samples_value_model:
                     output = generate_from_value(
                         model,
@@ -184,7 +201,8 @@ class RolloutEngine:
         tokens = sequences[:, input_ids.shape[1] :]
         mask = mask_after_eos(tokens, self.eos_token_ids)
         kl = None if token_kl is None else token_kl.flatten(0, 1).sum(dim=-1) / mask.sum(dim=-1)
-        return [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)], kl
+        ref_logps = None if recorder is None else recorder.of(tokens)
+        return _unpadded(tokens, mask), kl, None if ref_logps is None else _unpadded(ref_logps, mask)
 
     def _sampling_arguments(self) -> dict[str, Any]:
         args = self.args
@@ -246,3 +264,7 @@ class RolloutEngine:
         # A completion without tokens ended at once, which is a choice the value can learn from.
         completion_ids = [list(ids) or [self.tokenizer.eos_token_id] for ids in completion_ids]
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), extra=output)
+
+
+def _unpadded(rows: Tensor, mask: Tensor) -> list[list[Any]]:
+    return [row[m.bool()].tolist() for row, m in zip(rows.cpu(), mask.cpu(), strict=True)]

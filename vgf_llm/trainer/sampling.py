@@ -186,14 +186,20 @@ class SamplingMixin(_BaseTrainer):
         mixed = (rewards.nan_to_num(-torch.inf).amax(dim=1) > rewards.nan_to_num(torch.inf).amin(dim=1)).tolist()
         return [index for index, row in enumerate(rows) if mixed[row // rewards.shape[1]]]
 
+    @property
+    def _rows_without_gradients(self) -> int:
+        """Rows of a pass that keeps nothing for a backward; four times those of a step then take less memory."""
+        return max(4 * self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
+
     def _ref_logps(self, rollout: Rollout, needed: list[int]) -> list[list[float] | None]:
         """Log-probabilities of this process's completions under the reference, once per round, where `needed`."""
         result: list[list[float] | None] = [None] * len(rollout.completion_ids)
         if not self.vgf_model.value.needs_logits:
             return result
+        if rollout.ref_logps is not None:  # sampling has told them
+            return list(rollout.ref_logps)
         shared = prompts_in_a_row([rollout.prompt_ids[i] for i in needed])
-        size = max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
-        size = max(1, size // shared) * shared
+        size = max(1, self._rows_without_gradients // shared) * shared
         with self._scoring() as model:
             for start in range(0, len(needed), size):
                 part = needed[start : start + size]
@@ -231,7 +237,7 @@ class SamplingMixin(_BaseTrainer):
     def _measure_gate(self, groups: list[RolloutGroup], mode: str) -> None:
         """Measures the value, and what transport by it would do, on groups that it does not train on."""
         counts = torch.zeros(5, dtype=torch.float64)
-        size = max(1, self.args.per_device_train_batch_size // self.num_generations)
+        size = max(1, self._rows_without_gradients // self.num_generations)
         transports = self.vgf_model.transport.space == "logit" and self.args.transport_steps > 0
         with self._scoring() as model:
             for start in range(0, len(groups), size):

@@ -253,6 +253,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     def vgf_model(self) -> VGFModel:  # type: ignore[override]
         """The model without the wrappers of distributed training."""
         accelerator = getattr(self, "accelerator", None)
+        if isinstance(self.model, VGFModel):  # nothing to take off, and every step asks
+            return self.model
         return self.model if accelerator is None else accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
