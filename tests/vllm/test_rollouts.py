@@ -23,18 +23,12 @@ import torch
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
 
+from benchmarks.serving import SETTINGS
 from tests.trainer import tiny
 from vgf_llm.trainer.vllm_engine import FrozenServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-SETTINGS = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 LENGTH = 6
 PROMPTS = ["w1 w5", "w1 w5", "w1 w5", "w1 w5", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1", "w7 w3 w1"]
 
@@ -57,7 +51,9 @@ def base(tmp_path_factory):
 
 
 def build(directory, base, **settings):
-    settings = {"max_steps": 6, "steps_per_generation": 2, "rollout_prefetch": 1, "use_vllm": True, **settings}
+    # Replayed rows make a step of this tiny model as long as a round of sampling.
+    settings = {"replay_ratio": 32.0, "max_steps": 6, "steps_per_generation": 2, "rollout_prefetch": 1, **settings}
+    settings["use_vllm"] = True
     return tiny.trainer(directory, model=base, max_completion_length=LENGTH, **settings)
 
 

@@ -19,19 +19,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.serving import SETTINGS
 from tests.layouts import vgf_model
 from tests.trainer import tiny
 from vgf_llm.serving import best_of, engine_arguments, score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-SETTINGS = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 ENGINE = {"enforce_eager": True, "dtype": "float32", "max_model_len": 64, "max_num_seqs": 8, "seed": 0}
 PROMPTS = [[1, 5, 9], [1, 7, 4, 11], [1, 20], [1, 13, 6]]
 BUDGETS = [
