@@ -151,6 +151,16 @@ def test_transport_reads_scores_as_the_loss_fits_them(tmp_path, rewards, value_l
     assert (run.rounds.loss_kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
 
 
+@pytest.mark.parametrize(("rewards", "winner_coef"), [(tiny.mostly_high, 1.0), (tiny.high_tokens, 0.0)])
+def test_the_first_round_decides_the_weight_of_winners_for_the_run(tmp_path, rewards, winner_coef):
+    run = tiny.trainer(tmp_path, rewards, max_steps=2, save_strategy="steps", save_steps=1)
+    run.train()
+    assert run.rounds.winner_coef == winner_coef
+    resumed = tiny.trainer(tmp_path, rewards, max_steps=2)
+    resumed._load_round(tmp_path / "checkpoint-1")
+    assert resumed.rounds.winner_coef == winner_coef
+
+
 def test_conversations(tmp_path):
     seen = []
 

@@ -146,6 +146,7 @@ class CheckpointMixin(_BaseTrainer):
             "gate": rounds.gate.state(),
             "metrics": self.metrics.state(),
             "value_loss": rounds.loss_kind,
+            "winner_coef": rounds.winner_coef,
         }
         (directory / STATE_NAME).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
@@ -198,6 +199,7 @@ class CheckpointMixin(_BaseTrainer):
         self.rounds.buffer.load(directory)
         self.rounds.restore(fresh.groups, state["held_out"])
         self._set_value_loss(state["value_loss"])
+        self.rounds.winner_coef = state["winner_coef"]
         self.rounds.gate.load(state["gate"])
         self.metrics.load(state["metrics"])
         self._step = state["step"]

@@ -106,7 +106,14 @@ def transport_candidates(candidates: Candidates, args: VGFConfig) -> Transported
 
 
 def value_loss(
-    kind: str, model: VGFModel, scores: Tensor, batch: Batch, args: VGFConfig, moved: Transported | None = None
+    kind: str,
+    model: VGFModel,
+    scores: Tensor,
+    batch: Batch,
+    args: VGFConfig,
+    moved: Transported | None = None,
+    *,
+    winner_coef: float | None = None,
 ) -> Tensor:
     """The value's loss on one batch.
 
@@ -117,6 +124,7 @@ def value_loss(
         batch: The batch; `rewards` `[R]` is NaN on rows that do not train, `num_groups` what to divide by.
         args: The configuration.
         moved: Transport at the batch's states, which TD(lambda) targets read; computed here when left out.
+        winner_coef: What `args.winner_coef` comes to in this run; told from the batch when left out.
 
     Returns:
         A scalar.
@@ -127,8 +135,9 @@ def value_loss(
         sequence_values = model.value.sequence_values(scores, mask).view(batch["group_shape"])
         rewards = rewards.view(batch["group_shape"])
         losses = pairwise_value_loss(sequence_values, rewards, reduction="prompt")
-        if args.winner_coef > 0 and isinstance(model.value, LogRatioValue):
-            losses = losses + args.winner_coef * winner_likelihood_loss(sequence_values, rewards, reduction="prompt")
+        weight = args.resolve_winner_coef(rewards) if winner_coef is None else winner_coef
+        if weight > 0 and isinstance(model.value, LogRatioValue):
+            losses = losses + weight * winner_likelihood_loss(sequence_values, rewards, reduction="prompt")
         return losses.sum() / batch["num_groups"]
     trained = ~rewards.isnan()
     mask = mask * trained.unsqueeze(-1)

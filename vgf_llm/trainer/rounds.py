@@ -60,6 +60,7 @@ class ValueRounds:
         self.fresh: list[RolloutGroup] = []
         self.held_out: list[bool] = []
         self.loss_kind: str | None = None
+        self.winner_coef: float | None = None
         # Losses that compare completions need whole groups; others take any divisor that fits the batch.
         whole = args.needs_whole_groups
         per_device = args.per_device_train_batch_size

@@ -27,7 +27,7 @@ _RANGES = {
     "value_lora_alpha": Range(1, integer=True),
     "value_learning_rate": Range(0, open_low=True, optional=True, hint="None takes `learning_rate`."),
     "value_coef": Range(0),
-    "winner_coef": Range(0, hint="0 leaves the pairwise loss alone."),
+    "winner_coef": Range(0, optional=True, hint="0 leaves the pairwise loss alone, None lets the rewards decide."),
     "td_lambda": Range(0, 1, hint="1 is the Monte-Carlo outcome, 0 the one-step target."),
     "expectile": Range(0, 1, open_low=True, open_high=True, hint="0.5 is the mean."),
     "replay_ratio": Range(0, hint="0 trains on fresh completions alone."),
@@ -95,9 +95,10 @@ class VGFConfig(RolloutConfig):
             Learning rate of the value's parameters. If `None`, `learning_rate`.
         value_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the value loss.
-        winner_coef (`float`, *optional*, defaults to `1.0`):
+        winner_coef (`float`, *optional*):
             Weight, beside the pairwise loss of a log-ratio value, of the likelihood of each prompt's best completions.
-            `0.0` leaves the pairwise loss alone. Other values and losses have no such term.
+            `0.0` leaves the pairwise loss alone. If `None`, `1.0` if the rewards are all 0 or 1, else `0.0`. Other
+            values and losses have no such term.
         td_lambda (`float`, *optional*, defaults to `1.0`):
             Mixture of outcome and bootstrapped value in the targets at each token; `1.0` is the outcome.
         expectile (`float`, *optional*, defaults to `0.5`):
@@ -196,11 +197,12 @@ class VGFConfig(RolloutConfig):
         default=None, metadata={"help": "Learning rate of the value's parameters. If `None`, `learning_rate`."}
     )
     value_coef: float = field(default=1.0, metadata={"help": "Weight of the value loss."})
-    winner_coef: float = field(
-        default=1.0,
+    winner_coef: float | None = field(
+        default=None,
         metadata={
             "help": "Weight of the likelihood of each prompt's best completions beside the pairwise loss of a "
-            "`log_ratio` value. 0.0 leaves the pairwise loss alone."
+            "`log_ratio` value. 0.0 leaves the pairwise loss alone. If `None`, 1.0 if the rewards are all 0 or 1, else "
+            "0.0."
         },
     )
     td_lambda: float = field(
@@ -311,8 +313,20 @@ class VGFConfig(RolloutConfig):
             return self.value_loss
         if self.value_parametrization in ("log_ratio", "sequence"):
             return "pairwise"
-        scored = rewards[~rewards.isnan()]
-        return "bernoulli" if bool(((scored == 0) | (scored == 1)).all()) else "regression"
+        return "bernoulli" if _are_outcomes(rewards) else "regression"
+
+    def resolve_winner_coef(self, rewards: Tensor) -> float:
+        """Say which weight `winner_coef=None` stands for: of graded rewards the best of a few is no target.
+
+        Args:
+            rewards: As for `resolve_value_loss`.
+
+        Returns:
+            The weight.
+        """
+        if self.winner_coef is not None:
+            return self.winner_coef
+        return 1.0 if _are_outcomes(rewards) else 0.0
 
     @classmethod
     def from_grpo(cls, config: GRPOConfig | RLOOConfig, **overrides: Any) -> Self:
@@ -364,3 +378,8 @@ class VGFConfig(RolloutConfig):
 
 def _default(item: dataclasses.Field) -> Any:
     return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+
+
+def _are_outcomes(rewards: Tensor) -> bool:
+    scored = rewards[~rewards.isnan()]
+    return bool(((scored == 0) | (scored == 1)).all())

@@ -314,7 +314,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         measured = {}
         if args.value_coef > 0:
             kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
-            value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets)
+            weight = self.rounds.winner_coef
+            value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets, winner_coef=weight)
             loss = loss + args.value_coef * value
             measured["value/loss"] = value.detach()
         if moved is not None:

@@ -237,6 +237,20 @@ def test_auto_loss(settings, rewards, expected):
     assert args.needs_whole_groups == (expected == "pairwise" or args.value_parametrization == "log_ratio")
 
 
+@pytest.mark.parametrize(
+    ("settings", "rewards", "expected"),
+    [
+        ({}, [0.0, 1.0, NAN], 1.0),
+        ({}, [0.0, 0.5, 1.0], 0.0),
+        ({}, [-1.0, 1.0], 0.0),
+        ({"winner_coef": 0.3}, [0.0, 0.5], 0.3),
+        ({"winner_coef": 0.0}, [0.0, 1.0], 0.0),
+    ],
+)
+def test_winners_are_a_target_of_outcomes_alone(settings, rewards, expected):
+    assert config(**settings).resolve_winner_coef(torch.tensor(rewards)) == expected
+
+
 def test_default_budget_is_one():
     assert config().transport_steps * config().step_size == 1.0
 
