@@ -4,11 +4,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgf_llm.models import VGFModel
 from vgf_llm.models.adapter_rows import adapter_rows
-from vgf_llm.models.language_model import last_hidden_states, project_hidden
+from vgf_llm.models.language_model import project_hidden
+from vgf_llm.models.teacher_forcing import Rows
 
 _MAX_LOGITS = 2**26  # entries of one block of [R, T, V]
 
@@ -36,6 +37,7 @@ def likelihood(
     greedy: bool = False,
     temperature: float = 1.0,
     transport_kl: Tensor | None = None,
+    group_size: int = 1,
 ) -> Likelihood:
     """Scores finished responses under the reference, in blocks of rows that bound the memory for logits.
 
@@ -52,31 +54,32 @@ def likelihood(
         greedy: Whether responses were decoded greedily.
         temperature: Of sampling without transport.
         transport_kl: `[R, T]`, divergence that transport spent at every token; `None` without transport.
+        group_size: Adjacent rows that share a prompt, which is then read once for all of them.
 
     Returns:
         A `Likelihood`.
     """
     num_tokens = completion_mask.shape[1]
     vocab = model.vgf_config.vocab_size
-    rows = max(1, _MAX_LOGITS // (max(num_tokens, 1) * vocab))
+    block = max(1, _MAX_LOGITS // (max(num_tokens, 1) * vocab) // group_size) * group_size
     base, spent = [], []
-    for start in range(0, len(sequences), rows):
-        part = slice(start, start + rows)
+    for start in range(0, len(sequences), block):
+        part = slice(start, start + block)
         mask = completion_mask[part].float()
-        ref_logps = model.ref_logps(sequences[part], attention_mask[part], num_tokens).float() * mask
+        rows = Rows(sequences[part], attention_mask[part], num_tokens, group_size)
+        found = model.ref_logps(rows.input_ids, rows.attention_mask, num_tokens, group_size=group_size)
+        ref_logps = found.float() * mask
         base.append(ref_logps.sum(dim=-1))
         if greedy:
             spent.append(-base[-1])
         elif transport_kl is not None:
             moved = (transport_kl[part].float() * mask).sum(dim=-1)
-            spent.append(moved + _policy_excess(model, sequences[part], attention_mask[part], mask, ref_logps))
+            spent.append(moved + _policy_excess(model, rows, mask, ref_logps))
         elif temperature == 1.0 and not _trained(model):
             spent.append(torch.zeros_like(base[-1]))
         else:
-            log_p = (
-                _policy_logits(model, sequences[part], attention_mask[part], num_tokens) / temperature
-            ).log_softmax(-1)
-            log_mu = _reference_logits(model, sequences[part], attention_mask[part], num_tokens).log_softmax(-1)
+            log_p = (_policy_logits(model, rows) / temperature).log_softmax(-1)
+            log_mu = _reference_logits(model, rows).log_softmax(-1)
             spent.append((((log_p.exp() * (log_p - log_mu)).sum(dim=-1)) * mask).sum(dim=-1))
     return Likelihood(torch.cat(base), torch.cat(spent))
 
@@ -86,24 +89,26 @@ def _trained(model: VGFModel) -> bool:
     return model.ref_model is not None or model.policy_adapter is not None
 
 
-def _policy_excess(model: VGFModel, ids: Tensor, attention: Tensor, mask: Tensor, ref_logps: Tensor) -> Tensor:
+def _policy_excess(model: VGFModel, rows: Rows, mask: Tensor, ref_logps: Tensor) -> Tensor:
     if not _trained(model):
-        return torch.zeros(len(ids), device=ids.device)
-    logps = _policy_logits(model, ids, attention, mask.shape[1]).log_softmax(dim=-1)
-    tokens = ids[:, -mask.shape[1] :].unsqueeze(-1)
-    return ((logps.gather(-1, tokens).squeeze(-1) - ref_logps) * mask).sum(dim=-1)
+        return torch.zeros(len(mask), device=mask.device)
+    logps = _policy_logits(model, rows).log_softmax(dim=-1)
+    chosen = logps.gather(-1, rows.tokens.unsqueeze(-1)).squeeze(-1)
+    return ((chosen - ref_logps) * mask).sum(dim=-1)
 
 
-def _policy_logits(model: VGFModel, ids: Tensor, attention: Tensor, num_tokens: int) -> Tensor:
+def _policy_logits(model: VGFModel, rows: Rows) -> Tensor:
     with adapter_rows(model.policy, model.policy_adapter):
-        hidden = last_hidden_states(model.policy, ids, attention)
-    return project_hidden(model.policy, hidden[:, -num_tokens - 1 : -1]).float()
+        return _logits(model.policy, rows)
 
 
-def _reference_logits(model: VGFModel, ids: Tensor, attention: Tensor, num_tokens: int) -> Tensor:
+def _reference_logits(model: VGFModel, rows: Rows) -> Tensor:
     if model.ref_model is not None:
-        hidden = last_hidden_states(model.ref_model, ids, attention)
-        return project_hidden(model.ref_model, hidden[:, -num_tokens - 1 : -1]).float()
+        return _logits(model.ref_model, rows)
     with adapter_rows(model.policy, None):
-        hidden = last_hidden_states(model.policy, ids, attention)
-    return project_hidden(model.policy, hidden[:, -num_tokens - 1 : -1]).float()
+        return _logits(model.policy, rows)
+
+
+def _logits(model: nn.Module, rows: Rows) -> Tensor:
+    """`[R, T, V]`, those that the response's tokens were chosen by."""
+    return project_hidden(model, rows.hidden_states(model)[:, -rows.num_tokens - 1 : -1]).float()

@@ -277,6 +277,7 @@ def _sample_batch(
             greedy=not options.get("do_sample", False),
             temperature=options.get("temperature", 1.0),
             transport_kl=batch.transport_kl,
+            group_size=num_samples,
         )
         base_logps = found.base_logps.tolist()
         if batch.kl_known:

@@ -24,6 +24,7 @@ def sampled(model: VGFModel, **options: object) -> tuple[Tensor, Tensor, Tensor]
     ids, mask = prompts()
     sequences = model.generate(ids, mask, transport_steps=0, do_sample=True, max_new_tokens=5, top_k=0, **options)
     completion = mask_after_eos(sequences[:, ids.shape[1] :], [EOS])
+    mask = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
     return sequences, torch.cat([mask, completion], dim=1), completion
 
 
@@ -129,3 +130,22 @@ def test_peak_memory_sees_what_was_allocated_meanwhile() -> None:
     assert small.megabytes is not None
     assert large.megabytes is not None
     assert large.megabytes > small.megabytes + 20
+
+
+def test_a_prompt_is_read_once_for_its_responses() -> None:
+    base = tiny_model()
+    model = VGFModel(tiny_model(seed=1), ref_model=base)
+    sequences, attention, completion = sampled(model, num_particles=4, selection="none")
+    assert len(sequences) == 12
+    for options in ({}, {"temperature": 0.7}, {"greedy": True}, {"transport_kl": torch.rand(12, completion.shape[1])}):
+        alone = likelihood(model, sequences, attention, completion, **options)
+        grouped = likelihood(model, sequences, attention, completion, group_size=4, **options)
+        torch.testing.assert_close(grouped.base_logps, alone.base_logps, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(grouped.kl, alone.kl, atol=1e-4, rtol=1e-4)
+    rows: list[int] = []
+    handle = base.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    likelihood(model, sequences, attention, completion, group_size=4, greedy=True)
+    handle.remove()
+    assert rows == [3, 12]
