@@ -27,8 +27,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(backend: str, directory: Path, cases: Iterable[str]) -> subprocess.Popen:
-    """Starts cases: `one` process, two by torchrun (`ddp`), or two with a shipped ZeRO configuration."""
+def start(backend: str, directory: Path, cases: Iterable[str], node: Iterable[str] = ()) -> subprocess.Popen:
+    """Starts cases: `one` process, two by torchrun (`ddp`), or two with a shipped configuration.
+
+    `two_nodes` starts one machine's only process of two; `node` holds the options that tell the machines apart.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # DeepSpeed looks for ninja there
     tiny.saved_llama(directory / "base")
@@ -39,7 +42,8 @@ def start(backend: str, directory: Path, cases: Iterable[str]) -> subprocess.Pop
         module = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     else:
         module = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{backend}.yaml")]
-        module += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
+        module += ["--num_processes", "2", "--mixed_precision", "no"]
+        module += list(node) or ["--main_process_port", str(free_port())]
     if not backend.startswith("zero"):  # with DeepSpeed it would leave DeepSpeed out without a word
         environment["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, *module, str(SCRIPT), str(directory), processes, *cases]

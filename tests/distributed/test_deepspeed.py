@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.launch import check_resumed, check_same_training, finish, start
-from tests.distributed.train_cases import CASES
+from tests.distributed.train_cases import CASES, OFFLOADED
 
 # The compilation counts as the first test's.
 pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.timeout(900)]
@@ -83,3 +83,12 @@ def test_every_stage_trains_every_case(full, stage, case):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_resumes(full, stage):
     check_resumed(full[f"zero{stage}"], next(iter(CASES)))
+
+
+@pytest.mark.slow
+def test_offloading_does_what_one_process_does(tmp_path_factory):
+    folders = run_all(tmp_path_factory, {"zero3_offload": list(OFFLOADED)})
+    for name in OFFLOADED:
+        for label in (name, f"{name}-resumed"):
+            check_same_training(folders["one"], folders["zero3_offload"], label, zero_stage=3)
+        check_resumed(folders["zero3_offload"], name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import check_resumed, check_same_training, finish, log_of, start
+from tests.distributed.launch import check_resumed, check_same_training, finish, free_port, log_of, start
 from tests.distributed.train_cases import CASES
 
 pytestmark = pytest.mark.distributed
@@ -69,3 +69,14 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(folders, tmp_pa
     finish(start("ddp", tmp_path, ["killed"]))
     whole, resumed = load_file(folders[1] / "log_ratio.safetensors"), load_file(tmp_path / "killed-resumed.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_machines_do_what_one_process_does(folders, tmp_path):
+    """The shipped file for two machines, with one process on each; both are this one, and meet over TCP."""
+    address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    runs = [start("two_nodes", tmp_path, ["log_ratio"], [*address, "--machine_rank", str(rank)]) for rank in (0, 1)]
+    for run in runs:
+        finish(run)
+    for label in ("log_ratio", "log_ratio-resumed"):
+        check_same_training(folders[0], tmp_path, label)
+    check_resumed(tmp_path, "log_ratio")

@@ -66,13 +66,17 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
 }
+# Where the optimiser's state is offloaded, accelerate puts Adam in the place of any other.
+OFFLOADED: dict[str, tuple[int, dict[str, Any]]] = {
+    "adam": (16, {"replay_ratio": 0.75, "optim": "adamw_torch", "learning_rate": 1e-3}),
+}
 STEPS = 5
 RESUMED = ("sequence",)
 
 
 def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> VGFTrainer:
     """The trainer of a case."""
-    total, settings = CASES[name]
+    total, settings = {**CASES, **OFFLOADED}[name]
     if settings.get("model") == "saved":
         settings = {**settings, "model": str(directory / "base")}  # written before the processes start
     if settings.get("train_dataset") == "pairs":
