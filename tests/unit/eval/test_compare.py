@@ -123,6 +123,13 @@ def test_the_report_averages_seeds_and_pairs_problems() -> None:
     assert "| GRPO (TRL) | greedy | 0.375 |" not in text  # one transported sample was not measured
 
 
+def test_others_are_compared_with_the_recipes_own_mode() -> None:
+    distilled = [run("vgf_distilled_1", 0, [1.0] * 4, validation=0.95), run("vgf_on_grpo", 0, [1.0] * 4)]
+    assert compare_report.own_method(compare_report.entries([*RUNS, *distilled])) == "vgf"
+    assert compare_report.own_method(compare_report.entries(distilled)) == "vgf_distilled_1"
+    assert compare_report.own_method(compare_report.entries(RUNS[2:])) is None
+
+
 def test_one_transported_sample_meets_the_highest_row_of_every_baseline() -> None:
     runs = []
     for made in RUNS:
