@@ -80,6 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_votes", type=int, default=8, help="responses of votes and best-of rows")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="budgets L; validation chooses")
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of the baselines")
+    parser.add_argument("--offline_epochs", type=int, default=2, help="of dpo and rft over the base's samples")
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
@@ -107,7 +108,7 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
         if not path.exists():
             raise FileNotFoundError(f"The recipe {args.recipe!r} needs {path}, which does not exist.")
     for name, least in (("num_train", 2), ("num_validation", 2), ("num_test", 2), ("num_generations", 2),
-                        ("num_votes", 2), ("batch_size", 2)):  # fmt: skip
+                        ("num_votes", 2), ("batch_size", 2), ("offline_epochs", 1)):  # fmt: skip
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"`--{name}` must be at least {least}, got {value}.")
@@ -158,7 +159,7 @@ class Comparison:
             "base": fingerprint(self.recipe.base),
             "num_train": self.num_train,
             **{name: getattr(args, name) for name in ("num_validation", "num_test", "num_generations", "num_votes",
-                                                      "steps", "batch_size")},
+                                                      "steps", "batch_size", "offline_epochs")},
         }  # fmt: skip
         self._claim()
         self.validation = self._task("validation", args.num_validation, 0)
@@ -264,6 +265,7 @@ class Comparison:
                 vgf_config=self.vgf_config,
                 num_generations=self.args.num_generations,
                 batch_size=self.args.batch_size,
+                preference_epochs=self.args.offline_epochs,
             )
             drawing = Stopwatch()
             if TRAINABLE[name].offline:
