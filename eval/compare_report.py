@@ -162,8 +162,10 @@ def own_method(rows: Sequence[Entry]) -> str | None:
     Where that was not run it is the one of highest validation score; `None` without any.
     """
     ours = [entry for entry in rows if entry.method.startswith("vgf")]
-    if not ours or any(entry.method == "vgf" for entry in ours):
-        return "vgf" if ours else None
+    if not ours:
+        return None
+    if any(entry.method == "vgf" for entry in ours):
+        return "vgf"
     return max(ours, key=lambda entry: sum(run["validation"][0] for run in entry.runs) / len(entry.runs)).method
 
 

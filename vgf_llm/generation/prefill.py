@@ -1,12 +1,12 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Particles of one prompt share its prefill: `generate`'s first forward runs over the prompts, not over the rows."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
+from vgf_llm.generation.hooks import forward_hooks
 from vgf_llm.models.prompt_sharing import can_expand, expand_cache
 
 
@@ -22,18 +22,9 @@ class SharedPrefill:
         self._cache: Any = None
         self._done = num_particles == 1
 
-    @contextmanager
-    def installed(self, model: nn.Module) -> Iterator[None]:
+    def installed(self, model: nn.Module) -> AbstractContextManager[None]:
         """Hooks a model. Enter it before other hooks, which then see distinct rows go in and all rows come out."""
-        handles = [
-            model.register_forward_pre_hook(self._take, with_kwargs=True),
-            model.register_forward_hook(self._repeat, with_kwargs=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return forward_hooks(model, self._take, self._repeat)
 
     def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")

@@ -1,12 +1,13 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Log-probabilities of sampled tokens, read from the forwards that sampled them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vgf_llm.generation.hooks import forward_hooks
 
 
 class TokenLogps:
@@ -31,25 +32,16 @@ class TokenLogps:
         self._tokens: list[Tensor] = []
         self._logps: list[Tensor] = []
 
-    @contextmanager
-    def installed(self, model: nn.Module) -> Iterator[None]:
+    def installed(self, model: nn.Module) -> AbstractContextManager[None]:
         """Hooks a causal language model, ahead of hooks that share a prompt among its rows."""
-        handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return forward_hooks(model, self._before, self._after)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids")
         if ids is not None:
             self._read(ids[:, -1])
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._logits = output.logits[:, -1]
 
     def _read(self, tokens: Tensor) -> None:
