@@ -4,8 +4,9 @@
     python -m eval.compare --recipe embedded_math --seeds 0 1 2 --output_dir outputs/compare
 
 Every run of a method, a learning rate and a seed is one JSON file, so that a comparison can be made in pieces
-(`--methods grpo rloo`) and goes on where it stopped. A baseline's learning rate is chosen by sampled responses to
-validation problems with the first seed; the sweep is printed. Test problems are the same for every seed.
+(`--methods grpo rloo`) and goes on where it stopped. A baseline's learning rate, and then the epochs of those that
+train on samples of the base, are chosen by sampled responses to validation problems with the first seed; the sweep is
+printed. Test problems are the same for every seed.
 """
 
 import argparse
@@ -80,7 +81,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_votes", type=int, default=8, help="responses of votes and best-of rows")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="budgets L; validation chooses")
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of the baselines")
-    parser.add_argument("--offline_epochs", type=int, default=2, help="of dpo and rft over the base's samples")
+    parser.add_argument("--offline_epochs", type=int, nargs="+", default=[2, 4, 8],
+                        help="of dpo and rft over the base's samples: swept after the learning rate, which the first "
+                        "of them decides")  # fmt: skip
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
@@ -109,9 +112,10 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
             raise FileNotFoundError(f"The recipe {args.recipe!r} needs {path}, which does not exist.")
     for name, least in (("num_train", 2), ("num_validation", 2), ("num_test", 2), ("num_generations", 2),
                         ("num_votes", 2), ("batch_size", 2), ("offline_epochs", 1)):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"`--{name}` must be at least {least}, got {value}.")
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < least:
+                raise ValueError(f"`--{name}` must be at least {least}, got {value}.")
     if args.batch_size % args.num_generations:
         raise ValueError(
             f"`--batch_size` {args.batch_size} must be a multiple of `--num_generations` {args.num_generations}."
@@ -159,7 +163,7 @@ class Comparison:
             "base": fingerprint(self.recipe.base),
             "num_train": self.num_train,
             **{name: getattr(args, name) for name in ("num_validation", "num_test", "num_generations", "num_votes",
-                                                      "steps", "batch_size", "offline_epochs")},
+                                                      "steps", "batch_size")},
         }  # fmt: skip
         self._claim()
         self.validation = self._task("validation", args.num_validation, 0)
@@ -194,35 +198,48 @@ class Comparison:
             self._base_samples[job.seed] = sample_base(job), watch.stop()
         return self._base_samples[job.seed]
 
-    def learning_rate(self, name: str) -> float | None:
-        """Sweeps a method with the first seed; returns the learning rate that validation problems chose."""
+    def choose(self, name: str) -> tuple[float | None, int | None]:
+        """Sweeps a method with the first seed; returns the learning rate and epochs that validation problems chose."""
         method = TRAINABLE[name]
         if method.swept_as is not None:
-            return self.learning_rate(method.swept_as)
-        rates = self.args.learning_rates or method.learning_rates
+            return self.choose(method.swept_as)
         if not method.learning_rates:
-            return None
-        runs = {rate: self.run(name, self.args.seeds[0], rate, tested=False) for rate in rates}
-        for rate, run in runs.items():
-            mean, error = run["validation"]
-            print(f"{method.label}, lr {rate:g}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
-        return max(runs, key=lambda rate: runs[rate]["validation"][0])
+            return None, None
+        epochs = self.args.offline_epochs if method.offline else [None]
+        scores: dict[tuple[float | None, int | None], float] = {}
 
-    def run(self, name: str, seed: int, rate: float | None = None, *, tested: bool = True) -> dict[str, Any]:
+        def score(rate: float | None, count: int | None) -> None:
+            mean, error = self.run(name, self.args.seeds[0], rate, count, tested=False)["validation"]
+            passes = "" if count is None else f", {count} epochs"
+            print(f"{method.label}, lr {rate:g}{passes}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
+            scores[rate, count] = mean
+
+        for rate in self.args.learning_rates or method.learning_rates:
+            score(rate, epochs[0])
+        best, _ = max(scores, key=lambda key: scores[key])
+        for count in epochs[1:]:
+            score(best, count)
+        return max(scores, key=lambda key: scores[key])
+
+    def run(
+        self, name: str, seed: int, rate: float | None = None, epochs: int | None = None, *, tested: bool = True
+    ) -> dict[str, Any]:
         """Returns one run; trains and measures what its file does not hold yet.
 
         Args:
             name: Method.
             seed: Seed.
             rate: Learning rate, for methods that have a sweep.
+            epochs: Of the methods that train on samples of the base.
             tested: Whether test problems are wanted; a sweep is decided without them.
         """
-        key = f"{name}-seed{seed}" if rate is None else f"{name}-lr{rate:g}-seed{seed}"
+        parts = [name, rate and f"lr{rate:g}", epochs and f"epochs{epochs}", f"seed{seed}"]
+        key = "-".join(part for part in parts if part)
         path, folder = self.runs / f"{key}.json", Path(self.args.output_dir) / "models" / key
         run = self._find(path, name)
         if run is None:
             print(f"{key} ...", flush=True)
-            run = self._train(name, seed, rate, folder)
+            run = self._train(name, seed, rate, epochs, folder)
             run |= {"rows": {}, **measured.validate(self, name, folder, seed)}
             write_json(path, run)
         if tested and not run["rows"]:
@@ -252,7 +269,7 @@ class Comparison:
             )
         return run
 
-    def _train(self, name: str, seed: int, rate: float | None, folder: Path) -> dict[str, Any]:
+    def _train(self, name: str, seed: int, rate: float | None, epochs: int | None, folder: Path) -> dict[str, Any]:
         taken, completions = Stopwatch(), 0
         if name != UNTRAINED:
             folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +282,7 @@ class Comparison:
                 vgf_config=self.vgf_config,
                 num_generations=self.args.num_generations,
                 batch_size=self.args.batch_size,
-                preference_epochs=self.args.offline_epochs,
+                preference_epochs=epochs or 1,
             )
             drawing = Stopwatch()
             if TRAINABLE[name].offline:
@@ -278,6 +295,7 @@ class Comparison:
         return {
             "method": name,
             "learning_rate": rate,
+            "epochs": epochs,
             "seed": seed,
             "train_seconds": taken.wall,
             "train_cpu_seconds": taken.cpu,
@@ -302,9 +320,9 @@ def compare(args: argparse.Namespace) -> str:
         torch.set_num_threads(args.num_threads)
     comparison = Comparison(args)
     for name in names:
-        rate = None if name == UNTRAINED else comparison.learning_rate(name)
+        rate, epochs = (None, None) if name == UNTRAINED else comparison.choose(name)
         for seed in args.seeds:
-            comparison.run(name, seed, rate)
+            comparison.run(name, seed, rate, epochs)
     command = "python -m eval.compare " + " ".join(sys.argv[1:])
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(comparison.runs.glob("*.json"))]
     labels = {UNTRAINED: "base", **{name: method.label for name, method in TRAINABLE.items()}}

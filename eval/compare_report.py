@@ -42,15 +42,20 @@ class Entry:
         return self.scores.mean(dim=0)
 
 
+def _swept(run: Run) -> tuple[float | None, int | None]:
+    """What a sweep varies: learning rate and epochs."""
+    return run["learning_rate"], run.get("epochs")
+
+
 def chosen_runs(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs of every method at its chosen learning rate: of a sweep, the best on validation problems."""
+    """Returns the runs of every method with its chosen settings: of a sweep, the best on validation problems."""
     kept = []
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         first = min(run["seed"] for run in own)
         swept = [run for run in own if run["seed"] == first]
-        best = max(swept, key=lambda run: run["validation"][0])["learning_rate"]
-        kept += [run for run in own if run["learning_rate"] == best]
+        best = _swept(max(swept, key=lambda run: run["validation"][0]))
+        kept += [run for run in own if _swept(run) == best]
     return kept
 
 
@@ -129,7 +134,6 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         mean, error = mean_and_error(entry.over_seeds)
         per_seed = entry.scores.mean(dim=1)
         spread = f"{float(per_seed.min()):.3f} to {float(per_seed.max()):.3f}" if len(per_seed) > 1 else ""
-        rate = entry.runs[0]["learning_rate"]
         transported = entry.method.endswith("+ transport") or entry.method in ("vgf", "vgf_on_grpo")
         key = "steps_best_of" if entry.mode.endswith("by proxy") else "steps"
         steps = sorted({run[key] for run in entry.runs if key in run}) if transported else []
@@ -138,7 +142,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
             entry.mode,
             f"{mean:.3f} ± {error:.3f}",
             spread,
-            "" if rate is None else f"{rate:g}",
+            _settings(entry.runs[0]),
             ", ".join(map(str, steps)),
             "" if entry.runs[0]["completions"] == 0 else _training_time(entry.runs),
             f"{entry.seconds:.1f}",
@@ -146,6 +150,14 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _settings(run: Run) -> str:
+    """Learning rate and, of methods that have them, epochs."""
+    rate, epochs = _swept(run)
+    if rate is None:
+        return ""
+    return f"{rate:g}" if epochs is None else f"{rate:g}, {epochs} epochs"
 
 
 def _training_time(runs: Sequence[Run]) -> str:
@@ -230,7 +242,7 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
 
 def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     lines = [
-        "Learning rates, sampled responses to validation problems with the first seed:",
+        "Learning rates and epochs, sampled responses to validation problems with the first seed:",
         "",
         "| method | lr | validation | training |",
         "|---|---|---|---|",
@@ -239,12 +251,11 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     if not swept:
         return ""
     first = min(run["seed"] for run in swept)
-    for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"])):
+    for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"], run.get("epochs") or 0)):
         if run["seed"] == first:
             mean, error = run["validation"]
             lines.append(
-                f"| {labels[run['method']]} | {run['learning_rate']:g} | {mean:.3f} ± {error:.3f} | "
-                f"{_training_time([run])} |"
+                f"| {labels[run['method']]} | {_settings(run)} | {mean:.3f} ± {error:.3f} | {_training_time([run])} |"
             )
     return "\n".join(lines)
 

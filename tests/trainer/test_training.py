@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.trainer import tiny
 from vgf_llm import VGFModel, VGFTrainer
+from vgf_llm.trainer.buffer import RolloutGroup
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -149,6 +150,32 @@ def test_transport_reads_scores_as_the_loss_fits_them(tmp_path, rewards, value_l
     run = tiny.trainer(tmp_path, rewards, value_parametrization="vocab", value_loss=value_loss, max_steps=1)
     run.train()
     assert (run.rounds.loss_kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
+
+
+def test_outcomes_train_the_likelihood_of_successes_alone(tmp_path, monkeypatch):
+    run = tiny.trainer(tmp_path, tiny.mostly_high, max_steps=4, rollout_policy="value")
+    model, batches = run.vgf_model, []
+    read = run._losses
+    monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
+    monkeypatch.setattr(model, "ref_logps", lambda *args, **kwargs: pytest.fail("the reference has no part in it"))
+    run.train()
+    assert run.rounds.loss_kind == "likelihood"
+    solved = [batch for batch in batches if bool((batch["rewards"] == 1).any())]
+    assert solved
+    assert len({size for batch in solved for size in batch["group_sizes"]}) > 1  # as many rows as successes
+    for batch in solved:
+        assert batch["rewards"].unique().tolist() == [1.0]
+    # Whole groups, failures included, give the loss that their successes alone give.
+    batch = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0])])
+    kept = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [10, 11]], [1.0, 1.0])])
+    with torch.no_grad():
+        torch.testing.assert_close(read(run.model, batch)[0], read(run.model, kept)[0])
+
+
+def test_the_likelihood_refuses_graded_rewards(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.high_tokens, max_steps=1, value_loss="likelihood")
+    with pytest.raises(ValueError, match=r"`value_loss='likelihood'` .* other than 0 and 1 arrived.*'pairwise'"):
+        run.train()
 
 
 @pytest.mark.parametrize(("rewards", "winner_coef"), [(tiny.mostly_high, 1.0), (tiny.high_tokens, 0.0)])

@@ -5,6 +5,8 @@ Masks are bool or 0/1; what stands at a masked position is never read, so that i
 zero that is still connected to the graph, so that every process of a distributed run has a backward pass.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -222,6 +224,42 @@ def winner_likelihood_loss(scores: Tensor, rewards: Tensor, *, reduction: str = 
     beats, beaten = ordered.any(dim=-1), ordered.any(dim=-2)
     winners = beats & ~beaten
     return _reduce(-_counted("scores", scores, winners), winners, reduction, "prompt")
+
+
+def success_likelihood_loss(scores: Tensor, outcomes: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """Negative score of the successful completions of each prompt, which may have any number of completions.
+
+    For a log-ratio value this is the negative log-likelihood of the successes up to a constant, log mu(y|x), so that
+    log pi_theta(y|x) may stand for the score: no reference is needed. Over base samples its minimiser is Bayes'
+    posterior mu(y|x) P(success | x, y) / P(success | x), as of `winner_likelihood_loss`, which leaves out prompts that
+    every completion solves.
+
+    Args:
+        scores: Score of each completion, [R], those of a prompt in adjacent rows.
+        outcomes: 1 for a success; anything else, NaN too, does not count, [R].
+        group_sizes: Number of completions of each prompt; they add up to R.
+
+    Returns:
+        [P], the mean within each prompt; a zero connected to the graph where none succeeds.
+
+    Raises:
+        ValueError: Shapes do not agree, or the score of a success is not finite.
+
+    Example:
+        >>> success_likelihood_loss(torch.tensor([-2.0, -4.0, -1.0]), torch.tensor([1.0, 1.0, 0.0]), [2, 1])
+        tensor([3., 0.])
+    """
+    check_rank("scores", scores, 1, "[R]")
+    check_shape("outcomes", outcomes, scores.shape, "scores")
+    sizes = torch.tensor(group_sizes, device=scores.device)
+    if int(sizes.sum()) != len(scores):
+        raise ValueError(f"`group_sizes` must add up to the {len(scores)} rows of `scores`, got {list(group_sizes)}.")
+    successes = outcomes == 1
+    prompt = torch.arange(len(sizes), device=scores.device).repeat_interleave(sizes)
+    losses = -_counted("scores", scores, successes)
+    total = losses.new_zeros(len(sizes)).index_add(0, prompt, losses)
+    count = losses.new_zeros(len(sizes)).index_add(0, prompt, successes.to(losses.dtype))
+    return total / count.clamp_min(1)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ gradients flow through the repetition. Layers that keep something else than keys
 the state of a recurrent layer, are left alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
@@ -45,32 +47,34 @@ def can_share_prompts(model: nn.Module) -> bool:
 
 
 def grouped_hidden_states(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, group_size: int
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, group_sizes: Sequence[int]
 ) -> Tensor:
     """Hidden states that would enter the output embedding, where rows share prompts.
 
     Args:
         model: A causal language model for which `can_share_prompts` is true.
-        input_ids: `[B * N, P + T]`, prompts padded left, responses padded right; each N adjacent rows have one prompt.
-        attention_mask: `[B * N, P + T]`.
+        input_ids: `[R, P + T]`, prompts padded left, responses padded right; rows with one prompt are adjacent.
+        attention_mask: `[R, P + T]`.
         num_tokens: T.
-        group_size: N.
+        group_sizes: Number of rows of each prompt; they add up to R.
 
     Returns:
-        `[B * N, 1 + T, D]`: of the prompt's last token and of the response's tokens.
+        `[R, 1 + T, D]`: of the prompt's last token and of the response's tokens.
     """
     length = input_ids.shape[1] - num_tokens
     positions = {}
     if accepts_argument(inner_model(model).base_model, "position_ids"):
         positions = {"position_ids": position_ids_from_mask(attention_mask)[:, length:]}
     cache = DynamicCache()
-    prompts, masks = input_ids[::group_size, :length], attention_mask[::group_size, :length]
+    sizes = torch.tensor(group_sizes, device=input_ids.device)
+    first = sizes.cumsum(0) - sizes
+    prompts, masks = input_ids[first, :length], attention_mask[first, :length]
     prompt = last_hidden_states(model, prompts, masks, past_key_values=cache, use_cache=True)[:, -1:]
-    cache.batch_repeat_interleave(group_size)
+    cache.batch_repeat_interleave(sizes)  # by as many as each row has
     responses = last_hidden_states(
         model, input_ids[:, length:], attention_mask, past_key_values=cache, use_cache=True, **positions
     )
-    return torch.cat([prompt.repeat_interleave(group_size, dim=0), responses], dim=1)
+    return torch.cat([prompt.repeat_interleave(sizes, dim=0), responses], dim=1)
 
 
 def can_expand(cache: Cache) -> bool:

@@ -1,7 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Passes over finished responses: what the value, the policy and the reference say about tokens that are there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,19 +38,26 @@ class Rows:
         input_ids: `[B, P + T]`, prompts padded left, responses padded right.
         attention_mask: `[B, P + T]`.
         num_tokens: T.
-        group_size: Adjacent rows that share a prompt.
+        group_size: Adjacent rows that share a prompt: one number, or one for every prompt.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     num_tokens: int
-    group_size: int = 1
+    group_size: int | Sequence[int] = 1
 
     def __post_init__(self) -> None:
-        if self.group_size < 1 or self.input_ids.shape[0] % self.group_size:
-            raise ValueError(
-                f"`group_size` must divide the {self.input_ids.shape[0]} rows of the batch, got {self.group_size}."
-            )
+        rows, size = self.input_ids.shape[0], self.group_size
+        if isinstance(size, int) and (size < 1 or rows % size):
+            raise ValueError(f"`group_size` must divide the {rows} rows of the batch, got {size}.")
+        if not isinstance(size, int) and (sum(size) != rows or min(size) < 1):
+            raise ValueError(f"`group_size` must be positive and add up to the {rows} rows, got {list(size)}.")
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        """Rows of each prompt."""
+        size = self.group_size
+        return [size] * (self.input_ids.shape[0] // size) if isinstance(size, int) else size
 
     @property
     def tokens(self) -> Tensor:
@@ -59,8 +66,9 @@ class Rows:
 
     def hidden_states(self, model: nn.Module) -> Tensor:
         """`[B, 1 + T, D]`, or of more columns to the left, the states of a model after the prompts' last tokens on."""
-        if self.group_size > 1 and can_share_prompts(model):
-            return grouped_hidden_states(model, self.input_ids, self.attention_mask, self.num_tokens, self.group_size)
+        sizes = self.group_sizes
+        if max(sizes) > 1 and can_share_prompts(model):
+            return grouped_hidden_states(model, self.input_ids, self.attention_mask, self.num_tokens, sizes)
         return last_hidden_states(model, self.input_ids, self.attention_mask)
 
 
@@ -147,7 +155,7 @@ class TeacherForcingMixin(RecomputationMixin):
         candidate_ids: Tensor | None = None,
         response_mask: Tensor | None = None,
         candidates: tuple[int, float] | None = None,
-        group_size: int = 1,
+        group_size: int | Sequence[int] = 1,
     ) -> VGFModelOutput:
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
@@ -164,7 +172,8 @@ class TeacherForcingMixin(RecomputationMixin):
                 run for anyway are not computed a second time, unless dropout would be in them.
             response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
                 instead of the token-level value for scores.
-            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
+            group_size: Adjacent rows that share a prompt, which is then read once for all of them: one number, or one
+                for every prompt.
 
         Returns:
             A `VGFModelOutput`.

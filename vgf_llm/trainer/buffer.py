@@ -86,6 +86,15 @@ class RolloutGroup:
     def __len__(self) -> int:
         return len(self.completion_ids)
 
+    def successes(self) -> "RolloutGroup | None":
+        """Returns the completions of reward 1 as a group, or `None` if there are none."""
+        rows = (self.rewards == 1).nonzero().flatten().tolist()
+        if len(rows) == len(self):
+            return self
+        logps = None if self.ref_logps is None else [self.ref_logps[row] for row in rows]
+        ids = [self.completion_ids[row] for row in rows]
+        return RolloutGroup(self.prompt_ids, ids, self.rewards[rows], logps, self.step) if rows else None
+
     def _check_lengths(self) -> None:
         if len(self.prompt_ids) == 0:
             raise ValueError("`prompt_ids` is empty: the prompt was tokenized to nothing, so it has no state to value.")
@@ -274,7 +283,7 @@ def collate(
     """Turn groups into one padded batch, the completions of a prompt in adjacent rows.
 
     Args:
-        groups: P groups of the same number G of completions.
+        groups: P groups.
         pad_token_id: Fills the padding.
         device: Device of the result.
         pad_to_multiple_of: Lengths are rounded up to a multiple of it.
@@ -282,19 +291,20 @@ def collate(
     Returns:
         `prompt_ids`, `prompt_mask` `[P * G, T]` padded on the left; `completion_ids`, `completion_mask` `[P * G, T]`
         padded on the right; `rewards` `[P * G]` in float32; `ref_logps` `[P * G, T]`, 0 in the padding, if the groups
-        have them; `group_shape`, the pair (P, G) for `rewards.view(group_shape)`.
+        have them; `group_sizes`, the P numbers of completions; where they are all the same number G, `group_shape`, the
+        pair (P, G) for `rewards.view(group_shape)`.
 
     Raises:
-        ValueError: If there is no group, if G differs, or if only some groups have `ref_logps`.
+        ValueError: If there is no group, or if only some groups have `ref_logps`.
 
     Example:
         >>> batch = collate([RolloutGroup([1], [[2], [3, 4]], [0.0, 1.0])], pad_token_id=0)
         >>> batch["completion_ids"].tolist(), batch["completion_mask"].tolist(), batch["group_shape"]
         ([[2, 0], [3, 4]], [[1, 0], [1, 1]], (1, 2))
     """
-    sizes = sorted({len(group) for group in groups})
-    if len(sizes) != 1:
-        raise ValueError(f"`groups` must be groups of one size, got {len(groups)} groups of sizes {sizes}.")
+    if not groups:
+        raise ValueError("`groups` is empty; a batch has at least one group.")
+    sizes = [len(group) for group in groups]
     with_logps = [group.ref_logps is not None for group in groups]
     if any(with_logps) != all(with_logps):
         raise ValueError(
@@ -312,8 +322,10 @@ def collate(
         "completion_ids": padded(completions, pad_token_id, "right"),
         "completion_mask": padded([torch.ones_like(ids) for ids in completions], 0, "right"),
         "rewards": torch.cat([group.rewards for group in groups]).to(device, torch.float32),
-        "group_shape": (len(groups), sizes[0]),
+        "group_sizes": sizes,
     }
+    if len(set(sizes)) == 1:
+        batch["group_shape"] = (len(groups), sizes[0])
     if all(with_logps):
         batch["ref_logps"] = padded([row for group in groups for row in group.ref_logps or ()], 0.0, "right")
     return batch

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vgf_llm.trainer.vgf_config import VGFConfig
 
 VALUE_PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head", "sequence")
-VALUE_LOSSES = ("auto", "pairwise", "bernoulli", "regression")
+VALUE_LOSSES = ("auto", "pairwise", "likelihood", "bernoulli", "regression")
 VALUE_POOLINGS = ("mean", "last")
 TRANSPORT_METRICS = ("fisher", "euclidean")
 ROLLOUT_POLICIES = ("auto", "transport", "value")
@@ -64,8 +64,10 @@ def check_sequence_value(config: "VGFConfig") -> None:
             f"`value_parametrization='sequence'` needs a backbone of its own, whose embeddings are moved; "
             f"`value_backbone` is {config.value_backbone!r}. Set `value_backbone='copy'`, or the path of a model."
         )
-    if config.value_loss == "bernoulli":
-        raise ValueError("`value_loss` of a sequence value must be 'pairwise' or 'regression', got 'bernoulli'.")
+    if config.value_loss in ("bernoulli", "likelihood"):
+        raise ValueError(
+            f"`value_loss` of a sequence value must be 'pairwise' or 'regression', got {config.value_loss!r}."
+        )
     if config.value_head_hidden_size is not None:
         raise ValueError("`value_head_hidden_size` is for token-level heads; a sequence value's are linear.")
     if config.distill_coef > 0 and config.rollout_transport_steps == 0:
@@ -96,6 +98,16 @@ def check_loss(config: "VGFConfig") -> None:
         raise ValueError(
             f"`expectile` ({config.expectile}) shapes the regression loss alone. Set `value_loss='regression'` "
             f"(now {config.value_loss!r}), or leave it 0.5."
+        )
+    if config.value_parametrization != "log_ratio" and config.value_loss == "likelihood":
+        raise ValueError(
+            "`value_loss='likelihood'` is of the model behind a log-ratio value, but `value_parametrization` is "
+            f"{config.value_parametrization!r}. Set it to 'log_ratio', or `value_loss='bernoulli'`."
+        )
+    if config.value_loss == "likelihood" and config.winner_coef is not None:
+        raise ValueError(
+            f"`winner_coef` ({config.winner_coef}) weighs the likelihood of winners beside pairs, and "
+            "`value_loss='likelihood'` is that likelihood alone. Leave one of the two out."
         )
     if config.value_parametrization == "log_ratio" and config.value_loss == "regression":
         raise ValueError(

@@ -21,6 +21,7 @@ from vgf_llm.functional import (
     pairwise_value_loss,
     regression_value_loss,
     simplex_flow,
+    success_likelihood_loss,
     td_lambda_targets,
     winner_likelihood_loss,
 )
@@ -118,7 +119,7 @@ def value_loss(
     """The value's loss on one batch.
 
     Args:
-        kind: `"pairwise"`, `"bernoulli"` or `"regression"`.
+        kind: `"pairwise"`, `"likelihood"`, `"bernoulli"` or `"regression"`.
         model: The unwrapped model.
         scores: `[R, T]`, raw scores of the completion tokens.
         batch: The batch; `rewards` `[R]` is NaN on rows that do not train, `num_groups` what to divide by.
@@ -131,6 +132,9 @@ def value_loss(
     """
     _, _, mask = sequences(batch)
     rewards = batch["rewards"]
+    if kind == "likelihood":
+        sequence_values = model.value.sequence_values(scores, mask)
+        return success_likelihood_loss(sequence_values, rewards, batch["group_sizes"]).sum() / batch["num_groups"]
     if kind == "pairwise":
         sequence_values = model.value.sequence_values(scores, mask).view(batch["group_shape"])
         rewards = rewards.view(batch["group_shape"])

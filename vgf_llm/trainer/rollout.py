@@ -149,6 +149,8 @@ class RolloutEngine:
         model, args = self.trainer.vgf_model, self.args
         if args.samples_value_model or args.rollout_transport_steps > 0 or not model.value.needs_logits:
             return False
+        if "likelihood" in (args.value_loss, self.trainer.rounds.loss_kind):  # which has no use for the reference
+            return False
         is_policy = model.ref_model is None and model.policy_adapter is None
         exact = model.policy.dtype == torch.float32 and self.trainer.accelerator.mixed_precision == "no"
         return is_policy and exact

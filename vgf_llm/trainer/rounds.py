@@ -71,6 +71,11 @@ class ValueRounds:
         """Whether groups whose outcomes agree go through no loss: the pairwise one has no gradient on them."""
         return self.loss_kind == "pairwise" and self.args.distill_coef == 0
 
+    @property
+    def keeps_successes(self) -> bool:
+        """Whether the completions that failed go through no loss: their likelihood is nobody's business."""
+        return self.loss_kind == "likelihood" and self.args.distill_coef == 0
+
     def begin(self, groups: list[RolloutGroup]) -> None:
         """Starts a round with fresh groups; those of the last one go into the buffer."""
         self.retire()
@@ -89,8 +94,10 @@ class ValueRounds:
     def retire(self) -> None:
         """Moves the fresh groups that may train into the buffer."""
         if self.args.replay_ratio > 0:
-            keep = zip(self.fresh, self.held_out, strict=True)
-            self.buffer.add([group for group, held in keep if not held and self._teaches(group)])
+            seen = [group for group, held in zip(self.fresh, self.held_out, strict=True) if not held]
+            if self.keeps_successes:
+                seen = [kept for group in seen if (kept := group.successes()) is not None]
+            self.buffer.add([group for group in seen if self._teaches(group)])
         self.fresh, self.held_out = [], []
 
     def held_out_groups(self) -> list[RolloutGroup]:
@@ -109,7 +116,7 @@ class ValueRounds:
         Returns:
             What `collate` returns; held-out rows have a NaN reward, which every value loss leaves out. `num_groups` is
             what losses divide their sum over groups by: the round's groups per micro-batch, the same in all of them,
-            though replayed groups may not divide evenly and those without a pair to compare are dropped.
+            though replayed groups may not divide evenly and those that no loss looks at are dropped.
         """
         args = self.args
         parts = self.steps_per_generation * self.num_processes
@@ -119,6 +126,9 @@ class ValueRounds:
         )
         replayed = self._units(self._replay(step // self.steps_per_generation))
         chosen = _share(fresh, part, parts) + _share(replayed, part, parts)
+        if self.keeps_successes:
+            kept = [unit.successes() for unit in chosen]
+            chosen = [unit for unit in kept if unit is not None] or chosen[:1]
         if self.drops_ties:
             # A group whose outcomes agree has no pair, hence no gradient; one stays, for a backward in every process.
             chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
@@ -128,6 +138,8 @@ class ValueRounds:
     def _teaches(self, group: RolloutGroup) -> bool:
         if self.loss_kind == "pairwise":
             return group.is_mixed
+        if self.loss_kind == "likelihood":
+            return bool((group.rewards == 1).any())
         return not bool(group.rewards.isnan().all())
 
     def _replay(self, pass_index: int) -> list[RolloutGroup]:
@@ -138,6 +150,8 @@ class ValueRounds:
         return self.buffer.sample(count, _generator(self.args.seed, pass_index))
 
     def _units(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        if self.keeps_successes:  # of replayed groups only they are left
+            return groups
         return [unit for group in groups for unit in _split(group, self.unit)]
 
 

@@ -74,9 +74,7 @@ class SamplingMixin(_BaseTrainer):
             return self._eval_batch(self._sample_groups(inputs, "eval"))
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or not self.rounds.fresh:
-            groups = self._sample_groups(inputs, "train")
-            self._resolve_value_loss(torch.cat([group.rewards for group in groups]))
-            self.rounds.begin(groups)
+            self.rounds.begin(self._sample_groups(inputs, "train"))
             self._measure_gate(self.rounds.held_out_groups(), "train")
         slice_index = self._step % self.args.steps_per_generation
         return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
@@ -95,13 +93,20 @@ class SamplingMixin(_BaseTrainer):
         """Decides what `value_loss="auto"` and `winner_coef=None` stand for, once there are rewards to tell by."""
         scored = rewards[~rewards.isnan()]
         if self.rounds.loss_kind is None and len(scored) > 0:
-            self._set_value_loss(self.args.resolve_value_loss(scored))
+            self._set_value_loss(self.args.resolve_value_loss(scored, pairs=self.reads_pairs))
             self.rounds.winner_coef = self.args.resolve_winner_coef(scored)
         if self.rounds.loss_kind == "bernoulli" and bool(((scored < 0) | (scored > 1)).any()):
             raise ValueError(
                 f"`value_loss={self.args.value_loss!r}` fits the probability of success, but rewards from "
                 f"{scored.min().item():g} to {scored.max().item():g} arrived. Set `value_loss='regression'`, or "
                 "'pairwise', or let the reward functions return values in [0, 1]."
+            )
+
+        if self.rounds.loss_kind == "likelihood" and bool(((scored != 0) & (scored != 1)).any()):
+            raise ValueError(
+                f"`value_loss={self.args.value_loss!r}` fits the likelihood of completions of reward 1, and rewards "
+                f"other than 0 and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "
+                "`value_loss='pairwise'`, or let the reward functions return 0 and 1."
             )
 
     def _set_value_loss(self, kind: str | None) -> None:
@@ -164,6 +169,8 @@ class SamplingMixin(_BaseTrainer):
         rewards = combine(per_func, self.reward_runner.reward_weights)
         count = self.num_generations if mode == "train" else self.num_generations_eval
         self._log_rollout(mode, rollout, per_func, rewards, count)
+        if mode == "train":
+            self._resolve_value_loss(rewards)
         logps = self._ref_logps(rollout, self._learned_rows(rewards.view(-1, count), mode))
         rows = gather_object(list(zip(rollout.prompt_ids, rollout.completion_ids, logps, strict=True)))
         if self.args.mask_truncated_completions:
@@ -180,6 +187,8 @@ class SamplingMixin(_BaseTrainer):
 
     def _learned_rows(self, rewards: Tensor, mode: str) -> list[int]:
         """Which of this process's completions a loss will look at, given the gathered rewards `[groups, G]`."""
+        if self.rounds.loss_kind == "likelihood":
+            return []
         local = rewards.numel() // self.accelerator.num_processes
         rows = range(self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local)
         if mode == "eval" or not self.rounds.drops_ties:

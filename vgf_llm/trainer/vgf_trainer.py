@@ -300,20 +300,21 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         if not distil and args.value_coef > 0 and args.td_lambda < 1:
             with self.generation_context():  # before the forward whose graph a gathering would disturb
                 targets = transport_batch(self.vgf_model, batch, args)
+        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"], pairs=self.reads_pairs)
         output = model(
             input_ids,
             attention_mask,
             mask.shape[1],
-            ref_logps=batch.get("ref_logps"),
+            # A likelihood has no use for the reference: scores are log-probabilities then.
+            ref_logps=torch.zeros_like(mask, dtype=torch.float32) if kind == "likelihood" else batch.get("ref_logps"),
             candidates=(args.top_k_candidates, args.min_candidate_prob) if distil else None,
-            group_size=batch["group_shape"][1],
+            group_size=batch["group_sizes"],
         )
         moved = transport_candidates(output.candidates, args) if distil else None
         targets = targets if moved is None else moved
         loss = torch.zeros((), device=input_ids.device)
         measured = {}
         if args.value_coef > 0:
-            kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
             weight = self.rounds.winner_coef
             value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets, winner_coef=weight)
             loss = loss + args.value_coef * value

@@ -214,6 +214,29 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert "| GRPO (TRL) | greedy |" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
+def test_epochs_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[float | None, int]] = []
+    scores = {(1e-4, 2): 0.1, (1e-3, 2): 0.3, (1e-3, 4): 0.7, (1e-3, 8): 0.5}
+
+    def train(job: Job) -> None:
+        trained.append((job.learning_rate, job.preference_epochs))
+
+    monkeypatch.setitem(TRAINABLE, "rft", replace(TRAINABLE["rft"], train=train))
+    monkeypatch.setattr(compare.Comparison, "base_samples", lambda *args: (None, compare.Stopwatch()))
+    monkeypatch.setattr(compare.measured, "validate", lambda *args: {"validation": [scores[trained[-1]], 0.01]})
+    argv = arguments(tmp_path / "out", config, methods=["rft"], learning_rates=[1e-4, 1e-3], offline_epochs=[2, 4, 8])
+    comparison = compare.Comparison(compare.parse(argv))
+    assert comparison.choose("rft") == (1e-3, 4)
+    assert trained == list(scores)
+    assert "rejection-sampling SFT (TRL), lr 0.001, 4 epochs: 0.700" in capsys.readouterr().out
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in comparison.runs.glob("*.json")]
+    assert [run["epochs"] for run in compare_report.chosen_runs(runs)] == [4]
+    table = compare_report.render(runs, {"rft": "SFT"}, SETTINGS, "python -m eval.compare", "accuracy")
+    assert "| SFT | 0.001, 4 epochs | 0.700 ± 0.010 |" in table
+
+
 def test_runs_of_other_vgf_settings_are_not_reused(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +251,7 @@ def test_runs_of_other_vgf_settings_are_not_reused(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in TRAINABLE if name != "rft"])
 def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config: Path) -> None:
-    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3])
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], offline_epochs=[2])
     if TRAINABLE[method].swept_as is not None:
         argv += ["--num_generations", "4"]
     assert compare.main(argv) == 0

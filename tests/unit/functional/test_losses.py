@@ -15,6 +15,7 @@ from vgf_llm.functional import (
     masked_mean,
     pairwise_value_loss,
     regression_value_loss,
+    success_likelihood_loss,
     td_lambda_targets,
     winner_likelihood_loss,
     within_prompt_accuracy,
@@ -197,6 +198,28 @@ def test_winner_likelihood_is_least_at_bayes_posterior():
     log_ratio = logits.log_softmax(-1) - mu.log()
     winner_likelihood_loss(log_ratio[drawn].unsqueeze(0), success[drawn].unsqueeze(0)).backward()
     assert logits.grad.abs().max() < 1e-12
+
+
+def test_success_likelihood_by_hand():
+    scores = torch.tensor([3.0, 1.0, -2.0, NAN, 5.0, 4.0], dtype=torch.float64, requires_grad=True)
+    outcomes = torch.tensor([1.0, 1.0, 0.5, NAN, 0.0, 1.0])
+    loss = success_likelihood_loss(scores, outcomes, [3, 2, 1])
+    assert loss.tolist() == [-2.0, 0.0, -4.0]  # a prompt that every completion solves counts, one without success not
+    loss.sum().backward()
+    assert scores.grad.tolist() == [-0.5, -0.5, 0.0, 0.0, 0.0, -1.0]
+
+
+def test_success_likelihood_of_mixed_prompts_is_that_of_their_winners():
+    scores, rewards = torch.randn(2, 4), torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, NAN, 1.0]])
+    torch.testing.assert_close(
+        success_likelihood_loss(scores.flatten(), rewards.flatten(), [4, 4]),
+        winner_likelihood_loss(scores, rewards, reduction="prompt"),
+    )
+
+
+def test_success_likelihood_names_sizes_that_do_not_add_up():
+    with pytest.raises(ValueError, match=r"`group_sizes` must add up to the 3 rows of `scores`, got \[2, 2\]"):
+        success_likelihood_loss(torch.zeros(3), torch.ones(3), [2, 2])
 
 
 @pytest.mark.parametrize("rewards", [torch.ones(2, 3), torch.full((2, 3), NAN)])

@@ -25,19 +25,22 @@ def groups() -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([ids, tokens], dim=1), torch.cat([mask, completion_mask], dim=1), completion_mask
 
 
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hidden_states_and_gradients_are_those_of_separate_rows(layout: str) -> None:
+def test_hidden_states_and_gradients_are_those_of_separate_rows(layout: str, sizes: tuple[int, ...]) -> None:
     model = tiny_model(layout)
     assert can_share_prompts(model) == (layout not in WINDOWED)
     if layout in WINDOWED:
         return
     ids, mask, completion_mask = groups()
+    owner = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    ids[:, :-4], mask[:, :-4] = (x[owner] for x in prompts())
     real = torch.cat([torch.ones(6, 1), completion_mask], dim=1).unsqueeze(-1)
     results = []
     for shared in (False, True):
         model.zero_grad()
         if shared:
-            hidden = grouped_hidden_states(model, ids, mask, 4, 2)
+            hidden = grouped_hidden_states(model, ids, mask, 4, sizes)
         else:
             hidden = language_model.last_hidden_states(model, ids, mask)[:, -5:]
         (hidden.sin() * real).sum().backward()

@@ -260,7 +260,7 @@ def test_collate_pads_prompts_on_the_left_and_completions_on_the_right():
     expected = torch.tensor([[-0.1, 0, 0], [-0.2, -0.3, 0], [-0.4, -0.5, -0.6], [-0.7, 0, 0]])
     torch.testing.assert_close(batch["ref_logps"], expected)
     torch.testing.assert_close(batch["rewards"], torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
-    assert batch["group_shape"] == (2, 2)
+    assert (batch["group_shape"], batch["group_sizes"]) == ((2, 2), [2, 2])
     assert batch["prompt_ids"].dtype == batch["completion_mask"].dtype == torch.int64
     assert batch["rewards"].dtype == batch["ref_logps"].dtype == torch.float32
 
@@ -271,11 +271,28 @@ def test_collate_rounds_lengths_up_and_leaves_absent_log_probabilities_out():
     assert "ref_logps" not in batch
 
 
+def test_groups_may_differ_in_size_and_then_have_no_common_shape():
+    batch = collate([group(size=2), group(size=3)], pad_token_id=0)
+    assert batch["group_sizes"] == [2, 3]
+    assert len(batch["prompt_ids"]) == len(batch["rewards"]) == 5
+    assert "group_shape" not in batch
+
+
+def test_successes_are_the_completions_of_reward_1():
+    full = RolloutGroup([5], [[1], [2, 3], [4], [6]], [1.0, 0.5, NAN, 1.0], [[-0.1], [-0.2, -0.3], [-0.4], [-0.5]], 7)
+    kept = full.successes()
+    assert [ids.tolist() for ids in kept.completion_ids] == [[1], [6]]
+    assert kept.rewards.tolist() == [1.0, 1.0]
+    assert (kept.prompt_ids.tolist(), kept.step) == ([5], 7)
+    assert [row.tolist() for row in kept.ref_logps] == [pytest.approx([-0.1]), pytest.approx([-0.5])]
+    assert kept.successes() is kept
+    assert RolloutGroup([5], [[1], [2]], [0.0, NAN]).successes() is None
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([], r"got 0 groups of sizes \[\]"),
-        ([group(size=2), group(size=3)], r"got 2 groups of sizes \[2, 3\]"),
+        ([], "`groups` is empty"),
         ([group(), group(logps=False)], "1 of 2 groups have `ref_logps`"),
     ],
 )

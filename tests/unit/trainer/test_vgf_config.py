@@ -151,7 +151,13 @@ BAD_INPUT = [
     ({"pad_to_multiple_of": "eight"}, ValueError, "`pad_to_multiple_of` must be a positive integer"),
     ({"pad_to_multiple_of": 0}, ValueError, "`pad_to_multiple_of` must be a positive integer"),
     ({"value_parametrization": "q"}, ValueError, "one of .*'log_ratio', 'bilinear', 'vocab', 'v_head'.*got 'q'"),
-    ({"value_loss": "mse"}, ValueError, "one of .*'auto', 'pairwise', 'bernoulli', 'regression'.*got 'mse'"),
+    ({"value_loss": "mse"}, ValueError, "one of .*'auto', 'pairwise', 'likelihood', .*'regression'.*got 'mse'"),
+    (
+        {"value_loss": "likelihood", "value_parametrization": "vocab"},
+        ValueError,
+        "`value_loss='likelihood'` is of the model behind a log-ratio value, but .* is 'vocab'. Set it to 'log_ratio'",
+    ),
+    ({"value_loss": "likelihood", "winner_coef": 0.5}, ValueError, r"`winner_coef` \(0.5\) weighs .* Leave one"),
     ({"transport_metric": "l2"}, ValueError, "one of .*'fisher', 'euclidean'.*got 'l2'"),
     ({"value_backbone": "LoRA"}, ValueError, "is written 'lora', got 'LoRA'"),
     ({"value_backbone": ""}, ValueError, "`value_backbone` must be one of .*'lora', 'copy', 'policy'"),
@@ -224,7 +230,10 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
 @pytest.mark.parametrize(
     ("settings", "rewards", "expected"),
     [
-        ({}, [0.0, 1.0], "pairwise"),
+        ({}, [0.0, 1.0, NAN], "likelihood"),
+        ({}, [0.0, 0.5], "pairwise"),
+        ({"winner_coef": 1.0}, [0.0, 1.0], "pairwise"),
+        ({"value_loss": "pairwise"}, [0.0, 1.0], "pairwise"),
         ({"value_loss": "bernoulli"}, [0.3, 1.0], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 1.0, NAN], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 0.5], "regression"),
@@ -234,6 +243,8 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
 def test_auto_loss(settings, rewards, expected):
     args = config(**settings)
     assert args.resolve_value_loss(torch.tensor(rewards)) == expected
+    if args.value_parametrization == "log_ratio" and args.value_loss == "auto":
+        assert args.resolve_value_loss(torch.tensor(rewards), pairs=True) == "pairwise"
     assert args.needs_whole_groups == (expected == "pairwise" or args.value_parametrization == "log_ratio")
 
 
