@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vgf_llm.trainer.vgf_trainer import VGFTrainer
 
 Prompt = str | list[dict[str, str]]
+# Completions sampled together: a round may be a whole data set, and a cache of all its rows would not fit.
+_ROWS_AT_A_TIME = 512
 RolloutFunc = Callable[[list[Prompt], "VGFTrainer"], dict[str, Any]]
 
 
@@ -123,8 +125,21 @@ class RolloutEngine:
             return Rollout(prompts, request.prompt_ids, completion_ids, self.decode(prompts, completion_ids))
         prompt_ids = self._prompt_ids(prompts)
         with record_function("vgf/sample"):
-            completion_ids, kl, ref_logps = self._generate(prompt_ids)
+            completion_ids, kl, ref_logps = self._generate_all(prompt_ids)
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl, ref_logps)
+
+    def _generate_all(
+        self, prompt_ids: list[list[int]]
+    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+        """`_generate` for any number of rows, those of a prompt together."""
+        count = prompts_in_a_row(prompt_ids)
+        size = max(1, _ROWS_AT_A_TIME // count) * count
+        with self.trainer.generation_context():
+            parts = [self._generate(prompt_ids[start : start + size]) for start in range(0, len(prompt_ids), size)]
+        completion_ids = [ids for part in parts for ids in part[0]]
+        kl = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
+        logps = None if parts[0][2] is None else [row for part in parts for row in part[2] or ()]
+        return completion_ids, kl, logps
 
     def _prompt_ids(self, prompts: list[Prompt]) -> list[list[int]]:
         prompt_ids = self.tokenize(prompts)
@@ -175,7 +190,7 @@ class RolloutEngine:
         recorder = TokenLogps() if self._samples_reference else None
         recording = nullcontext() if recorder is None else recorder.installed(inner_model(model.policy))
         try:
-            with trainer.generation_context(), recording:
+            with recording:
                 if args.samples_value_model:
                     output = generate_from_value(
                         model,

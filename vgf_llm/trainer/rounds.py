@@ -121,10 +121,9 @@ class ValueRounds:
         args = self.args
         parts = self.steps_per_generation * self.num_processes
         part = slice_index * self.num_processes + self.process_index
-        fresh = self._units(
-            [_silenced(group) if held else group for group, held in zip(self.fresh, self.held_out, strict=True)]
-        )
-        replayed = self._units(self._replay(step // self.steps_per_generation))
+        pass_index = step // self.steps_per_generation
+        fresh = self._units(self._fresh(pass_index))
+        replayed = self._units(self._replay(pass_index))
         chosen = _share(fresh, part, parts) + _share(replayed, part, parts)
         if self.keeps_successes:
             kept = [unit.successes() for unit in chosen]
@@ -134,6 +133,14 @@ class ValueRounds:
             chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
         batch = collate(chosen, self.pad_token_id, device, cast(int | None, args.pad_to_multiple_of))
         return {**batch, "num_groups": (len(fresh) + len(replayed)) / parts}
+
+    def _fresh(self, pass_index: int) -> list[RolloutGroup]:
+        """The round in the order of one pass; later passes over it (`num_iterations`) have other batches."""
+        groups = [_silenced(group) if held else group for group, held in zip(self.fresh, self.held_out, strict=True)]
+        if pass_index % self.args.num_iterations == 0:
+            return groups
+        order = torch.randperm(len(groups), generator=_generator(self.args.seed, pass_index)).tolist()
+        return [groups[index] for index in order]
 
     def _teaches(self, group: RolloutGroup) -> bool:
         if self.loss_kind == "pairwise":

@@ -22,7 +22,7 @@ from vgf_llm.models.vgf_model import BackboneName
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
 from vgf_llm.trainer.sharding import is_sharded
-from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_round_size, check_tokenizer
+from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_tokenizer, fit_round
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 
@@ -53,7 +53,7 @@ def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None
             "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
         )
     check_dataset(train_dataset)
-    check_round_size(train_dataset, cast(int, args.generation_batch_size) // cast(int, args.num_generations))
+    fit_round(args, train_dataset)
     if eval_dataset is not None:
         check_dataset(eval_dataset, "eval_dataset")
     check_output_dir(args.output_dir)

@@ -3,6 +3,7 @@
 
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -15,10 +16,10 @@ from vgf_llm.trainer.validation import (
     check_dataset_prompts,
     check_output_dir,
     check_prompt_lengths,
-    check_round_size,
     check_tokenizer,
     check_vocabulary,
     context_length,
+    fit_round,
     max_prompt_length,
     tokenize_prompts,
 )
@@ -213,9 +214,24 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     assert isinstance(caught.value.__cause__, PermissionError)
 
 
-def test_a_dataset_has_to_fill_a_round():
-    dataset = Dataset.from_dict({"prompt": ["a", "b", "c"]})
-    check_round_size(dataset, 3)
-    check_round_size(dataset.to_iterable_dataset(), 4)
-    with pytest.raises(ValueError, match=r"`train_dataset` has 3 prompts, but a round takes 4: .*Lower `steps_per_gen"):
-        check_round_size(dataset, 4)
+@pytest.mark.parametrize(
+    ("num_prompts", "accumulated", "steps"), [(40, 1, 8), (16, 1, 8), (9, 1, 4), (9, 4, 4), (7, 2, 2), (2, 1, 1)]
+)
+def test_rounds_shrink_to_the_dataset(num_prompts, accumulated, steps):
+    args = SimpleNamespace(
+        generation_batch_size=64, steps_per_generation=8, num_generations=4, gradient_accumulation_steps=accumulated
+    )
+    dataset = Dataset.from_dict({"prompt": ["a"] * num_prompts})
+    fit_round(args, dataset.to_iterable_dataset())
+    assert args.steps_per_generation == 8
+    fit_round(args, dataset)
+    assert (args.steps_per_generation, args.generation_batch_size) == (steps, 8 * steps)
+
+
+@pytest.mark.parametrize(("num_prompts", "accumulated"), [(1, 1), (3, 2)])
+def test_a_dataset_has_to_fill_a_step(num_prompts, accumulated):
+    args = SimpleNamespace(
+        generation_batch_size=64, steps_per_generation=8, num_generations=4, gradient_accumulation_steps=accumulated
+    )
+    with pytest.raises(ValueError, match=rf"has {num_prompts} prompts, but an optimizer step takes {2 * accumulated}:"):
+        fit_round(args, Dataset.from_dict({"prompt": ["a"] * num_prompts}))
