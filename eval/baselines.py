@@ -20,7 +20,7 @@ from eval.sampling import Draw, Samples, sample
 from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm._compat import online_dpo_classes
-from vgf_llm.models import VGFModel
+from vgf_llm.models import TransportConfig, VGFModel, build_value
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,23 @@ def train_vgf_on_grpo(job: Job) -> None:
         train_vgf(replace(job.half(1), base=policy))
 
 
+def train_vgf_on_rft(job: Job) -> None:
+    """Rejection-sampling fine-tuning whose result is the model behind a log-ratio value over the base, not the policy.
+
+    It trains nothing of its own: budgets beyond L epsilon = 1 extrapolate what fine-tuning changed.
+    """
+    settings = vgf_settings(job)
+    with tempfile.TemporaryDirectory() as folder:
+        train_rft(replace(job, directory=Path(folder)))
+        tuned = AutoModelForCausalLM.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(job.base)
+    value = build_value("log_ratio", width=base.config.hidden_size, vocab_size=base.config.vocab_size)
+    names = ("transport_steps", "step_size", "top_k_candidates", "min_candidate_prob")
+    transport = TransportConfig(**{name: getattr(settings, name) for name in names})
+    VGFModel(base, value, value_model=tuned, transport=transport).save_pretrained(job.directory)
+    job.tokenizer.save_pretrained(job.directory)
+
+
 def vgf_settings(job: Job, **overrides: Any) -> VGFConfig:
     """Returns the recipe's `VGFConfig`: its YAML file, without what belongs to the recipe's script.
 
@@ -315,6 +332,9 @@ TRAINABLE = {
         "VGF distilled, 2 iterations", train_vgf_distilled_twice, has_value=True, distilled=True
     ),
     "vgf_on_grpo": Trainable("VGF on GRPO (half each)", train_vgf_on_grpo, has_value=True, swept_as="grpo"),
+    "vgf_on_rft": Trainable(
+        "VGF, SFT's result as its value", train_vgf_on_rft, has_value=True, offline=True, swept_as="rft"
+    ),
     "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
     "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
     "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True),

@@ -42,6 +42,10 @@ class Entry:
         return self.scores.mean(dim=0)
 
 
+# Methods whose rows are transported and whose learning rate, if they have one, was swept as another method's.
+_TRANSPORTED = ("vgf", "vgf_on_grpo", "vgf_on_rft")
+
+
 def _swept(run: Run) -> tuple[float | None, int | None]:
     """What a sweep varies: learning rate and epochs."""
     return run["learning_rate"], run.get("epochs")
@@ -134,7 +138,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         mean, error = mean_and_error(entry.over_seeds)
         per_seed = entry.scores.mean(dim=1)
         spread = f"{float(per_seed.min()):.3f} to {float(per_seed.max()):.3f}" if len(per_seed) > 1 else ""
-        transported = entry.method.endswith("+ transport") or entry.method in ("vgf", "vgf_on_grpo")
+        transported = entry.method.endswith("+ transport") or entry.method in _TRANSPORTED
         key = "steps_best_of" if entry.mode.endswith("by proxy") else "steps"
         steps = sorted({run[key] for run in entry.runs if key in run}) if transported else []
         cells = [
@@ -247,7 +251,7 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
         "| method | lr | validation | training |",
         "|---|---|---|---|",
     ]
-    swept = [run for run in runs if run["learning_rate"] is not None and run["method"] != "vgf_on_grpo"]
+    swept = [run for run in runs if run["learning_rate"] is not None and run["method"] not in _TRANSPORTED]
     if not swept:
         return ""
     first = min(run["seed"] for run in swept)

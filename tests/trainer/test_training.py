@@ -153,8 +153,8 @@ def test_transport_reads_scores_as_the_loss_fits_them(tmp_path, rewards, value_l
     assert (run.rounds.loss_kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
 
 
-def test_outcomes_train_the_likelihood_of_successes_alone(tmp_path, monkeypatch):
-    run = tiny.trainer(tmp_path, tiny.mostly_high, max_steps=4, rollout_policy="value")
+def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
+    run = tiny.trainer(tmp_path, tiny.mostly_high, max_steps=4, rollout_policy="value", value_loss="likelihood")
     model, batches = run.vgf_model, []
     read = run._losses
     monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))

@@ -93,7 +93,7 @@ class SamplingMixin(_BaseTrainer):
         """Decides what `value_loss="auto"` and `winner_coef=None` stand for, once there are rewards to tell by."""
         scored = rewards[~rewards.isnan()]
         if self.rounds.loss_kind is None and len(scored) > 0:
-            self._set_value_loss(self.args.resolve_value_loss(scored, pairs=self.reads_pairs))
+            self._set_value_loss(self.args.resolve_value_loss(scored))
             self.rounds.winner_coef = self.args.resolve_winner_coef(scored)
         if self.rounds.loss_kind == "bernoulli" and bool(((scored < 0) | (scored > 1)).any()):
             raise ValueError(

@@ -90,17 +90,16 @@ class VGFConfig(RolloutConfig):
         value_loss (`str`, *optional*, defaults to `"auto"`):
             `"pairwise"` (logistic, over pairs of completions of one prompt with different rewards), `"likelihood"` (of
             the completions of reward 1 under the model behind a log-ratio value), `"bernoulli"` (rewards in [0, 1], at
-            every token), `"regression"` (squared error, at every token), or `"auto"`: for `"log_ratio"` the likelihood
-            if the rewards are all 0 or 1, else pairwise; pairwise for preference pairs and for `"sequence"`; for heads
-            Bernoulli if the rewards are all 0 or 1, else regression.
+            every token), `"regression"` (squared error, at every token), or `"auto"`: pairwise for `"log_ratio"` and
+            `"sequence"`, otherwise Bernoulli if the rewards are all 0 or 1, else regression.
         value_learning_rate (`float`, *optional*):
             Learning rate of the value's parameters. If `None`, `learning_rate`.
         value_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the value loss.
         winner_coef (`float`, *optional*):
             Weight, beside the pairwise loss of a log-ratio value, of the likelihood of each prompt's best completions.
-            `0.0` leaves the pairwise loss alone; a number makes `value_loss="auto"` pairwise. If `None`, `1.0` if the
-            rewards are all 0 or 1, else `0.0`. Other values and losses have no such term.
+            `0.0` leaves the pairwise loss alone. If `None`, `1.0` if the rewards are all 0 or 1, else `0.0`. Other
+            values and losses have no such term.
         td_lambda (`float`, *optional*, defaults to `1.0`):
             Mixture of outcome and bootstrapped value in the targets at each token; `1.0` is the outcome.
         expectile (`float`, *optional*, defaults to `0.5`):
@@ -191,8 +190,8 @@ class VGFConfig(RolloutConfig):
     value_loss: str = field(
         default="auto",
         metadata={
-            "help": "`pairwise`, `likelihood`, `bernoulli`, `regression`, or `auto`: for `log_ratio` likelihood if the "
-            "rewards are all 0 or 1, else pairwise; for heads bernoulli if they are, else regression."
+            "help": "`pairwise`, `likelihood`, `bernoulli`, `regression`, or `auto`: pairwise for `log_ratio`, "
+            "otherwise bernoulli if the rewards are all 0 or 1, else regression."
         },
     )
     value_learning_rate: float | None = field(
@@ -301,21 +300,18 @@ class VGFConfig(RolloutConfig):
         """Whether the value has a part in sampling, so that samples age as it learns."""
         return self.rollout_transport_steps > 0 or self.samples_value_model
 
-    def resolve_value_loss(self, rewards: Tensor, *, pairs: bool = False) -> str:
+    def resolve_value_loss(self, rewards: Tensor) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.
 
         Args:
             rewards: Rewards of any shape, gathered over all processes, so that all of them choose alike; NaN where a
                 completion could not be scored.
-            pairs: Whether they say which of two is preferred, not what succeeds.
 
         Returns:
             `"pairwise"`, `"likelihood"`, `"bernoulli"` or `"regression"`.
         """
         if self.value_loss != "auto":
             return self.value_loss
-        if self.value_parametrization == "log_ratio" and self.winner_coef is None and not pairs:
-            return "likelihood" if _are_outcomes(rewards) else "pairwise"
         if self.value_parametrization in ("log_ratio", "sequence"):
             return "pairwise"
         return "bernoulli" if _are_outcomes(rewards) else "regression"

@@ -300,7 +300,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         if not distil and args.value_coef > 0 and args.td_lambda < 1:
             with self.generation_context():  # before the forward whose graph a gathering would disturb
                 targets = transport_batch(self.vgf_model, batch, args)
-        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"], pairs=self.reads_pairs)
+        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
         output = model(
             input_ids,
             attention_mask,

@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
-from eval import compare, compare_report
+from eval import baselines, compare, compare_report
 from eval.baselines import TRAINABLE, Job, best_samples, preference_pairs, vgf_settings
 from eval.sampling import Samples
 from eval.tasks import Task, TaskOptions, load_task
+from vgf_llm.models import VGFModel
 
 TINY = {
     "num_generations": 4,
@@ -248,10 +250,32 @@ def test_runs_of_other_vgf_settings_are_not_reused(
     assert "was made with other settings than" in capsys.readouterr().err
 
 
+def test_what_fine_tuning_changed_can_be_the_value(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(job: Job) -> None:
+        tuned = AutoModelForCausalLM.from_pretrained(job.base)
+        with torch.no_grad():
+            tuned.get_output_embeddings().weight.mul_(1.1)
+        tuned.save_pretrained(job.directory)
+
+    monkeypatch.setattr(baselines, "train_rft", tune)
+    base = str(compare.RECIPES["embedded_math"].base)
+    baselines.train_vgf_on_rft(Job(base, task(3), tmp_path / "out", vgf_config=config))
+    model = VGFModel.from_pretrained(tmp_path / "out").eval()
+    policy = AutoModelForCausalLM.from_pretrained(base)
+    for ours, theirs, factor in ((model.policy, policy, 1.0), (model.value_model, policy, 1.1)):
+        torch.testing.assert_close(ours.get_output_embeddings().weight, factor * theirs.get_output_embeddings().weight)
+    assert (model.vgf_config.parametrization, model.transport.transport_steps, model.transport.step_size) == (
+        "log_ratio", 2, 0.5,
+    )  # fmt: skip
+    assert TRAINABLE["vgf_on_rft"].swept_as == "rft"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in TRAINABLE if name != "rft"])
+@pytest.mark.parametrize("method", [name for name in TRAINABLE if "rft" not in name])
 def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config: Path) -> None:
-    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], offline_epochs=[2])
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], offline_epochs=[1])
     if TRAINABLE[method].swept_as is not None:
         argv += ["--num_generations", "4"]
     assert compare.main(argv) == 0

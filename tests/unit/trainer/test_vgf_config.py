@@ -230,10 +230,8 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
 @pytest.mark.parametrize(
     ("settings", "rewards", "expected"),
     [
-        ({}, [0.0, 1.0, NAN], "likelihood"),
-        ({}, [0.0, 0.5], "pairwise"),
-        ({"winner_coef": 1.0}, [0.0, 1.0], "pairwise"),
-        ({"value_loss": "pairwise"}, [0.0, 1.0], "pairwise"),
+        ({}, [0.0, 1.0], "pairwise"),
+        ({"value_loss": "likelihood"}, [0.0, 1.0], "likelihood"),
         ({"value_loss": "bernoulli"}, [0.3, 1.0], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 1.0, NAN], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 0.5], "regression"),
@@ -243,8 +241,6 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
 def test_auto_loss(settings, rewards, expected):
     args = config(**settings)
     assert args.resolve_value_loss(torch.tensor(rewards)) == expected
-    if args.value_parametrization == "log_ratio" and args.value_loss == "auto":
-        assert args.resolve_value_loss(torch.tensor(rewards), pairs=True) == "pairwise"
     assert args.needs_whole_groups == (expected == "pairwise" or args.value_parametrization == "log_ratio")
 
 
