@@ -73,7 +73,7 @@ class ValueRounds:
 
     @property
     def keeps_successes(self) -> bool:
-        """Whether the completions that failed go through no loss: their likelihood is nobody's business."""
+        """Whether completions that failed go through no loss, and therefore into no batch and no buffer."""
         return self.loss_kind == "likelihood" and self.args.distill_coef == 0
 
     def begin(self, groups: list[RolloutGroup]) -> None:
