@@ -20,7 +20,8 @@ from eval.sampling import Draw, Samples, sample
 from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm._compat import online_dpo_classes
-from vgf_llm.models import TransportConfig, VGFModel, build_value
+from vgf_llm.models import VGFModel, build_value
+from vgf_llm.trainer.setup import transport_config
 
 
 @dataclass(frozen=True)
@@ -203,15 +204,13 @@ def train_vgf_on_rft(job: Job) -> None:
 
     It trains nothing of its own: budgets beyond L epsilon = 1 extrapolate what fine-tuning changed.
     """
-    settings = vgf_settings(job)
     with tempfile.TemporaryDirectory() as folder:
         train_rft(replace(job, directory=Path(folder)))
         tuned = AutoModelForCausalLM.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(job.base)
     value = build_value("log_ratio", width=base.config.hidden_size, vocab_size=base.config.vocab_size)
-    names = ("transport_steps", "step_size", "top_k_candidates", "min_candidate_prob")
-    transport = TransportConfig(**{name: getattr(settings, name) for name in names})
-    VGFModel(base, value, value_model=tuned, transport=transport).save_pretrained(job.directory)
+    model = VGFModel(base, value, value_model=tuned, transport=transport_config(vgf_settings(job)))
+    model.save_pretrained(job.directory)
     job.tokenizer.save_pretrained(job.directory)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eval import plots
+from eval.baselines import TRAINABLE
 from eval.metrics import mean_and_error, paired_difference
 from eval.report import Row
 
@@ -40,10 +41,6 @@ class Entry:
     def over_seeds(self) -> Tensor:
         """`[B]`, the mean over seeds."""
         return self.scores.mean(dim=0)
-
-
-# Methods whose rows are transported and whose learning rate, if they have one, was swept as another method's.
-_TRANSPORTED = ("vgf", "vgf_on_grpo", "vgf_on_rft")
 
 
 def _swept(run: Run) -> tuple[float | None, int | None]:
@@ -138,7 +135,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         mean, error = mean_and_error(entry.over_seeds)
         per_seed = entry.scores.mean(dim=1)
         spread = f"{float(per_seed.min()):.3f} to {float(per_seed.max()):.3f}" if len(per_seed) > 1 else ""
-        transported = entry.method.endswith("+ transport") or entry.method in _TRANSPORTED
+        transported = entry.method.endswith("+ transport") or _only_transports(entry.method)
         key = "steps_best_of" if entry.mode.endswith("by proxy") else "steps"
         steps = sorted({run[key] for run in entry.runs if key in run}) if transported else []
         cells = [
@@ -154,6 +151,12 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _only_transports(name: str) -> bool:
+    """Whether a method's rows are transported, and not those of a policy that it trained too."""
+    method = TRAINABLE.get(name)
+    return method is not None and method.has_value and not method.distilled
 
 
 def _settings(run: Run) -> str:
@@ -251,7 +254,7 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
         "| method | lr | validation | training |",
         "|---|---|---|---|",
     ]
-    swept = [run for run in runs if run["learning_rate"] is not None and run["method"] not in _TRANSPORTED]
+    swept = [run for run in runs if run["learning_rate"] is not None and TRAINABLE[run["method"]].swept_as is None]
     if not swept:
         return ""
     first = min(run["seed"] for run in swept)

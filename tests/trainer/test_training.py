@@ -21,8 +21,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.trainer import tiny
 from vgf_llm import VGFModel, VGFTrainer
-from vgf_llm.trainer import rollout
-from vgf_llm.trainer.buffer import RolloutGroup
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -151,63 +149,6 @@ def test_transport_reads_scores_as_the_loss_fits_them(tmp_path, rewards, value_l
     run = tiny.trainer(tmp_path, rewards, value_parametrization="vocab", value_loss=value_loss, max_steps=1)
     run.train()
     assert (run.rounds.loss_kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
-
-
-def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
-    run = tiny.trainer(tmp_path, tiny.mostly_high, max_steps=4, rollout_policy="value", value_loss="likelihood")
-    model, batches = run.vgf_model, []
-    read = run._losses
-    monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
-    monkeypatch.setattr(model, "ref_logps", lambda *args, **kwargs: pytest.fail("the reference has no part in it"))
-    run.train()
-    assert run.rounds.loss_kind == "likelihood"
-    solved = [batch for batch in batches if bool((batch["rewards"] == 1).any())]
-    assert solved
-    assert len({size for batch in solved for size in batch["group_sizes"]}) > 1  # as many rows as successes
-    for batch in solved:
-        assert batch["rewards"].unique().tolist() == [1.0]
-    # Whole groups, failures included, give the loss that their successes alone give.
-    batch = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0])])
-    kept = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [10, 11]], [1.0, 1.0])])
-    with torch.no_grad():
-        torch.testing.assert_close(read(run.model, batch)[0], read(run.model, kept)[0])
-
-
-def test_a_round_larger_than_a_batch_of_sampling_is_sampled_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout, "_ROWS_AT_A_TIME", 6)
-    run = tiny.trainer(tmp_path, num_generations=4, per_device_train_batch_size=16, rollout_policy="transport")
-    sizes = []
-    generate = run.rollout._generate
-    monkeypatch.setattr(run.rollout, "_generate", lambda ids: sizes.append(len(ids)) or generate(ids))
-    rows = [row for row in tiny.prompts(4)["prompt"] for _ in range(4)]
-    found = run.rollout(rows)
-    assert sizes == [4, 4, 4, 4]  # whole groups, so that each prompt is read once
-    assert len(found.completion_ids) == len(found.completions) == len(found.ref_logps) == 16
-    for ids, logps in zip(found.completion_ids, found.ref_logps, strict=True):
-        assert len(ids) == len(logps) > 0
-
-
-def test_later_passes_over_a_round_have_other_batches_of_the_same_completions(tmp_path):
-    def batches(pass_index):
-        return [run.rounds.micro_batch(i, pass_index * steps + i, torch.device("cpu")) for i in range(steps)]
-
-    def texts(batch):
-        return [tuple(ids) for ids in batch["completion_ids"].tolist()]
-
-    steps = 4
-    run = tiny.trainer(
-        tmp_path, num_iterations=2, steps_per_generation=steps, replay_ratio=0.0, value_holdout_ratio=0.0, max_steps=1
-    )
-    run.train()
-    first, again, second = ([{text for text in texts(batch)} for batch in batches(index)] for index in (0, 0, 1))
-    assert first == again != second
-    assert {text[:2] for batch in first for text in batch} == {text[:2] for batch in second for text in batch}
-
-
-def test_the_likelihood_refuses_graded_rewards(tmp_path):
-    run = tiny.trainer(tmp_path, tiny.high_tokens, max_steps=1, value_loss="likelihood")
-    with pytest.raises(ValueError, match=r"`value_loss='likelihood'` .* other than 0 and 1 arrived.*'pairwise'"):
-        run.train()
 
 
 @pytest.mark.parametrize(("rewards", "winner_coef"), [(tiny.mostly_high, 1.0), (tiny.high_tokens, 0.0)])

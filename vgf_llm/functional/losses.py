@@ -251,14 +251,13 @@ def success_likelihood_loss(scores: Tensor, outcomes: Tensor, group_sizes: Seque
     """
     check_rank("scores", scores, 1, "[R]")
     check_shape("outcomes", outcomes, scores.shape, "scores")
-    sizes = torch.tensor(group_sizes, device=scores.device)
-    if int(sizes.sum()) != len(scores):
+    if sum(group_sizes) != len(scores):
         raise ValueError(f"`group_sizes` must add up to the {len(scores)} rows of `scores`, got {list(group_sizes)}.")
     successes = outcomes == 1
-    prompt = torch.arange(len(sizes), device=scores.device).repeat_interleave(sizes)
+    prompt = torch.arange(len(group_sizes)).repeat_interleave(torch.tensor(group_sizes)).to(scores.device)
     losses = -_counted("scores", scores, successes)
-    total = losses.new_zeros(len(sizes)).index_add(0, prompt, losses)
-    count = losses.new_zeros(len(sizes)).index_add(0, prompt, successes.to(losses.dtype))
+    total = losses.new_zeros(len(group_sizes)).index_add(0, prompt, losses)
+    count = losses.new_zeros(len(group_sizes)).index_add(0, prompt, successes.to(losses.dtype))
     return total / count.clamp_min(1)
 
 

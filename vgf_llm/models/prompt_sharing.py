@@ -66,15 +66,17 @@ def grouped_hidden_states(
     if accepts_argument(inner_model(model).base_model, "position_ids"):
         positions = {"position_ids": position_ids_from_mask(attention_mask)[:, length:]}
     cache = DynamicCache()
-    sizes = torch.tensor(group_sizes, device=input_ids.device)
-    first = sizes.cumsum(0) - sizes
+    sizes = torch.tensor(group_sizes)
+    first = (sizes.cumsum(0) - sizes).to(input_ids.device)
     prompts, masks = input_ids[first, :length], attention_mask[first, :length]
+    # A number where it can be one: for a tensor of repeats a GPU waits at every layer.
+    repeats = group_sizes[0] if len(set(group_sizes)) == 1 else sizes.to(input_ids.device)
     prompt = last_hidden_states(model, prompts, masks, past_key_values=cache, use_cache=True)[:, -1:]
-    cache.batch_repeat_interleave(sizes)  # by as many as each row has
+    cache.batch_repeat_interleave(repeats)
     responses = last_hidden_states(
         model, input_ids[:, length:], attention_mask, past_key_values=cache, use_cache=True, **positions
     )
-    return torch.cat([prompt.repeat_interleave(sizes, dim=0), responses], dim=1)
+    return torch.cat([prompt.repeat_interleave(repeats, dim=0), responses], dim=1)
 
 
 def can_expand(cache: Cache) -> bool:

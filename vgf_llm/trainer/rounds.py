@@ -59,6 +59,7 @@ class ValueRounds:
         self.gate = ValueGate()
         self.fresh: list[RolloutGroup] = []
         self.held_out: list[bool] = []
+        self._training: list[RolloutGroup] = []  # the fresh groups, without the rewards of those held out
         self.loss_kind: str | None = None
         self.winner_coef: float | None = None
         # Losses that compare completions need whole groups; others take any divisor that fits the batch.
@@ -70,11 +71,6 @@ class ValueRounds:
     def drops_ties(self) -> bool:
         """Whether groups whose outcomes agree go through no loss: the pairwise one has no gradient on them."""
         return self.loss_kind == "pairwise" and self.args.distill_coef == 0
-
-    @property
-    def keeps_successes(self) -> bool:
-        """Whether completions that failed go through no loss, and therefore into no batch and no buffer."""
-        return self.loss_kind == "likelihood" and self.args.distill_coef == 0
 
     def begin(self, groups: list[RolloutGroup]) -> None:
         """Starts a round with fresh groups; those of the last one go into the buffer."""
@@ -90,15 +86,14 @@ class ValueRounds:
         """Puts a round in place as it was."""
         self.fresh = groups
         self.held_out = held_out
+        self._training = [_silenced(group) if held else group for group, held in zip(groups, held_out, strict=True)]
 
     def retire(self) -> None:
         """Moves the fresh groups that may train into the buffer."""
         if self.args.replay_ratio > 0:
-            seen = [group for group, held in zip(self.fresh, self.held_out, strict=True) if not held]
-            if self.keeps_successes:
-                seen = [kept for group in seen if (kept := group.successes()) is not None]
-            self.buffer.add([group for group in seen if self._teaches(group)])
-        self.fresh, self.held_out = [], []
+            keep = zip(self.fresh, self.held_out, strict=True)
+            self.buffer.add(self._learned([group for group, held in keep if not held and self._teaches(group)]))
+        self.restore([], [])
 
     def held_out_groups(self) -> list[RolloutGroup]:
         """Returns this process's share of the round's held-out groups."""
@@ -125,22 +120,24 @@ class ValueRounds:
         fresh = self._units(self._fresh(pass_index))
         replayed = self._units(self._replay(pass_index))
         chosen = _share(fresh, part, parts) + _share(replayed, part, parts)
-        if self.keeps_successes:
-            kept = [unit.successes() for unit in chosen]
-            chosen = [unit for unit in kept if unit is not None] or chosen[:1]
-        if self.drops_ties:
-            # A group whose outcomes agree has no pair, hence no gradient; one stays, for a backward in every process.
-            chosen = [unit for unit in chosen if unit.is_mixed] or chosen[:1]
+        chosen = self._learned(chosen) or chosen[:1]  # one stays, for a backward in every process
         batch = collate(chosen, self.pad_token_id, device, cast(int | None, args.pad_to_multiple_of))
         return {**batch, "num_groups": (len(fresh) + len(replayed)) / parts}
 
     def _fresh(self, pass_index: int) -> list[RolloutGroup]:
         """The round in the order of one pass; later passes over it (`num_iterations`) have other batches."""
-        groups = [_silenced(group) if held else group for group, held in zip(self.fresh, self.held_out, strict=True)]
         if pass_index % self.args.num_iterations == 0:
-            return groups
-        order = torch.randperm(len(groups), generator=_generator(self.args.seed, pass_index)).tolist()
-        return [groups[index] for index in order]
+            return self._training
+        order = torch.randperm(len(self._training), generator=_generator(self.args.seed, pass_index)).tolist()
+        return [self._training[index] for index in order]
+
+    def _learned(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """What of groups goes through a loss: with pairs those that have one, with a likelihood their successes."""
+        if self.drops_ties:
+            return [group for group in groups if group.is_mixed]
+        if self.loss_kind == "likelihood" and self.args.distill_coef == 0:
+            return [kept for group in groups if (kept := group.successes()) is not None]
+        return groups
 
     def _teaches(self, group: RolloutGroup) -> bool:
         if self.loss_kind == "pairwise":
@@ -157,8 +154,6 @@ class ValueRounds:
         return self.buffer.sample(count, _generator(self.args.seed, pass_index))
 
     def _units(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
-        if self.keeps_successes:  # of replayed groups only they are left
-            return groups
         return [unit for group in groups for unit in _split(group, self.unit)]
 
 
@@ -179,7 +174,7 @@ def _silenced(group: RolloutGroup) -> RolloutGroup:
 
 
 def _split(group: RolloutGroup, unit: int) -> list[RolloutGroup]:
-    if len(group) == unit:
+    if len(group) <= unit:  # less where only its successes were kept
         return [group]
     parts = []
     for start in range(0, len(group), unit):

@@ -25,6 +25,7 @@ from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
 from vgf_llm.trainer.sharding import whole_parameters
+from vgf_llm.trainer.vgf_config import are_outcomes
 
 
 class SamplingMixin(_BaseTrainer):
@@ -101,8 +102,7 @@ class SamplingMixin(_BaseTrainer):
                 f"{scored.min().item():g} to {scored.max().item():g} arrived. Set `value_loss='regression'`, or "
                 "'pairwise', or let the reward functions return values in [0, 1]."
             )
-
-        if self.rounds.loss_kind == "likelihood" and bool(((scored != 0) & (scored != 1)).any()):
+        if self.rounds.loss_kind == "likelihood" and not are_outcomes(scored):
             raise ValueError(
                 f"`value_loss={self.args.value_loss!r}` fits the likelihood of completions of reward 1, and rewards "
                 f"other than 0 and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "

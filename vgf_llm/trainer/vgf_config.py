@@ -314,7 +314,7 @@ class VGFConfig(RolloutConfig):
             return self.value_loss
         if self.value_parametrization in ("log_ratio", "sequence"):
             return "pairwise"
-        return "bernoulli" if _are_outcomes(rewards) else "regression"
+        return "bernoulli" if are_outcomes(rewards) else "regression"
 
     def resolve_winner_coef(self, rewards: Tensor) -> float:
         """Say which weight `winner_coef=None` stands for: of graded rewards the best of a few is no target.
@@ -327,7 +327,7 @@ class VGFConfig(RolloutConfig):
         """
         if self.winner_coef is not None:
             return self.winner_coef
-        return 1.0 if _are_outcomes(rewards) else 0.0
+        return 1.0 if are_outcomes(rewards) else 0.0
 
     @classmethod
     def from_grpo(cls, config: GRPOConfig | RLOOConfig, **overrides: Any) -> Self:
@@ -381,6 +381,7 @@ def _default(item: dataclasses.Field) -> Any:
     return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
 
 
-def _are_outcomes(rewards: Tensor) -> bool:
+def are_outcomes(rewards: Tensor) -> bool:
+    """Tells whether all rewards that are not NaN are 0 or 1."""
     scored = rewards[~rewards.isnan()]
     return bool(((scored == 0) | (scored == 1)).all())

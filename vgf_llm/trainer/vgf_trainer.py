@@ -292,15 +292,14 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         args = self.args
+        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
         if is_sequence(args):
-            kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
             return sequence_losses(model, self.vgf_model, batch, kind, args)
         input_ids, attention_mask, mask = sequences(batch)
         distil, targets = args.distill_coef > 0, None
         if not distil and args.value_coef > 0 and args.td_lambda < 1:
             with self.generation_context():  # before the forward whose graph a gathering would disturb
                 targets = transport_batch(self.vgf_model, batch, args)
-        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
         output = model(
             input_ids,
             attention_mask,
