@@ -5,10 +5,15 @@
 training steps, and holds every completion of each of its prompts.
 """
 
+import logging
 import math
 from typing import Any
 
+from datasets import Dataset
+
 from vgf_llm._compat import _BaseConfig
+
+logger = logging.getLogger(__name__)
 
 
 def _require_positive(name: str, value: Any) -> int:
@@ -105,6 +110,37 @@ def check_whole_groups(per_device_train_batch_size: int, num_generations: int) -
             f"Valid values of `per_device_train_batch_size`: {choices}; of `num_generations`: {groups}. "
             "Use `gradient_accumulation_steps` for larger batches."
         )
+
+
+def fit_round(args: Any, dataset: Any, name: str = "train_dataset") -> None:
+    """Shrink the rounds of a configuration to a training set that does not fill one.
+
+    Args:
+        args: The configuration, changed in place: `steps_per_generation` and `generation_batch_size`.
+        dataset: A dataset that passed `check_dataset`; streams are not counted.
+        name: Name of the argument, for errors.
+
+    Raises:
+        ValueError: If it has fewer prompts than one optimizer step takes.
+    """
+    prompts = args.generation_batch_size // args.num_generations
+    if not isinstance(dataset, Dataset) or len(dataset) >= prompts:
+        return
+    accumulated = args.gradient_accumulation_steps
+    micro_batch = args.generation_batch_size // args.steps_per_generation
+    steps = len(dataset) * args.num_generations // micro_batch // accumulated * accumulated
+    if steps == 0 or steps * micro_batch % args.num_generations:
+        raise ValueError(
+            f"`{name}` has {len(dataset)} prompts, but an optimizer step takes "
+            f"{micro_batch * accumulated / args.num_generations:g}: per_device_train_batch_size * "
+            "gradient_accumulation_steps * processes / `num_generations`. Lower `per_device_train_batch_size` or "
+            "`gradient_accumulation_steps`, or give more prompts."
+        )
+    logger.warning(
+        "`%s` has %d prompts, but a round takes %d: `steps_per_generation` is %d instead of %d.",
+        name, len(dataset), prompts, steps, args.steps_per_generation,
+    )  # fmt: skip
+    args.steps_per_generation, args.generation_batch_size = steps, steps * micro_batch
 
 
 def _resolve_generation_batch(args: _BaseConfig, global_batch_size: int) -> None:

@@ -3,7 +3,6 @@
 
 import logging
 import os
-from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -19,7 +18,6 @@ from vgf_llm.trainer.validation import (
     check_tokenizer,
     check_vocabulary,
     context_length,
-    fit_round,
     max_prompt_length,
     tokenize_prompts,
 )
@@ -101,9 +99,11 @@ def test_a_tokenizer_needs_an_end():
         check_tokenizer(make_tokenizer(eos_token=None))
 
 
-def test_vocabularies_that_fit():
-    check_vocabulary(make_tokenizer(), make_model(8))
-    check_vocabulary(make_tokenizer(), make_model(64))  # embeddings padded to a round number
+@pytest.mark.parametrize("rows", [8, 64], ids=["the same", "padded to a round number"])
+def test_vocabularies_that_fit_are_taken_silently(rows, caplog):
+    with caplog.at_level(logging.WARNING):
+        check_vocabulary(make_tokenizer(), make_model(rows))
+    assert caplog.records == []
 
 
 def test_a_larger_vocabulary_is_refused():
@@ -126,6 +126,9 @@ def test_unused_special_tokens_are_warned_about(caplog):
 def test_partitioned_embeddings_are_measured_by_their_full_shape():
     model = make_model(6)
     weight = model.get_input_embeddings().weight
+    weight.ds_shape = (7, 8)
+    with pytest.raises(ValueError, match="but `model` has 7 emb"):
+        check_vocabulary(make_tokenizer(), model)
     weight.ds_shape = (8, 8)
     check_vocabulary(make_tokenizer(), model)
 
@@ -186,6 +189,9 @@ def test_only_the_first_prompts_of_a_dataset_are_tokenized(monkeypatch):
     monkeypatch.setattr(validation, "NUM_CHECKED_PROMPTS", 2)
     dataset = Dataset.from_dict({"prompt": ["a", "b", "c " * 13]})
     check_dataset_prompts(dataset, make_tokenizer(), make_model().config, 4)
+    monkeypatch.setattr(validation, "NUM_CHECKED_PROMPTS", 3)
+    with pytest.raises(ValueError, match="13 tokens"):
+        check_dataset_prompts(dataset, make_tokenizer(), make_model().config, 4)
 
 
 def test_long_prompts_are_shortened_in_errors():
@@ -212,26 +218,3 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"'{tmp_path}' cannot be written to .*Permission denied") as caught:
         check_output_dir(tmp_path)
     assert isinstance(caught.value.__cause__, PermissionError)
-
-
-@pytest.mark.parametrize(
-    ("num_prompts", "accumulated", "steps"), [(40, 1, 8), (16, 1, 8), (9, 1, 4), (9, 4, 4), (7, 2, 2), (2, 1, 1)]
-)
-def test_rounds_shrink_to_the_dataset(num_prompts, accumulated, steps):
-    args = SimpleNamespace(
-        generation_batch_size=64, steps_per_generation=8, num_generations=4, gradient_accumulation_steps=accumulated
-    )
-    dataset = Dataset.from_dict({"prompt": ["a"] * num_prompts})
-    fit_round(args, dataset.to_iterable_dataset())
-    assert args.steps_per_generation == 8
-    fit_round(args, dataset)
-    assert (args.steps_per_generation, args.generation_batch_size) == (steps, 8 * steps)
-
-
-@pytest.mark.parametrize(("num_prompts", "accumulated"), [(1, 1), (3, 2)])
-def test_a_dataset_has_to_fill_a_step(num_prompts, accumulated):
-    args = SimpleNamespace(
-        generation_batch_size=64, steps_per_generation=8, num_generations=4, gradient_accumulation_steps=accumulated
-    )
-    with pytest.raises(ValueError, match=rf"has {num_prompts} prompts, but an optimizer step takes {2 * accumulated}:"):
-        fit_round(args, Dataset.from_dict({"prompt": ["a"] * num_prompts}))

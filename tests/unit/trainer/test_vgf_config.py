@@ -98,7 +98,10 @@ def test_batch_sizes_are_resolved_as_trl_does(
 
 
 def test_evaluation_may_sample_fewer_completions():
-    config(eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=6, num_generations_eval=2)
+    args = config(eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=6, num_generations_eval=2)
+    assert args.num_generations_eval == 2
+    with pytest.raises(ValueError, match="per_device_eval_batch_size"):
+        config(eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=6)
 
 
 def test_pad_to_multiple_of_is_read_from_text():
@@ -220,11 +223,12 @@ def test_bad_input(settings, error, message):
 
 def test_group_sizes_that_an_error_proposes_are_accepted():
     for per_device in (4, 8, 12):
-        config(per_device_train_batch_size=per_device, num_generations=4)
+        assert config(per_device_train_batch_size=per_device, num_generations=4).generation_batch_size == per_device
     # Two steps of 6 hold three groups of 4, which only a loss that needs whole groups refuses.
-    config(
-        per_device_train_batch_size=6, num_generations=4, gradient_accumulation_steps=2, value_parametrization="vocab"
-    )
+    settings = {"per_device_train_batch_size": 6, "num_generations": 4, "gradient_accumulation_steps": 2}
+    assert config(**settings, value_parametrization="vocab").generation_batch_size == 12
+    with pytest.raises(ValueError, match="per_device_train_batch_size"):
+        config(**settings)
 
 
 @pytest.mark.parametrize(
