@@ -36,6 +36,7 @@ from vgf_llm.trainer.sharding import is_zero3, whole_state_dict
 
 if TYPE_CHECKING:
     from vgf_llm.trainer.metrics import MetricLog
+    from vgf_llm.trainer.prompt_selection import UnsolvedFirst
     from vgf_llm.trainer.rounds import ValueRounds
 
 STATE_NAME = "vgf_state.json"
@@ -47,6 +48,7 @@ class CheckpointMixin(_BaseTrainer):
     """Saving and resuming, over `transformers.Trainer`."""
 
     metrics: "MetricLog"
+    prompts: "UnsolvedFirst | None"
     rounds: "ValueRounds"
     vgf_model: VGFModel
     _set_value_loss: Callable[[str | None], None]
@@ -147,6 +149,7 @@ class CheckpointMixin(_BaseTrainer):
             "metrics": self.metrics.state(),
             "value_loss": rounds.loss_kind,
             "winner_coef": rounds.winner_coef,
+            "prompts": None if self.prompts is None else self.prompts.state(),
         }
         (directory / STATE_NAME).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
@@ -194,14 +197,22 @@ class CheckpointMixin(_BaseTrainer):
             raise ValueError(
                 f"{directory / STATE_NAME} has format_version {state.get('format_version')!r}; this release reads 1."
             )
+        saved = "dataset" if state.get("prompts") is None else "unsolved"
+        if saved != self.args.prompt_selection:
+            raise ValueError(
+                f"{directory} was saved with `prompt_selection={saved!r}`, but it is {self.args.prompt_selection!r} "
+                "now, and the prompts that remain would be others. Resume with the setting of the interrupted run."
+            )
         fresh = ValueBuffer(capacity=2**62)
         fresh.load(directory, ROUND_NAME)
         self.rounds.buffer.load(directory)
         self.rounds.restore(fresh.groups, state["held_out"])
         self._set_value_loss(state["value_loss"])
-        self.rounds.winner_coef = state["winner_coef"]
+        self.rounds.winner_coef = state.get("winner_coef")
         self.rounds.gate.load(state["gate"])
         self.metrics.load(state["metrics"])
+        if self.prompts is not None:
+            self.prompts.load(state["prompts"])
         self._step = state["step"]
 
     def _load_best_model(self) -> None:

@@ -13,6 +13,7 @@ VALUE_LOSSES = ("auto", "pairwise", "likelihood", "bernoulli", "regression")
 VALUE_POOLINGS = ("mean", "last")
 TRANSPORT_METRICS = ("fisher", "euclidean")
 ROLLOUT_POLICIES = ("auto", "transport", "value")
+PROMPT_SELECTIONS = ("dataset", "unsolved")
 # Any other text is read as the path or hub id of a model.
 VALUE_BACKBONES = ("lora", "copy", "policy")
 
@@ -128,6 +129,11 @@ def check_amounts(config: "VGFConfig") -> None:
         raise ValueError("`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them.")
     if config.rollout_policy == "value":
         _check_value_rollouts(config)
+    if config.prompt_selection == "unsolved" and config.rollout_prefetch > 0:
+        raise ValueError(
+            f"`rollout_prefetch` ({config.rollout_prefetch}) samples rounds before the outcomes are known that "
+            "`prompt_selection='unsolved'` chooses their prompts by. Set it to 0, or `prompt_selection='dataset'`."
+        )
     if config.use_vllm and config.rollout_transport_steps > 0:
         raise ValueError(
             f"`use_vllm=True` samples from the policy without transport, but `rollout_transport_steps` is "

@@ -20,6 +20,7 @@ from vgf_llm.trainer.metrics import MetricLog
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
 from vgf_llm.trainer.preferences import pair_rollout
 from vgf_llm.trainer.prefetch import Lookahead
+from vgf_llm.trainer.prompt_selection import UnsolvedFirst
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
@@ -36,6 +37,7 @@ class SamplingMixin(_BaseTrainer):
     num_generations: int
     num_generations_eval: int
     num_iterations: int
+    prompts: UnsolvedFirst | None
     reward_runner: RewardRunner
     rollout: RolloutEngine
     rounds: ValueRounds
@@ -75,7 +77,7 @@ class SamplingMixin(_BaseTrainer):
             return self._eval_batch(self._sample_groups(inputs, "eval"))
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or not self.rounds.fresh:
-            self.rounds.begin(self._sample_groups(inputs, "train"))
+            self.rounds.begin(self._sample_round(inputs))
             self._measure_gate(self.rounds.held_out_groups(), "train")
         slice_index = self._step % self.args.steps_per_generation
         return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
@@ -101,6 +103,12 @@ class SamplingMixin(_BaseTrainer):
                 f"`value_loss={self.args.value_loss!r}` fits the probability of success, but rewards from "
                 f"{scored.min().item():g} to {scored.max().item():g} arrived. Set `value_loss='regression'`, or "
                 "'pairwise', or let the reward functions return values in [0, 1]."
+            )
+        if self.prompts is not None and not are_outcomes(scored):
+            raise ValueError(
+                f"`prompt_selection='unsolved'` counts a prompt as solved by a reward of 1, and rewards other than 0 "
+                f"and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "
+                "`prompt_selection='dataset'`, or let the reward functions return 0 and 1."
             )
         if self.rounds.loss_kind == "likelihood" and not are_outcomes(scored):
             raise ValueError(
@@ -137,6 +145,18 @@ class SamplingMixin(_BaseTrainer):
             if inputs is None:
                 return
             self.rollout.sample_ahead([row["prompt"] for row in inputs], index)
+
+    def _sample_round(self, inputs: list[dict[str, Any]]) -> list[RolloutGroup]:
+        """The groups of a new round, of the rows that the loader gives or of those that earlier outcomes choose."""
+        if self.prompts is None:
+            return self._sample_groups(inputs, "train")
+        chosen = self.prompts.choose(self.rounds.groups_per_round)
+        start = self.accelerator.process_index * len(inputs)
+        own = [index for index in chosen for _ in range(self.num_generations)][start : start + len(inputs)]
+        groups = self._sample_groups([self.train_dataset[index] for index in own], "train")
+        self.prompts.record(chosen, torch.stack([group.rewards for group in groups]))
+        self.metrics.set("train", "prompts/solved", self.prompts.solved_fraction)
+        return groups
 
     def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
         """Samples and scores completions of all processes; every process returns all groups in the same order."""

@@ -11,6 +11,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from vgf_llm.trainer.config_checks import (
     CHECKS,
+    PROMPT_SELECTIONS,
     ROLLOUT_POLICIES,
     TRANSPORT_METRICS,
     VALUE_LOSSES,
@@ -140,6 +141,10 @@ class VGFConfig(RolloutConfig):
             `step_size` = 1. It takes its own candidates (`top_k_candidates`, `min_candidate_prob`) instead, so that
             tokens which the base hardly samples can be found. `"auto"` is `"value"` for a log-ratio value, unless
             `rollout_transport_steps`, `use_vllm` or `rollout_prefetch` ask for something else.
+        prompt_selection (`str`, *optional*, defaults to `"dataset"`):
+            `"dataset"` takes the prompts in the order of the data set, shuffled. `"unsolved"` lets earlier outcomes
+            choose those of each round: prompts without a completion of reward 1 first, the least tried among them. The
+            length of training stays what the epochs make it; rewards have to be 0 or 1.
         rollout_prefetch (`int`, *optional*, defaults to `0`):
             Rounds that vLLM samples ahead, in a thread, while the value trains. The policy has to be frozen, so that
             the samples are the same ones. `0` samples each round when it is due.
@@ -257,6 +262,10 @@ class VGFConfig(RolloutConfig):
         default="auto",
         metadata={"help": "`transport`, `value` to sample the model behind a log-ratio value, or `auto`."},
     )
+    prompt_selection: str = field(
+        default="dataset",
+        metadata={"help": "`dataset` takes prompts in its (shuffled) order, `unsolved` those without a success first."},
+    )
     rollout_prefetch: int = field(
         default=0,
         metadata={"help": "Rounds that vLLM samples ahead of time while the value trains. Needs a frozen policy."},
@@ -270,6 +279,7 @@ class VGFConfig(RolloutConfig):
             ("value_pooling", VALUE_POOLINGS),
             ("transport_metric", TRANSPORT_METRICS),
             ("rollout_policy", ROLLOUT_POLICIES),
+            ("prompt_selection", PROMPT_SELECTIONS),
         ):
             value = getattr(self, name)
             if value not in choices:

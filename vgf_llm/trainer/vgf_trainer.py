@@ -37,6 +37,7 @@ from vgf_llm.trainer.objective import (
     value_loss,
 )
 from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred, tokenized_pairs, with_prompts
+from vgf_llm.trainer.prompt_selection import UnsolvedFirst
 from vgf_llm.trainer.reward_checks import RewardFunc
 from vgf_llm.trainer.rewards import RewardRunner
 from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc, eos_token_ids
@@ -224,6 +225,15 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         self.max_completion_length = args.max_completion_length
         self.temperature = args.temperature
         self.shuffle_dataset = bool(args.shuffle_dataset)
+        self.prompts = None
+        if args.prompt_selection == "unsolved":
+            if self.reads_pairs or not isinstance(train_dataset, Dataset):
+                found = "preference pairs" if self.reads_pairs else type(train_dataset).__name__
+                raise ValueError(
+                    "`prompt_selection='unsolved'` chooses among all prompts by the rewards of their completions, but "
+                    f"`train_dataset` is {found}. Give a `Dataset` and reward functions, or leave it 'dataset'."
+                )
+            self.prompts = UnsolvedFirst(len(train_dataset), args.seed)
         self._step = 0
         self._current_train_step_time = 0.0
         datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]

@@ -190,6 +190,12 @@ BAD_INPUT = [
     ({"transport_steps": 2.5}, TypeError, "`transport_steps` must be an integer, got 2.5"),
     ({"transport_steps": True}, TypeError, "`transport_steps` must be an integer, got True"),
     ({"rollout_policy": "base"}, ValueError, r"`rollout_policy` must be one of \['auto', 'transport', 'value'\]"),
+    ({"prompt_selection": "hard"}, ValueError, r"`prompt_selection` must be one of \['dataset', 'unsolved'\]"),
+    (
+        {"prompt_selection": "unsolved", "rollout_prefetch": 1, "use_vllm": True},
+        ValueError,
+        "`rollout_prefetch` .1. samples rounds before the outcomes are known",
+    ),
     ({"rollout_policy": "value", "value_parametrization": "bilinear"}, ValueError, "Set it to 'log_ratio'"),
     (
         {"rollout_policy": "value", "value_parametrization": "log_ratio", "rollout_transport_steps": 2},
