@@ -34,7 +34,7 @@ def test_a_round_larger_than_a_batch_of_sampling_is_sampled_in_parts(tmp_path, m
     run = tiny.trainer(tmp_path, num_generations=4, per_device_train_batch_size=16, rollout_policy="transport")
     sizes = []
     generate = run.rollout._generate
-    monkeypatch.setattr(run.rollout, "_generate", lambda ids: sizes.append(len(ids)) or generate(ids))
+    monkeypatch.setattr(run.rollout, "_generate", lambda ids, value: sizes.append(len(ids)) or generate(ids, value))
     rows = [row for row in tiny.prompts(4)["prompt"] for _ in range(4)]
     found = run.rollout(rows)
     assert sizes == [4, 4, 4, 4]  # whole groups, so that each prompt is read once
@@ -64,3 +64,31 @@ def test_the_likelihood_refuses_graded_rewards(tmp_path):
     run = tiny.trainer(tmp_path, tiny.high_tokens, max_steps=1, value_loss="likelihood")
     with pytest.raises(ValueError, match=r"`value_loss='likelihood'` .* other than 0 and 1 arrived.*'pairwise'"):
         run.train()
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, steps):
+    run = tiny.trainer(tmp_path, num_base_generations=1, num_generations=4, rollout_transport_steps=steps, top_k=1)
+    with torch.no_grad():  # a value that moves every token
+        for name, parameter in run.vgf_model.named_parameters():
+            if "lora_B.value" in name:
+                parameter.normal_(std=3.0)
+    calls = []
+    generate = run.rollout._generate
+    monkeypatch.setattr(
+        run.rollout, "_generate", lambda ids, value: calls.append((len(ids), value)) or generate(ids, value)
+    )
+    rows = [row for row in tiny.prompts(6)["prompt"] for _ in range(4)]
+    mixed = run.rollout(rows)
+    assert calls == [(6, False), (18, True)]
+    assert mixed.ref_logps is None
+    assert (mixed.kl is not None) == (steps > 0)
+    greedy = {}
+    for value in (False, True):
+        greedy[value] = generate(mixed.prompt_ids, value)[0]
+    assert greedy[False] != greedy[True]
+    for row, ids in enumerate(mixed.completion_ids):
+        assert ids == greedy[row % 4 > 0][row]
+    calls.clear()
+    run.rollout(rows, mode="eval")
+    assert calls == [(24, True)]

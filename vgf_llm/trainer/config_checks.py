@@ -129,6 +129,7 @@ def check_amounts(config: "VGFConfig") -> None:
         raise ValueError("`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them.")
     if config.rollout_policy == "value":
         _check_value_rollouts(config)
+    _check_base_generations(config)
     if config.prompt_selection == "unsolved" and config.rollout_prefetch > 0:
         raise ValueError(
             f"`rollout_prefetch` ({config.rollout_prefetch}) samples rounds before the outcomes are known that "
@@ -161,6 +162,30 @@ def _check_value_rollouts(config: "VGFConfig") -> None:
         )
     if config.use_vllm:
         raise ValueError(f"{start}which vLLM's engine does not hold. Set `use_vllm=False`, or 'transport'.")
+
+
+def _check_base_generations(config: "VGFConfig") -> None:
+    """Refuses completions of the base where all are, or where the others would not be told from them."""
+    count, total = config.num_base_generations, cast(int, config.num_generations)
+    if count == 0:
+        return
+    if not config.rolls_out_value:
+        raise ValueError(
+            f"`num_base_generations` ({count}) leaves the other completions to the value, but all of them are the base "
+            "model's. Leave it 0, or set `rollout_policy='value'` or `rollout_transport_steps`."
+        )
+    if count >= total:
+        raise ValueError(
+            f"`num_base_generations` ({count}) must be less than `num_generations` ({total}). For completions of the "
+            "base model alone set `rollout_policy='transport'` and `rollout_transport_steps=0`."
+        )
+    rows = config.per_device_train_batch_size * cast(int, config.steps_per_generation)
+    if rows % total:
+        raise ValueError(
+            f"`num_base_generations` ({count}) needs whole groups in each process, but a round has {rows} completions "
+            f"of one (`per_device_train_batch_size` * `steps_per_generation`), no multiple of `num_generations` "
+            f"({total}). Set `steps_per_generation` to a multiple of {total}, for example."
+        )
 
 
 def check_vllm(config: "VGFConfig") -> None:

@@ -125,17 +125,32 @@ class RolloutEngine:
             return Rollout(prompts, request.prompt_ids, completion_ids, self.decode(prompts, completion_ids))
         prompt_ids = self._prompt_ids(prompts)
         with record_function("vgf/sample"):
-            completion_ids, kl, ref_logps = self._generate_all(prompt_ids)
+            completion_ids, kl, ref_logps = self._generate_all(prompt_ids, mode)
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl, ref_logps)
 
     def _generate_all(
-        self, prompt_ids: list[list[int]]
+        self, prompt_ids: list[list[int]], mode: str
+    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+        """Samples any number of rows, those of a prompt together; of a training prompt the first ones from the base."""
+        count = self.args.num_base_generations if mode == "train" else 0
+        with self.trainer.generation_context():
+            if count == 0:
+                return self._generate_parts(prompt_ids, self.args.rolls_out_value)
+            place = [row % self.trainer.num_generations for row in range(len(prompt_ids))]
+            of_base = [ids for ids, at in zip(prompt_ids, place, strict=True) if at < count]
+            others = [ids for ids, at in zip(prompt_ids, place, strict=True) if at >= count]
+            from_base, (from_value, kl, _) = self._generate_parts(of_base, False), self._generate_parts(others, True)
+        base, value = iter(from_base[0]), iter(from_value)
+        return [next(base if at < count else value) for at in place], kl, None
+
+    def _generate_parts(
+        self, prompt_ids: list[list[int]], with_value: bool
     ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
         """`_generate` for any number of rows, those of a prompt together."""
         count = prompts_in_a_row(prompt_ids)
         size = max(1, _ROWS_AT_A_TIME // count) * count
-        with self.trainer.generation_context():
-            parts = [self._generate(prompt_ids[start : start + size]) for start in range(0, len(prompt_ids), size)]
+        starts = range(0, len(prompt_ids), size)
+        parts = [self._generate(prompt_ids[start : start + size], with_value) for start in starts]
         completion_ids = [ids for part in parts for ids in part[0]]
         kl = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
         logps = None if parts[0][2] is None else [row for part in parts for row in part[2] or ()]
@@ -170,14 +185,16 @@ class RolloutEngine:
         exact = model.policy.dtype == torch.float32 and self.trainer.accelerator.mixed_precision == "no"
         return is_policy and exact
 
-    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+    def _generate(
+        self, prompt_ids: list[list[int]], with_value: bool
+    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
         """Returns completions, their mean KL to the base per token, and their tokens' log-probabilities under it."""
         trainer, args = self.trainer, self.args
         tensors = [torch.tensor(ids, device=trainer.accelerator.device) for ids in prompt_ids]
         options = {"padding_side": "left", "pad_to_multiple_of": args.pad_to_multiple_of}
         input_ids = pad(tensors, padding_value=self.tokenizer.pad_token_id, **options)
         attention_mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, **options)
-        steps = args.rollout_transport_steps
+        steps = args.rollout_transport_steps if with_value else 0
         model = trainer.vgf_model
         # Completions of one prompt are its particles, so that it is read once. Whole responses move row by row.
         n = prompts_in_a_row(prompt_ids) if steps == 0 or model.transport.space not in SEQUENCE_SPACES else 1
@@ -191,7 +208,7 @@ class RolloutEngine:
         recording = nullcontext() if recorder is None else recorder.installed(inner_model(model.policy))
         try:
             with recording:
-                if args.samples_value_model:
+                if with_value and args.samples_value_model:
                     output = generate_from_value(
                         model,
                         *prompts,

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
 from vgf_llm._compat import TRL_SPECIFIER, check_trl_version
+from vgf_llm.trainer.config_checks import check_amounts
 from vgf_llm.trainer.vgf_config import _RANGES, VGFConfig
 
 CPU = {"output_dir": "out", "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -190,6 +191,12 @@ BAD_INPUT = [
     ({"transport_steps": 2.5}, TypeError, "`transport_steps` must be an integer, got 2.5"),
     ({"transport_steps": True}, TypeError, "`transport_steps` must be an integer, got True"),
     ({"rollout_policy": "base"}, ValueError, r"`rollout_policy` must be one of \['auto', 'transport', 'value'\]"),
+    (
+        {"num_base_generations": 1, "rollout_policy": "transport"},
+        ValueError,
+        "`num_base_generations` .1. leaves the other completions to the value, but all of them are the base",
+    ),
+    ({"num_base_generations": 8}, ValueError, "must be less than `num_generations` .8."),
     ({"prompt_selection": "hard"}, ValueError, r"`prompt_selection` must be one of \['dataset', 'unsolved'\]"),
     (
         {"prompt_selection": "unsolved", "rollout_prefetch": 1, "use_vllm": True},
@@ -225,6 +232,14 @@ BAD_INPUT = [
 def test_bad_input(settings, error, message):
     with pytest.raises(error, match=message):
         config(**settings)
+
+
+def test_base_generations_need_whole_groups_in_each_process():
+    args = config(num_base_generations=1, num_generations=8, per_device_train_batch_size=8)
+    check_amounts(args)
+    args.steps_per_generation, args.per_device_train_batch_size = 3, 4  # as with two processes
+    with pytest.raises(ValueError, match="needs whole groups in each process, but a round has 12"):
+        check_amounts(args)
 
 
 def test_group_sizes_that_an_error_proposes_are_accepted():
