@@ -217,15 +217,25 @@ def train_vgf_on_rft(job: Job) -> None:
 def vgf_settings(job: Job, **overrides: Any) -> VGFConfig:
     """Returns the recipe's `VGFConfig`: its YAML file, without what belongs to the recipe's script.
 
+    Its epochs are as many as the job's completions allow: a recipe that samples fewer completions of a prompt at a time
+    takes each prompt more often.
+
     Raises:
-        ValueError: If the job names no file.
+        ValueError: If the job names no file, or if its completions are no whole number of epochs.
     """
     if job.vgf_config is None:
         raise ValueError("`vgf_config` is missing: VGF's settings come from its recipe's YAML file.")
     known = {item.name for item in fields(VGFConfig) if item.init}
     given = yaml.safe_load(job.vgf_config.read_text(encoding="utf-8"))
     settings = {name: value for name, value in given.items() if name in known}
-    settings |= {"output_dir": str(job.directory), "seed": job.seed, "num_generations": job.num_generations}
+    at_a_time = settings.setdefault("num_generations", job.num_generations)
+    if job.num_generations % at_a_time:
+        raise ValueError(
+            f"`num_generations` is {at_a_time} in {job.vgf_config}, which does not divide the {job.num_generations} "
+            "completions per prompt of the comparison."
+        )
+    settings |= {"output_dir": str(job.directory), "seed": job.seed}
+    settings |= {"num_train_epochs": job.num_generations // at_a_time / settings.get("rollout_fraction", 1)}
     settings |= {"max_completion_length": job.task.max_new_tokens, "disable_tqdm": True, "save_strategy": "no"}
     settings["use_cpu"] = not torch.cuda.is_available()
     return VGFConfig(**{**settings, **overrides})

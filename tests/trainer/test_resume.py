@@ -88,6 +88,7 @@ CASES = {
     "mid-round": (4, {}),
     "third-epoch": (9, {}),
     "epoch-boundary": (4, {"save_steps": 4}),
+    "on-the-buffer-alone": (8, {"rollout_fraction": 0.5}),
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
     "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),

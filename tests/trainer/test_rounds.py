@@ -92,3 +92,37 @@ def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, st
     calls.clear()
     run.rollout(rows, mode="eval")
     assert calls == [(24, True)]
+
+
+def test_training_ends_on_the_buffer_alone(tmp_path, monkeypatch):
+    sampled, batches = [], []
+
+    def reward(completion_ids, **kwargs):
+        sampled.append(len(completion_ids))
+        return tiny.mostly_high(completion_ids)
+
+    settings = {"steps_per_generation": 2, "max_steps": 10, "rollout_fraction": 0.5, "replay_ratio": 1.0}
+    run = tiny.trainer(tmp_path, reward, value_loss="likelihood", value_holdout_ratio=0.0, **settings)
+    read = run._losses
+    monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
+    run.train()
+    assert sampled == [16, 16, 16]  # whole rounds: those that begin within five of ten steps
+    assert run.rounds.fresh == []
+    known = {tuple(group.prompt_ids.tolist()) for group in run.rounds.buffer.groups}
+    assert len(batches) == 10
+    for batch in batches[6:]:
+        assert len(batch["group_sizes"]) == 4  # two fresh ones and two replayed ones, were they sampled
+        rows = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+        assert {tuple(row.tolist()) for row in rows} <= known
+        assert batch["num_groups"] == 4
+
+
+def test_without_a_success_sampling_goes_on(tmp_path):
+    sampled = []
+
+    def reward(completion_ids, **kwargs):
+        sampled.append(len(completion_ids))
+        return [0.0] * len(completion_ids)
+
+    tiny.trainer(tmp_path, reward, value_loss="likelihood", max_steps=4, rollout_fraction=0.5).train()
+    assert sampled == [8] * 4

@@ -125,6 +125,11 @@ def check_amounts(config: "VGFConfig") -> None:
             f"`buffer_size` ({config.buffer_size}) must hold at least the `num_generations` ({config.num_generations}) "
             "completions of one prompt. Raise it, or set `replay_ratio=0` to train without a buffer."
         )
+    if config.rollout_fraction < 1 and config.replay_ratio == 0:
+        raise ValueError(
+            f"`rollout_fraction` ({config.rollout_fraction}) ends training on the buffer alone, which "
+            "`replay_ratio=0` leaves empty. Raise `replay_ratio`, or leave `rollout_fraction` 1."
+        )
     if config.value_coef == 0 and config.distill_coef == 0:
         raise ValueError("`value_coef` and `distill_coef` are both 0: there is nothing to train. Raise one of them.")
     if config.rollout_policy == "value":

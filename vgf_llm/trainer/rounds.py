@@ -147,8 +147,11 @@ class ValueRounds:
         return not bool(group.rewards.isnan().all())
 
     def _replay(self, pass_index: int) -> list[RolloutGroup]:
-        """The earlier groups that go with one pass over the round, a draw that all its micro-batches share."""
-        per_pass = self.args.replay_ratio * self.groups_per_round
+        """The earlier groups of one pass over the round, a draw that all its micro-batches share.
+
+        They stand in for the fresh ones where there are none, so that batches stay as large.
+        """
+        per_pass = (self.args.replay_ratio + (0 if self.fresh else 1)) * self.groups_per_round
         # Whole groups only: rounding the running total makes their number right on average.
         count = math.floor((pass_index + 1) * per_pass) - math.floor(pass_index * per_pass)
         return self.buffer.sample(count, _generator(self.args.seed, pass_index))

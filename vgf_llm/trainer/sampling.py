@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What happens between two rounds: completions are sampled, scored and grouped, and the value is measured on them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -76,11 +77,22 @@ class SamplingMixin(_BaseTrainer):
         if not self.model.training:
             return self._eval_batch(self._sample_groups(inputs, "eval"))
         every = self.args.steps_per_generation * self.num_iterations
-        if self._step % every == 0 or not self.rounds.fresh:
+        starts = self._step % every == 0
+        if starts and self._step >= self._sampled_steps:
+            self.rounds.retire()
+        samples = self._step < self._sampled_steps or len(self.rounds.buffer) == 0
+        if samples and (starts or not self.rounds.fresh):
             self.rounds.begin(self._sample_round(inputs))
             self._measure_gate(self.rounds.held_out_groups(), "train")
         slice_index = self._step % self.args.steps_per_generation
         return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
+
+    @property
+    def _sampled_steps(self) -> int:
+        """Micro-steps of the rounds that are sampled: whole rounds, `rollout_fraction` of all of them or more."""
+        every = self.args.steps_per_generation * self.num_iterations
+        steps = self.state.max_steps * self.args.gradient_accumulation_steps
+        return math.ceil(steps * self.args.rollout_fraction / every - 1e-9) * every
 
     def _eval_batch(self, groups: list[RolloutGroup]) -> Batch:
         num_processes = self.accelerator.num_processes
@@ -140,6 +152,7 @@ class SamplingMixin(_BaseTrainer):
         present = self._step // every
         steps_left = self.state.max_steps - self.state.global_step
         end = self._lookahead.first + steps_left * self.args.gradient_accumulation_steps
+        end = min(end, self._sampled_steps)
         for index in range(present + 1, present + 1 + self.args.rollout_prefetch):
             inputs = self._lookahead.at(index * every) if index * every < end else None
             if inputs is None:

@@ -43,6 +43,7 @@ _RANGES = {
     "min_candidate_prob": Range(0, 1, open_high=True, hint="0 keeps all `top_k_candidates` tokens."),
     "max_kl": Range(0, open_low=True, optional=True, hint="None sets no cap."),
     "rollout_transport_steps": Range(0, integer=True, hint="0 samples from the base model."),
+    "rollout_fraction": Range(0, 1, open_low=True, hint="1 samples in every round."),
     "num_base_generations": Range(0, integer=True, hint="0 leaves all of them to `rollout_policy`."),
     "rollout_prefetch": Range(0, integer=True, hint="0 samples each round when it is due."),
 }
@@ -146,6 +147,9 @@ class VGFConfig(RolloutConfig):
             `"dataset"` takes the prompts in the order of the data set, shuffled. `"unsolved"` lets earlier outcomes
             choose those of each round: prompts without a completion of reward 1 first, the least tried among them. The
             length of training stays what the epochs make it; rewards have to be 0 or 1.
+        rollout_fraction (`float`, *optional*, defaults to `1.0`):
+            Share of the training steps whose rounds are sampled. In the steps after, the value trains on the buffer
+            alone, so that what was found last is learned as well as what was found first.
         num_base_generations (`int`, *optional*, defaults to `0`):
             Of the `num_generations` completions of a training prompt, those that the base model samples where
             `rollout_policy` has the value sample: the base keeps trying what the value has wrongly ruled out.
@@ -269,6 +273,10 @@ class VGFConfig(RolloutConfig):
     prompt_selection: str = field(
         default="dataset",
         metadata={"help": "`dataset` takes prompts in its (shuffled) order, `unsolved` those without a success first."},
+    )
+    rollout_fraction: float = field(
+        default=1.0,
+        metadata={"help": "Share of the steps whose rounds are sampled; those after train on the buffer alone."},
     )
     num_base_generations: int = field(
         default=0,

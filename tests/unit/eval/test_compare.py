@@ -78,6 +78,12 @@ def test_vgf_takes_its_recipes_settings(tmp_path: Path) -> None:
     assert (settings.learning_rate, settings.value_backbone, settings.seed) == (7.0e-4, "copy", 3)
     assert (settings.distill_coef, settings.max_completion_length, job.completions) == (0.5, 54, 32)
     assert [len(job.half(i).task.problems) for i in (0, 1)] == [4, 4]
+    assert (settings.num_generations, settings.num_train_epochs) == (4, 1)
+    config.write_text(yaml.safe_dump({**TINY, "num_generations": 2}), encoding="utf-8")
+    settings = vgf_settings(job)
+    assert (settings.num_generations, settings.num_train_epochs) == (2, 2)
+    with pytest.raises(ValueError, match=r"`num_generations` is 2 in .* does not divide the 3 completions per prompt"):
+        vgf_settings(replace(job, num_generations=3))
     for recipe in compare.RECIPES.values():  # the settings of every recipe that is there
         if recipe.vgf_config.is_file():
             vgf_settings(Job(base="x", task=math, directory=tmp_path, vgf_config=recipe.vgf_config))

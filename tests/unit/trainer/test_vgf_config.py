@@ -197,6 +197,8 @@ BAD_INPUT = [
         "`num_base_generations` .1. leaves the other completions to the value, but all of them are the base",
     ),
     ({"num_base_generations": 8}, ValueError, "must be less than `num_generations` .8."),
+    ({"rollout_fraction": 0.0}, ValueError, "`rollout_fraction`"),
+    ({"rollout_fraction": 0.5, "replay_ratio": 0.0}, ValueError, "ends training on the buffer alone"),
     ({"prompt_selection": "hard"}, ValueError, r"`prompt_selection` must be one of \['dataset', 'unsolved'\]"),
     (
         {"prompt_selection": "unsolved", "rollout_prefetch": 1, "use_vllm": True},
