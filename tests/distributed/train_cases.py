@@ -32,6 +32,17 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # a frozen policy: its LoRA adapter as value, heads on its features, a model of the value's own
     "log_ratio": (16, {"replay_ratio": 0.75}),
     "vocab": (8, {"value_parametrization": "vocab", "gradient_accumulation_steps": 2}),
+    # prompts chosen by outcomes, successes alone, and a last step without sampling
+    "unsolved": (
+        16,
+        {
+            "prompt_selection": "unsolved",
+            "reward_funcs": tiny.mostly_high,
+            "value_loss": "likelihood",
+            "rollout_fraction": 0.8,
+            "train_dataset": tiny.prompts(8),
+        },
+    ),
     "bilinear": (16, {"value_parametrization": "bilinear", "value_backbone": "policy", "td_lambda": 0.5}),
     "own_model": (16, {"value_backbone": "copy"}),
     # from a folder, which ZeRO-3 shards while it loads
