@@ -1,6 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What of a round trains: successes alone under a likelihood, other batches in later passes, rounds of any size."""
 
+import logging
+import math
+
 import pytest
 import torch
 
@@ -64,6 +67,30 @@ def test_the_likelihood_refuses_graded_rewards(tmp_path):
     run = tiny.trainer(tmp_path, tiny.high_tokens, max_steps=1, value_loss="likelihood")
     with pytest.raises(ValueError, match=r"`value_loss='likelihood'` .* other than 0 and 1 arrived.*'pairwise'"):
         run.train()
+
+
+def test_auto_waits_for_a_success_and_gives_the_likelihood_up_for_graded_rewards(tmp_path, caplog):
+    rounds = iter([[0.0] * 8, [0.0, 1.0] * 4, [0.0, 1.0] * 4, [0.5, 1.0, 0.0, 0.25] * 2, [0.5, 1.0, 0.0, 0.25] * 2])
+    run = tiny.trainer(
+        tmp_path, lambda completions, **kwargs: next(rounds), max_steps=5, value_holdout_ratio=0.0, replay_ratio=1.0
+    )
+    kinds, kept = [], []
+    begin = run.rounds.begin
+
+    def note(groups):
+        begin(groups)
+        kinds.append(run.rounds.loss_kind)
+        kept.append([tuple(group.rewards.tolist()) for group in run.rounds.buffer.groups])
+
+    run.rounds.begin = note
+    with caplog.at_level(logging.WARNING):
+        run.train()
+    assert kinds == [None, "likelihood", "likelihood", "pairwise", "pairwise"]
+    assert kept[:4] == [[], [], [(1.0, 1.0)] * 2, []]
+    assert kept[4] == [(0.5, 1.0, 0.0, 0.25)] * 2
+    assert run.rounds.winner_coef == 0.0
+    assert "others arrived now, from 0 to 1" in caplog.text
+    assert all(math.isfinite(loss) for loss in tiny.history(run, "loss"))
 
 
 @pytest.mark.parametrize("steps", [0, 2])

@@ -172,7 +172,7 @@ def _check_value_rollouts(config: "VGFConfig") -> None:
 def _check_base_generations(config: "VGFConfig") -> None:
     """Refuses completions of the base where all are, or where the others would not be told from them."""
     count, total = config.num_base_generations, cast(int, config.num_generations)
-    if count == 0:
+    if not count:
         return
     if not config.rolls_out_value:
         raise ValueError(

@@ -132,7 +132,7 @@ class RolloutEngine:
         self, prompt_ids: list[list[int]], mode: str
     ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
         """Samples any number of rows, those of a prompt together; of a training prompt the first ones from the base."""
-        count = self.args.num_base_generations if mode == "train" else 0
+        count = self.args.base_generations if mode == "train" else 0
         with self.trainer.generation_context():
             if count == 0:
                 return self._generate_parts(prompt_ids, self.args.rolls_out_value)

@@ -95,6 +95,11 @@ class ValueRounds:
             self.buffer.add(self._learned([group for group, held in keep if not held and self._teaches(group)]))
         self.restore([], [])
 
+    def forget(self) -> None:
+        """Drops all groups, fresh and earlier ones."""
+        self.buffer = ValueBuffer(self.args.buffer_size)
+        self.restore([], [])
+
     def held_out_groups(self) -> list[RolloutGroup]:
         """Returns this process's share of the round's held-out groups."""
         held = [group for group, flag in zip(self.fresh, self.held_out, strict=True) if flag]
@@ -144,7 +149,8 @@ class ValueRounds:
             return group.is_mixed
         if self.loss_kind == "likelihood":
             return bool((group.rewards == 1).any())
-        return not bool(group.rewards.isnan().all())
+        # Undecided means that there were no rewards yet, or failures alone.
+        return self.loss_kind is not None and not bool(group.rewards.isnan().all())
 
     def _replay(self, pass_index: int) -> list[RolloutGroup]:
         """The earlier groups of one pass over the round, a draw that all its micro-batches share.

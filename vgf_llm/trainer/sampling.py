@@ -17,7 +17,7 @@ from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
 from vgf_llm.models.backbones import evaluating
 from vgf_llm.trainer.buffer import RolloutGroup, collate
-from vgf_llm.trainer.metrics import MetricLog
+from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
 from vgf_llm.trainer.preferences import pair_rollout
 from vgf_llm.trainer.prefetch import Lookahead
@@ -108,7 +108,19 @@ class SamplingMixin(_BaseTrainer):
         """Decides what `value_loss="auto"` and `winner_coef=None` stand for, once there are rewards to tell by."""
         scored = rewards[~rewards.isnan()]
         if self.rounds.loss_kind is None and len(scored) > 0:
-            self._set_value_loss(self.args.resolve_value_loss(scored))
+            kind = self.args.resolve_value_loss(scored, pairs=self.reads_pairs)
+            # Failures alone teach no log-ratio anything, and do not say yet what rewards there are.
+            undecided = self.args.value_loss == "auto" and kind == "likelihood" and not bool(scored.any())
+            self._set_value_loss(None if undecided else kind)
+            self.rounds.winner_coef = None if undecided else self.args.resolve_winner_coef(scored)
+        if self.rounds.loss_kind == "likelihood" and self.args.value_loss == "auto" and not are_outcomes(scored):
+            logger.warning(
+                "Rewards were all 0 or 1 so far, and others arrived now, from %g to %g: `value_loss='auto'` is "
+                "'pairwise' from here on, and earlier completions, of which only successes were kept, are dropped.",
+                scored.min().item(), scored.max().item(),
+            )  # fmt: skip
+            self.rounds.forget()
+            self._set_value_loss("pairwise")
             self.rounds.winner_coef = self.args.resolve_winner_coef(scored)
         if self.rounds.loss_kind == "bernoulli" and bool(((scored < 0) | (scored > 1)).any()):
             raise ValueError(

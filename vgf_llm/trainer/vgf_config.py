@@ -4,7 +4,7 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor
 from trl import GRPOConfig, RLOOConfig
@@ -44,7 +44,9 @@ _RANGES = {
     "max_kl": Range(0, open_low=True, optional=True, hint="None sets no cap."),
     "rollout_transport_steps": Range(0, integer=True, hint="0 samples from the base model."),
     "rollout_fraction": Range(0, 1, open_low=True, hint="1 samples in every round."),
-    "num_base_generations": Range(0, integer=True, hint="0 leaves all of them to `rollout_policy`."),
+    "num_base_generations": Range(
+        0, integer=True, optional=True, hint="0 leaves all to `rollout_policy`, None takes half for `value`."
+    ),
     "rollout_prefetch": Range(0, integer=True, hint="0 samples each round when it is due."),
 }
 
@@ -93,8 +95,9 @@ class VGFConfig(RolloutConfig):
         value_loss (`str`, *optional*, defaults to `"auto"`):
             `"pairwise"` (logistic, over pairs of completions of one prompt with different rewards), `"likelihood"` (of
             the completions of reward 1 under the model behind a log-ratio value), `"bernoulli"` (rewards in [0, 1], at
-            every token), `"regression"` (squared error, at every token), or `"auto"`: pairwise for `"log_ratio"` and
-            `"sequence"`, otherwise Bernoulli if the rewards are all 0 or 1, else regression.
+            every token), `"regression"` (squared error, at every token), or `"auto"`. For `"log_ratio"` that is the
+            likelihood if the rewards are all 0 or 1, else (with preference pairs or a `winner_coef` always) pairwise;
+            for `"sequence"` pairwise; otherwise Bernoulli if the rewards are all 0 or 1, else regression.
         value_learning_rate (`float`, *optional*):
             Learning rate of the value's parameters. If `None`, `learning_rate`.
         value_coef (`float`, *optional*, defaults to `1.0`):
@@ -150,9 +153,11 @@ class VGFConfig(RolloutConfig):
         rollout_fraction (`float`, *optional*, defaults to `1.0`):
             Share of the training steps whose rounds are sampled. In the steps after, the value trains on the buffer
             alone, so that what was found last is learned as well as what was found first.
-        num_base_generations (`int`, *optional*, defaults to `0`):
+        num_base_generations (`int`, *optional*):
             Of the `num_generations` completions of a training prompt, those that the base model samples where
-            `rollout_policy` has the value sample: the base keeps trying what the value has wrongly ruled out.
+            `rollout_policy` or `rollout_transport_steps` have the value sample: the base keeps trying what the value
+            has wrongly ruled out. If `None`, half of them, rounded down, where the model behind a log-ratio value is
+            sampled and each process has whole groups; else none.
         rollout_prefetch (`int`, *optional*, defaults to `0`):
             Rounds that vLLM samples ahead, in a thread, while the value trains. The policy has to be frozen, so that
             the samples are the same ones. `0` samples each round when it is due.
@@ -203,8 +208,8 @@ class VGFConfig(RolloutConfig):
     value_loss: str = field(
         default="auto",
         metadata={
-            "help": "`pairwise`, `likelihood`, `bernoulli`, `regression`, or `auto`: pairwise for `log_ratio`, "
-            "otherwise bernoulli if the rewards are all 0 or 1, else regression."
+            "help": "`pairwise`, `likelihood`, `bernoulli`, `regression`, or `auto`: if the rewards are all 0 or 1 "
+            "`likelihood` for `log_ratio` and `bernoulli` for heads, else `pairwise` and `regression`."
         },
     )
     value_learning_rate: float | None = field(
@@ -278,9 +283,12 @@ class VGFConfig(RolloutConfig):
         default=1.0,
         metadata={"help": "Share of the steps whose rounds are sampled; those after train on the buffer alone."},
     )
-    num_base_generations: int = field(
-        default=0,
-        metadata={"help": "Completions of each training prompt that the base model samples where the value would."},
+    num_base_generations: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions of each training prompt that the base model samples where the value would. If `None`, "
+            "half of them with `rollout_policy='value'`, else 0."
+        },
     )
     rollout_prefetch: int = field(
         default=0,
@@ -326,18 +334,30 @@ class VGFConfig(RolloutConfig):
         """Whether the value has a part in sampling, so that samples age as it learns."""
         return self.rollout_transport_steps > 0 or self.samples_value_model
 
-    def resolve_value_loss(self, rewards: Tensor) -> str:
+    @property
+    def base_generations(self) -> int:
+        """Completions of each training prompt that the base samples beside the value: `num_base_generations`."""
+        if self.num_base_generations is not None:
+            return self.num_base_generations
+        total, steps = cast(int, self.num_generations), cast(int, self.steps_per_generation)
+        whole_groups = self.per_device_train_batch_size * steps % total == 0
+        return total // 2 if self.samples_value_model and whole_groups else 0
+
+    def resolve_value_loss(self, rewards: Tensor, *, pairs: bool = False) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.
 
         Args:
             rewards: Rewards of any shape, gathered over all processes, so that all of them choose alike; NaN where a
                 completion could not be scored.
+            pairs: Whether they mark the sides of preference pairs, of which the chosen one need not be a success.
 
         Returns:
             `"pairwise"`, `"likelihood"`, `"bernoulli"` or `"regression"`.
         """
         if self.value_loss != "auto":
             return self.value_loss
+        if self.value_parametrization == "log_ratio" and not pairs and self.winner_coef is None:
+            return "likelihood" if are_outcomes(rewards) else "pairwise"
         if self.value_parametrization in ("log_ratio", "sequence"):
             return "pairwise"
         return "bernoulli" if are_outcomes(rewards) else "regression"

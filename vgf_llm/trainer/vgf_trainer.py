@@ -302,7 +302,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         args = self.args
-        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"])
+        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"], pairs=self.reads_pairs)
         if is_sequence(args):
             return sequence_losses(model, self.vgf_model, batch, kind, args)
         input_ids, attention_mask, mask = sequences(batch)

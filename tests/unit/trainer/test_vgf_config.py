@@ -236,12 +236,30 @@ def test_bad_input(settings, error, message):
         config(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 4),
+        ({"num_generations": 3, "per_device_train_batch_size": 6}, 1),
+        ({"num_base_generations": 0}, 0),
+        ({"num_base_generations": 7}, 7),
+        ({"rollout_transport_steps": 2}, 0),
+        ({"rollout_policy": "transport"}, 0),
+        ({"value_parametrization": "vocab"}, 0),
+    ],
+)
+def test_half_of_the_completions_are_the_bases_where_the_value_samples(settings, expected):
+    assert config(**settings).base_generations == expected
+
+
 def test_base_generations_need_whole_groups_in_each_process():
     args = config(num_base_generations=1, num_generations=8, per_device_train_batch_size=8)
     check_amounts(args)
     args.steps_per_generation, args.per_device_train_batch_size = 3, 4  # as with two processes
     with pytest.raises(ValueError, match="needs whole groups in each process, but a round has 12"):
         check_amounts(args)
+    args.num_base_generations = None
+    assert args.base_generations == 0
 
 
 def test_group_sizes_that_an_error_proposes_are_accepted():
@@ -257,7 +275,9 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
 @pytest.mark.parametrize(
     ("settings", "rewards", "expected"),
     [
-        ({}, [0.0, 1.0], "pairwise"),
+        ({}, [0.0, 1.0, NAN], "likelihood"),
+        ({}, [0.0, 0.5], "pairwise"),
+        ({"winner_coef": 0.5}, [0.0, 1.0], "pairwise"),
         ({"value_loss": "likelihood"}, [0.0, 1.0], "likelihood"),
         ({"value_loss": "bernoulli"}, [0.3, 1.0], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 1.0, NAN], "bernoulli"),
@@ -269,6 +289,10 @@ def test_auto_loss(settings, rewards, expected):
     args = config(**settings)
     assert args.resolve_value_loss(torch.tensor(rewards)) == expected
     assert args.needs_whole_groups == (expected == "pairwise" or args.value_parametrization == "log_ratio")
+    pairs = args.resolve_value_loss(torch.tensor(rewards), pairs=True)
+    assert pairs == (
+        "pairwise" if args.value_loss == "auto" and args.value_parametrization == "log_ratio" else expected
+    )
 
 
 @pytest.mark.parametrize(
