@@ -52,8 +52,8 @@ SETTINGS = (
 VGF_RUNS: dict[str, dict[str, Any]] = {
     "head": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 0.0},
     "head, replay": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 1.0},
-    "log_ratio": {"replay_ratio": 0.0},
-    "log_ratio, likelihood": {"replay_ratio": 0.0, "value_loss": "likelihood"},
+    "log_ratio": {"replay_ratio": 0.0},  # rewards are 0 and 1: the likelihood of successes
+    "log_ratio, pairs": {"replay_ratio": 0.0, "value_loss": "pairwise"},
     "distil head": {
         "value_parametrization": "bilinear",
         "value_backbone": "policy",
@@ -71,9 +71,9 @@ ROWS: dict[str, tuple[str, str, float | None, float | None]] = {
     "head": ("head", "grpo", 0.6, 0.6),
     "head, replay": ("head, replay", "grpo", 0.6, 0.6),
     "log_ratio": ("log_ratio", "grpo", 0.6, 0.6),
-    "log_ratio, likelihood": ("log_ratio, likelihood", "grpo", 0.6, 0.6),
+    "log_ratio, pairs": ("log_ratio, pairs", "grpo", 0.6, 0.6),
     "log_ratio over grpo lora": ("log_ratio", "grpo lora", None, None),
-    "log_ratio, likelihood over grpo lora": ("log_ratio, likelihood", "grpo lora", None, None),
+    "log_ratio, pairs over grpo lora": ("log_ratio, pairs", "grpo lora", None, None),
     "distil head": ("distil head", "grpo beta", 1.0, 1.0),
 }
 

@@ -121,6 +121,19 @@ def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, st
     assert calls == [(24, True)]
 
 
+def test_the_reward_of_what_the_value_sampled_is_logged(tmp_path):
+    def reward(completions, **kwargs):
+        return [float(row % 4 in (1, 2)) for row in range(len(completions))]
+
+    run = tiny.trainer(tmp_path, reward, num_base_generations=1, max_steps=1)
+    run.train()
+    assert tiny.history(run, "rollout/reward") == [pytest.approx(2 / 3)]
+    assert tiny.history(run, "reward") == [0.5]
+    run = tiny.trainer(tmp_path, reward, num_base_generations=0, max_steps=1)
+    run.train()
+    assert tiny.history(run, "rollout/reward") == []
+
+
 def test_training_ends_on_the_buffer_alone(tmp_path, monkeypatch):
     sampled, batches = [], []
 

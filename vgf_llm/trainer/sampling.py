@@ -215,6 +215,9 @@ class SamplingMixin(_BaseTrainer):
         count = self.num_generations if mode == "train" else self.num_generations_eval
         self._log_rollout(mode, rollout, per_func, rewards, count)
         if mode == "train":
+            if self.args.base_generations > 0 and self.rollout.rollout_func is None:
+                sampled = rewards.view(-1, count)[:, self.args.base_generations :]
+                self.metrics.add("train", "rollout/reward", sampled.nanmean().item())
             self._resolve_value_loss(rewards)
         logps = self._ref_logps(rollout, self._learned_rows(rewards.view(-1, count), mode))
         rows = gather_object(list(zip(rollout.prompt_ids, rollout.completion_ids, logps, strict=True)))
