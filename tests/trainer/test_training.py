@@ -70,7 +70,7 @@ def test_metric_names_are_those_of_grpo(tmp_path):
         gradient = {key for key in theirs_log if key.removeprefix("eval_") in gradient} | gradient
         assert set(theirs_log) - gradient <= set(ours_log)
         extra = {key.removeprefix("eval_").split("/")[0] for key in set(ours_log) - set(theirs_log)}
-        assert extra <= {"value", "transport"}
+        assert extra <= {"value", "transport", "rollout"}
     first = run.state.log_history[0]
     names = ("reward", "reward_std", "frac_reward_zero_std", "rewards/graded/mean", "rewards/graded/std", "num_tokens")
     assert all(math.isfinite(first[name]) for name in (*names, "step_time", "completions/mean_length", "value/loss"))
