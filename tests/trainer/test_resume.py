@@ -82,6 +82,8 @@ def check_same(resumed, whole):
     assert same_groups(resumed.rounds.fresh, whole.rounds.fresh)
     assert resumed.rounds.gate.state() == whole.rounds.gate.state()
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+    prompts = [run.prompts and run.prompts.state() for run in (resumed, whole)]
+    assert prompts[0] == prompts[1]
 
 
 CASES = {
@@ -89,6 +91,10 @@ CASES = {
     "third-epoch": (9, {}),
     "epoch-boundary": (4, {"save_steps": 4}),
     "on-the-buffer-alone": (8, {"rollout_fraction": 0.5}),
+    "unsolved-prompts": (
+        7,
+        {"prompt_selection": "unsolved", "reward_funcs": tiny.mostly_high, "value_loss": "likelihood"},
+    ),
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
     "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),
@@ -110,6 +116,7 @@ def test_resumed_is_uninterrupted(tmp_path, case):
         for run in (resumed, whole):
             for log in run.state.log_history:
                 log.pop("loss", None)
+    assert resumed.state.global_step == whole.state.global_step == ROUNDS["max_steps"]
     check_same(resumed, whole)
 
 

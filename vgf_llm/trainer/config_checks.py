@@ -184,7 +184,7 @@ def _check_base_generations(config: "VGFConfig") -> None:
             f"`num_base_generations` ({count}) must be less than `num_generations` ({total}). For completions of the "
             "base model alone set `rollout_policy='transport'` and `rollout_transport_steps=0`."
         )
-    rows = config.per_device_train_batch_size * cast(int, config.steps_per_generation)
+    rows = config.rows_per_round
     if rows % total:
         raise ValueError(
             f"`num_base_generations` ({count}) needs whole groups in each process, but a round has {rows} completions "

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgf_llm.trainer.rounds import counted_generator
+
 
 class UnsolvedFirst:
     """Chooses prompts without a success first, among them the least tried; then, of all, the least tried.
@@ -45,8 +47,7 @@ class UnsolvedFirst:
 
     def choose(self, count: int) -> list[int]:
         """Returns the indices of the next round's prompts, none twice unless `count` is more than there are."""
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + self._rounds)
-        order = torch.randperm(len(self._tries), generator=generator)
+        order = torch.randperm(len(self._tries), generator=counted_generator(self.seed, self._rounds))
         for key in (self._tries, self._solved.to(torch.int64)):  # the last sort has the last word
             order = order[torch.sort(key[order], stable=True).indices]
         repeats = -(-count // len(order))

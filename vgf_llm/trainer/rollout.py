@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, str]]
 # Completions sampled together: a round may be a whole data set, and a cache of all its rows would not fit.
 _ROWS_AT_A_TIME = 512
+# Completions, their mean KL to the base per token, and their tokens' log-probabilities under it.
+Sampled = tuple[list[list[int]], Tensor | None, list[list[float]] | None]
 RolloutFunc = Callable[[list[Prompt], "VGFTrainer"], dict[str, Any]]
 
 
@@ -128,9 +130,7 @@ class RolloutEngine:
             completion_ids, kl, ref_logps = self._generate_all(prompt_ids, mode)
         return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), kl, ref_logps)
 
-    def _generate_all(
-        self, prompt_ids: list[list[int]], mode: str
-    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+    def _generate_all(self, prompt_ids: list[list[int]], mode: str) -> Sampled:
         """Samples any number of rows, those of a prompt together; of a training prompt the first ones from the base."""
         count = self.args.base_generations if mode == "train" else 0
         with self.trainer.generation_context():
@@ -143,9 +143,7 @@ class RolloutEngine:
         base, value = iter(from_base[0]), iter(from_value)
         return [next(base if at < count else value) for at in place], kl, None
 
-    def _generate_parts(
-        self, prompt_ids: list[list[int]], with_value: bool
-    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
+    def _generate_parts(self, prompt_ids: list[list[int]], with_value: bool) -> Sampled:
         """`_generate` for any number of rows, those of a prompt together."""
         count = prompts_in_a_row(prompt_ids)
         size = max(1, _ROWS_AT_A_TIME // count) * count
@@ -185,10 +183,8 @@ class RolloutEngine:
         exact = model.policy.dtype == torch.float32 and self.trainer.accelerator.mixed_precision == "no"
         return is_policy and exact
 
-    def _generate(
-        self, prompt_ids: list[list[int]], with_value: bool
-    ) -> tuple[list[list[int]], Tensor | None, list[list[float]] | None]:
-        """Returns completions, their mean KL to the base per token, and their tokens' log-probabilities under it."""
+    def _generate(self, prompt_ids: list[list[int]], with_value: bool) -> Sampled:
+        """Samples rows in one call, from the base or where the configuration has the value sample."""
         trainer, args = self.trainer, self.args
         tensors = [torch.tensor(ids, device=trainer.accelerator.device) for ids in prompt_ids]
         options = {"padding_side": "left", "pad_to_multiple_of": args.pad_to_multiple_of}

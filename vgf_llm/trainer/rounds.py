@@ -76,7 +76,7 @@ class ValueRounds:
         """Starts a round with fresh groups; those of the last one go into the buffer."""
         self.retire()
         # A shuffled round makes micro-batches exchangeable; seeded by the round, so that all processes agree.
-        order = torch.randperm(len(groups), generator=_generator(self.args.seed, groups[0].step)).tolist()
+        order = torch.randperm(len(groups), generator=counted_generator(self.args.seed, groups[0].step)).tolist()
         groups = [groups[index] for index in order]
         self.restore(
             groups, [is_held_out(g.prompt_ids.tolist(), self.args.value_holdout_ratio, self.args.seed) for g in groups]
@@ -133,7 +133,7 @@ class ValueRounds:
         """The round in the order of one pass; later passes over it (`num_iterations`) have other batches."""
         if pass_index % self.args.num_iterations == 0:
             return self._training
-        order = torch.randperm(len(self._training), generator=_generator(self.args.seed, pass_index)).tolist()
+        order = torch.randperm(len(self._training), generator=counted_generator(self.args.seed, pass_index)).tolist()
         return [self._training[index] for index in order]
 
     def _learned(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
@@ -160,7 +160,7 @@ class ValueRounds:
         per_pass = (self.args.replay_ratio + (0 if self.fresh else 1)) * self.groups_per_round
         # Whole groups only: rounding the running total makes their number right on average.
         count = math.floor((pass_index + 1) * per_pass) - math.floor(pass_index * per_pass)
-        return self.buffer.sample(count, _generator(self.args.seed, pass_index))
+        return self.buffer.sample(count, counted_generator(self.args.seed, pass_index))
 
     def _units(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         return [unit for group in groups for unit in _split(group, self.unit)]
@@ -170,8 +170,8 @@ def _share(units: list[RolloutGroup], part: int, parts: int) -> list[RolloutGrou
     return units[len(units) * part // parts : len(units) * (part + 1) // parts]
 
 
-def _generator(seed: int, count: int) -> torch.Generator:
-    # Derived from a counter instead of kept: a resumed run draws what the uninterrupted one would have drawn.
+def counted_generator(seed: int, count: int) -> torch.Generator:
+    """Randomness derived from a counter instead of kept: a resumed run draws what an uninterrupted one would have."""
     generator = torch.Generator()
     generator.manual_seed((seed + 1) * 1_000_003 + count)
     return generator

@@ -76,8 +76,7 @@ class SamplingMixin(_BaseTrainer):
     def _prepare_rows(self, inputs: list[dict[str, Any]]) -> Batch:
         if not self.model.training:
             return self._eval_batch(self._sample_groups(inputs, "eval"))
-        every = self.args.steps_per_generation * self.num_iterations
-        starts = self._step % every == 0
+        starts = self._step % self._round_steps == 0
         if starts and self._step >= self._sampled_steps:
             self.rounds.retire()
         samples = self._step < self._sampled_steps or len(self.rounds.buffer) == 0
@@ -88,11 +87,15 @@ class SamplingMixin(_BaseTrainer):
         return self.rounds.micro_batch(slice_index, self._step, self.accelerator.device)
 
     @property
+    def _round_steps(self) -> int:
+        """Micro-steps of a round, all passes over it."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    @property
     def _sampled_steps(self) -> int:
         """Micro-steps of the rounds that are sampled: whole rounds, `rollout_fraction` of all of them or more."""
-        every = self.args.steps_per_generation * self.num_iterations
         steps = self.state.max_steps * self.args.gradient_accumulation_steps
-        return math.ceil(steps * self.args.rollout_fraction / every - 1e-9) * every
+        return math.ceil(steps * self.args.rollout_fraction / self._round_steps - 1e-9) * self._round_steps
 
     def _eval_batch(self, groups: list[RolloutGroup]) -> Batch:
         num_processes = self.accelerator.num_processes
@@ -107,13 +110,14 @@ class SamplingMixin(_BaseTrainer):
     def _resolve_value_loss(self, rewards: Tensor) -> None:
         """Decides what `value_loss="auto"` and `winner_coef=None` stand for, once there are rewards to tell by."""
         scored = rewards[~rewards.isnan()]
+        outcomes = are_outcomes(scored)
         if self.rounds.loss_kind is None and len(scored) > 0:
             kind = self.args.resolve_value_loss(scored, pairs=self.reads_pairs)
             # Failures alone teach no log-ratio anything, and do not say yet what rewards there are.
             undecided = self.args.value_loss == "auto" and kind == "likelihood" and not bool(scored.any())
             self._set_value_loss(None if undecided else kind)
             self.rounds.winner_coef = None if undecided else self.args.resolve_winner_coef(scored)
-        if self.rounds.loss_kind == "likelihood" and self.args.value_loss == "auto" and not are_outcomes(scored):
+        if self.rounds.loss_kind == "likelihood" and self.args.value_loss == "auto" and not outcomes:
             logger.warning(
                 "Rewards were all 0 or 1 so far, and others arrived now, from %g to %g: `value_loss='auto'` is "
                 "'pairwise' from here on, and earlier completions, of which only successes were kept, are dropped.",
@@ -128,13 +132,13 @@ class SamplingMixin(_BaseTrainer):
                 f"{scored.min().item():g} to {scored.max().item():g} arrived. Set `value_loss='regression'`, or "
                 "'pairwise', or let the reward functions return values in [0, 1]."
             )
-        if self.prompts is not None and not are_outcomes(scored):
+        if self.prompts is not None and not outcomes:
             raise ValueError(
                 f"`prompt_selection='unsolved'` counts a prompt as solved by a reward of 1, and rewards other than 0 "
                 f"and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "
                 "`prompt_selection='dataset'`, or let the reward functions return 0 and 1."
             )
-        if self.rounds.loss_kind == "likelihood" and not are_outcomes(scored):
+        if self.rounds.loss_kind == "likelihood" and not outcomes:
             raise ValueError(
                 f"`value_loss={self.args.value_loss!r}` fits the likelihood of completions of reward 1, and rewards "
                 f"other than 0 and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "
@@ -160,7 +164,7 @@ class SamplingMixin(_BaseTrainer):
         """Starts sampling the next `rollout_prefetch` rounds of this epoch."""
         if self.args.rollout_prefetch == 0 or self._lookahead is None:
             return
-        every = self.args.steps_per_generation * self.num_iterations
+        every = self._round_steps
         present = self._step // every
         steps_left = self.state.max_steps - self.state.global_step
         end = self._lookahead.first + steps_left * self.args.gradient_accumulation_steps
@@ -188,8 +192,7 @@ class SamplingMixin(_BaseTrainer):
         if self.reads_pairs:
             rollout = pair_rollout(self.rollout, inputs, self.accelerator.process_index * len(inputs))
         else:
-            every = self.args.steps_per_generation * self.num_iterations
-            step = self._step // every if mode == "train" else self.state.global_step
+            step = self._step // self._round_steps if mode == "train" else self.state.global_step
             rollout = self.rollout([row["prompt"] for row in inputs], mode=mode, step=step)
             if mode == "train":
                 self._sample_ahead()

@@ -339,9 +339,13 @@ class VGFConfig(RolloutConfig):
         """Completions of each training prompt that the base samples beside the value: `num_base_generations`."""
         if self.num_base_generations is not None:
             return self.num_base_generations
-        total, steps = cast(int, self.num_generations), cast(int, self.steps_per_generation)
-        whole_groups = self.per_device_train_batch_size * steps % total == 0
-        return total // 2 if self.samples_value_model and whole_groups else 0
+        total = cast(int, self.num_generations)
+        return total // 2 if self.samples_value_model and self.rows_per_round % total == 0 else 0
+
+    @property
+    def rows_per_round(self) -> int:
+        """Completions of a round in one process."""
+        return self.per_device_train_batch_size * cast(int, self.steps_per_generation)
 
     def resolve_value_loss(self, rewards: Tensor, *, pairs: bool = False) -> str:
         """Say which loss `value_loss="auto"` stands for, given rewards of the run.

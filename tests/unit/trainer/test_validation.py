@@ -59,6 +59,8 @@ def stream(rows):
 )
 def test_good_datasets(dataset):
     check_dataset(dataset)
+    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+    assert all("prompt" in next(iter(part)) for part in parts)  # a stream still has its first row
 
 
 BAD_DATASETS = [

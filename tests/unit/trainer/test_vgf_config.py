@@ -13,7 +13,6 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig, TrlParser
 
 from vgf_llm._compat import TRL_SPECIFIER, check_trl_version
-from vgf_llm.trainer.config_checks import check_amounts
 from vgf_llm.trainer.vgf_config import _RANGES, VGFConfig
 
 CPU = {"output_dir": "out", "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -236,32 +235,6 @@ def test_bad_input(settings, error, message):
         config(**settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, 4),
-        ({"num_generations": 3, "per_device_train_batch_size": 6}, 1),
-        ({"num_base_generations": 0}, 0),
-        ({"num_base_generations": 7}, 7),
-        ({"rollout_transport_steps": 2}, 0),
-        ({"rollout_policy": "transport"}, 0),
-        ({"value_parametrization": "vocab"}, 0),
-    ],
-)
-def test_half_of_the_completions_are_the_bases_where_the_value_samples(settings, expected):
-    assert config(**settings).base_generations == expected
-
-
-def test_base_generations_need_whole_groups_in_each_process():
-    args = config(num_base_generations=1, num_generations=8, per_device_train_batch_size=8)
-    check_amounts(args)
-    args.steps_per_generation, args.per_device_train_batch_size = 3, 4  # as with two processes
-    with pytest.raises(ValueError, match="needs whole groups in each process, but a round has 12"):
-        check_amounts(args)
-    args.num_base_generations = None
-    assert args.base_generations == 0
-
-
 def test_group_sizes_that_an_error_proposes_are_accepted():
     for per_device in (4, 8, 12):
         assert config(per_device_train_batch_size=per_device, num_generations=4).generation_batch_size == per_device
@@ -278,6 +251,8 @@ def test_group_sizes_that_an_error_proposes_are_accepted():
         ({}, [0.0, 1.0, NAN], "likelihood"),
         ({}, [0.0, 0.5], "pairwise"),
         ({"winner_coef": 0.5}, [0.0, 1.0], "pairwise"),
+        ({"winner_coef": 1.0}, [0.0, 1.0], "pairwise"),
+        ({"value_loss": "pairwise"}, [0.0, 1.0], "pairwise"),
         ({"value_loss": "likelihood"}, [0.0, 1.0], "likelihood"),
         ({"value_loss": "bernoulli"}, [0.3, 1.0], "bernoulli"),
         ({"value_parametrization": "vocab"}, [0.0, 1.0, NAN], "bernoulli"),
