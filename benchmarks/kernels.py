@@ -4,7 +4,8 @@
 `flow_direction` has to read the particles and the scores and write the velocity, `simplex_flow` to read logits and Q
 and write log-probabilities: three times the size of one tensor. A copy moves two. The floor of a kernel is therefore
 3/2 of the time of a copy, timed right before it. Two copies are timed: into a new tensor, as the kernels return one (on
-a CPU the system hands out its pages one fault at a time), and into memory that is in use already.
+a CPU the system hands out its pages one fault at a time), and into memory that is in use already, as `transport` gives
+`flow_direction` for its steps.
 
     python -m benchmarks.kernels                                 # 8 of the 64 groups, 1.1 GB
     python -m benchmarks.kernels --groups 64                     # the full shape, [64, 8, 256 * 4096]: 6 GB in fp32
@@ -68,13 +69,14 @@ def kernels(args: argparse.Namespace) -> dict[str, tuple[Tensor, Callable[[], An
     """The kernels by name: a tensor of the size that they read twice and write once, a call, and calls per timing."""
     options: dict[str, Any] = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     particles = torch.randn(args.groups, args.particles, args.width, **options)
-    score = torch.randn_like(particles)
+    score, velocity = torch.randn_like(particles), torch.empty_like(particles)
     logits, q_values = torch.randn(2, args.rows, args.candidates, **options)
     mask = torch.rand(args.rows, args.candidates, device=args.device) < 0.5
     mask[:, 0] = True
     flow = {"step_size": 0.125, "num_steps": 8}
     return {
         "flow_direction": (particles, lambda: flow_direction(particles, score), 1),
+        "flow_direction, given `out`": (particles, lambda: flow_direction(particles, score, out=velocity), 1),
         "flow_direction without repulsion": (particles, lambda: flow_direction(particles, score, repulsion=False), 1),
         "simplex_flow": (logits, lambda: simplex_flow(logits, q_values, **flow), 300),
         "simplex_flow with a mask": (logits, lambda: simplex_flow(logits, q_values, candidate_mask=mask, **flow), 300),

@@ -225,20 +225,35 @@ def vgf_settings(job: Job, **overrides: Any) -> VGFConfig:
     """
     if job.vgf_config is None:
         raise ValueError("`vgf_config` is missing: VGF's settings come from its recipe's YAML file.")
-    known = {item.name for item in fields(VGFConfig) if item.init}
-    given = yaml.safe_load(job.vgf_config.read_text(encoding="utf-8"))
-    settings = {name: value for name, value in given.items() if name in known}
-    at_a_time = settings.setdefault("num_generations", job.num_generations)
-    if job.num_generations % at_a_time:
-        raise ValueError(
-            f"`num_generations` is {at_a_time} in {job.vgf_config}, which does not divide the {job.num_generations} "
-            "completions per prompt of the comparison."
-        )
+    settings = recipe_settings(job.vgf_config, job.num_generations)
+    at_a_time = settings["num_generations"]
     settings |= {"output_dir": str(job.directory), "seed": job.seed}
     settings |= {"num_train_epochs": job.num_generations // at_a_time / settings.get("rollout_fraction", 1)}
     settings |= {"max_completion_length": job.task.max_new_tokens, "disable_tqdm": True, "save_strategy": "no"}
     settings["use_cpu"] = not torch.cuda.is_available()
     return VGFConfig(**{**settings, **overrides})
+
+
+def recipe_settings(path: Path, num_generations: int) -> dict[str, Any]:
+    """Reads what of a recipe's YAML file is `VGFConfig`'s.
+
+    Args:
+        path: The file.
+        num_generations: Completions per prompt of the whole run, and at a time where the file says nothing.
+
+    Raises:
+        ValueError: If the file's own `num_generations` does not divide them.
+    """
+    known = {item.name for item in fields(VGFConfig) if item.init}
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = {name: value for name, value in given.items() if name in known}
+    at_a_time = settings.setdefault("num_generations", num_generations)
+    if num_generations % at_a_time:
+        raise ValueError(
+            f"`num_generations` is {at_a_time} in {path}, which does not divide the {num_generations} completions per "
+            "prompt of the comparison."
+        )
+    return settings
 
 
 def sample_base(job: Job) -> Samples:

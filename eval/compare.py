@@ -24,7 +24,7 @@ import torch
 
 from eval import compare_measure as measured
 from eval import compare_report
-from eval.baselines import TRAINABLE, Job, sample_base
+from eval.baselines import TRAINABLE, Job, recipe_settings, sample_base
 from eval.compare_measure import UNTRAINED
 from eval.sampling import Samples
 from eval.store import fingerprint, write_json
@@ -120,6 +120,8 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
         raise ValueError(
             f"`--batch_size` {args.batch_size} must be a multiple of `--num_generations` {args.num_generations}."
         )
+    if any(name in TRAINABLE and TRAINABLE[name].has_value for name in names):
+        recipe_settings(config, args.num_generations)
     if args.write_reference and args.recipe != "embedded_math":
         raise ValueError("`--write_reference` is for --recipe embedded_math, whose recipe prints it.")
     return names
@@ -210,7 +212,7 @@ class Comparison:
 
         def score(rate: float | None, count: int | None) -> None:
             mean, error = self.run(name, self.args.seeds[0], rate, count, tested=False)["validation"]
-            passes = "" if count is None else f", {count} epochs"
+            passes = "" if count is None else f", {count} {'epoch' if count == 1 else 'epochs'}"
             print(f"{method.label}, lr {rate:g}{passes}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
             scores[rate, count] = mean
 

@@ -164,7 +164,7 @@ def _settings(run: Run) -> str:
     rate, epochs = _swept(run)
     if rate is None:
         return ""
-    return f"{rate:g}" if epochs is None else f"{rate:g}, {epochs} epochs"
+    return f"{rate:g}" if epochs is None else f"{rate:g}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
 
 
 def _training_time(runs: Sequence[Run]) -> str:

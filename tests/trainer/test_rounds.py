@@ -33,7 +33,7 @@ def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
 
 
 def test_a_round_larger_than_a_batch_of_sampling_is_sampled_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout, "_ROWS_AT_A_TIME", 6)
+    monkeypatch.setattr(rollout, "_ROWS_ON_CPU", 6)
     run = tiny.trainer(tmp_path, num_generations=4, per_device_train_batch_size=16, rollout_policy="transport")
     sizes = []
     generate = run.rollout._generate
@@ -42,8 +42,13 @@ def test_a_round_larger_than_a_batch_of_sampling_is_sampled_in_parts(tmp_path, m
     found = run.rollout(rows)
     assert sizes == [4, 4, 4, 4]  # whole groups, so that each prompt is read once
     assert len(found.completion_ids) == len(found.completions) == len(found.ref_logps) == 16
-    for ids, logps in zip(found.completion_ids, found.ref_logps, strict=True):
-        assert len(ids) == len(logps) > 0
+    # Prompts of similar length are sampled together, and every completion comes back to its own.
+    lengths = [len(ids) for ids in found.prompt_ids]
+    assert lengths != sorted(lengths)
+    for prompt, ids, logps in zip(found.prompt_ids, found.completion_ids, found.ref_logps, strict=True):
+        row = torch.tensor([[*prompt, *ids]])
+        expected = run.vgf_model.ref_logps(row, torch.ones_like(row), len(ids))
+        torch.testing.assert_close(torch.tensor([logps]), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_later_passes_over_a_round_have_other_batches_of_the_same_completions(tmp_path):

@@ -48,6 +48,7 @@ def flow_direction(
     alpha: float = 1.0,
     bandwidth: float | Tensor | None = None,
     repulsion: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Velocity that carries the particles towards the Boltzmann distribution of the value.
 
@@ -62,13 +63,17 @@ def flow_direction(
         bandwidth: Length scale of the kernel, a number or [...]; None takes `median_bandwidth`.
         repulsion: Whether to keep the second term, which spreads the particles. It is what vanishes beside the first
             when alpha goes to 0.
+        out: Where phi goes, contiguous, like the particles in shape, dtype and device, and none of the inputs. Without
+            gradients only. A loop that gives the same tensor again and again saves the time that new memory takes,
+            which for large particles on a CPU is most of it.
 
     Returns:
         phi, [..., N, D]. With N = 1 it is score / alpha, plain ascent.
 
     Raises:
         TypeError: The particles are not floating point.
-        ValueError: Shapes do not agree, input is not finite, or `alpha` or `bandwidth` is not positive.
+        ValueError: Shapes do not agree, input is not finite, `alpha` or `bandwidth` is not positive, or `out` is no
+            place for the result.
 
     Source:
         arXiv 2604.14265, the particle update of the discrete gradient flow.
@@ -80,14 +85,32 @@ def flow_direction(
     check_particle_shape("particles", particles)
     check_shape("score", score, particles.shape, "particles")
     check_number("alpha", alpha, low_open=True, fix="for the limit alpha -> 0 pass repulsion=False and scale step_size")
-    if torch.is_grad_enabled() and (particles.requires_grad or score.requires_grad):
+    needs_grad = torch.is_grad_enabled() and (particles.requires_grad or score.requires_grad)
+    if out is not None:
+        _check_out(out, particles, score, needs_grad)
+    if needs_grad:
         check_finite("score", score)
         bandwidth = median_bandwidth(particles) if bandwidth is None else bandwidth
         kernel = kernel_matrix(particles, particles, bandwidth)
         width = torch.as_tensor(bandwidth, dtype=kernel.dtype, device=kernel.device)
         return _velocity(particles, score, *_weights(kernel, width, alpha, repulsion)).to(particles.dtype)
     kernel, width = particle_kernel(particles, bandwidth)
-    return _tiled_velocity(particles, score, *_weights(kernel, width, alpha, repulsion))
+    return _tiled_velocity(particles, score, *_weights(kernel, width, alpha, repulsion), out)
+
+
+def _check_out(out: Tensor, particles: Tensor, score: Tensor, needs_grad: bool) -> None:
+    if needs_grad:
+        raise ValueError("`out` cannot hold a result with gradients; leave it out, or detach particles and score.")
+    like = (particles.shape, particles.dtype, particles.device)
+    if (out.shape, out.dtype, out.device) != like or not out.is_contiguous():
+        raise ValueError(
+            f"`out` must be contiguous and like the particles, {list(particles.shape)} in {particles.dtype} on "
+            f"{particles.device}; got {list(out.shape)} in {out.dtype} on {out.device}. Take "
+            "`torch.empty_like(particles)`."
+        )
+    storage = out.untyped_storage().data_ptr()
+    if out.numel() > 0 and storage in (t.untyped_storage().data_ptr() for t in (particles, score)):
+        raise ValueError("`out` shares memory with `particles` or `score`, which are read while it is written.")
 
 
 def _weights(kernel: Tensor, width: Tensor, alpha: float, repulsion: bool) -> tuple[Tensor, Tensor | None]:
@@ -110,19 +133,21 @@ def _velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread: Tens
     return attraction @ score.to(dtype) + spread @ offsets
 
 
-def _tiled_velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread: Tensor | None) -> Tensor:
+def _tiled_velocity(
+    particles: Tensor, score: Tensor, attraction: Tensor, spread: Tensor | None, out: Tensor | None
+) -> Tensor:
     """`_velocity` in the particles' dtype, a tile at a time: each number is read once and written once.
 
-    Raises ValueError when `score` is not finite.
+    The result stands in `out` if that is given. Raises ValueError when `score` is not finite.
     """
     num_particles, width = particles.shape[-2:]
     columns = max(1, tile_size(particles) // num_particles)
     if width <= columns:
         velocity = _velocity(particles, score, attraction, spread)
         total = velocity.sum()
-        velocity = velocity.to(particles.dtype)
+        velocity = velocity.to(particles.dtype) if out is None else out.copy_(velocity)
     else:
-        velocity = torch.empty_like(particles, memory_format=torch.contiguous_format)
+        velocity = torch.empty_like(particles, memory_format=torch.contiguous_format) if out is None else out
         total = attraction.new_zeros(())
         shape, matrices = (-1, num_particles, width), (-1, num_particles, num_particles)
         groups = zip(
@@ -133,12 +158,12 @@ def _tiled_velocity(particles: Tensor, score: Tensor, attraction: Tensor, spread
             (attraction if spread is None else spread).reshape(matrices),
             strict=True,
         )
-        for out, group, own_score, attract, repel in groups:
+        for target, group, own_score, attract, repel in groups:
             for start in range(0, width, columns):
                 tile = slice(start, start + columns)
                 moved = _velocity(group[:, tile], own_score[:, tile], attract, None if spread is None else repel)
                 total += moved.sum()
-                out[:, tile] = moved
+                target[:, tile] = moved
     if not bool(torch.isfinite(total)):
         # The kernel of a particle with itself is 1, so that a score that is not finite is seen in the sum.
         check_finite("score", score)
@@ -204,11 +229,12 @@ def transport(
     scale = _start_norms(start) if normalize else None
 
     current, values, taken = start, [], 0
+    space = torch.empty_like(start, memory_format=torch.contiguous_format)
     reason: StopReason = "num_steps"
     while taken < num_steps:
         value, score = _value_and_score(value_fn, current, taken)
         values.append(value)
-        velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion)
+        velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion, out=space)
         resting = ~velocity.any(dim=-1)
         if bool(resting.all()):
             reason = "stationary"

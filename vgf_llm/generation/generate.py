@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from vgf_llm.generation.decode_attention import decoding_attention
 from vgf_llm.generation.decoding import answers_of, check_decoding, default_mask, end_token_ids, mask_after_eos
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.prefill import SharedPrefill
@@ -120,7 +121,7 @@ def generate(
     processor = None
     if plain:
         prefill = SharedPrefill(transport.num_particles)
-        with adapter_rows(model.policy, model.policy_adapter), prefill.installed(policy):
+        with adapter_rows(model.policy, model.policy_adapter), prefill.installed(policy), decoding_attention(policy):
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     else:
         tap = FeatureTap(
@@ -135,7 +136,7 @@ def generate(
         record = wanted and (transport.num_particles > 1 or return_dict_in_generate)
         processor = TransportProcessor(space, tap, transport, record=record)
         kwargs["logits_processor"] = LogitsProcessorList([*(logits_processor or []), processor])
-        with tap.installed():
+        with tap.installed(), decoding_attention(policy, model.value_model):
             raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
     if not return_dict_in_generate and (transport.selection == "none" or transport.num_particles == 1):
         return raw.sequences

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
 from vgf_llm._compat import pad
-from vgf_llm.generation import TokenLogps, generate_from_value, mask_after_eos
+from vgf_llm.generation import TokenLogps, decoding_attention, generate_from_value, mask_after_eos
 from vgf_llm.models.config import SEQUENCE_SPACES
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.prefetch import RolloutQueue
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from vgf_llm.trainer.vgf_trainer import VGFTrainer
 
 Prompt = str | list[dict[str, str]]
-# Completions sampled together: a round may be a whole data set, and a cache of all its rows would not fit.
+# Completions sampled together: a round may be a whole data set, and a cache of all its rows would not fit. A CPU gains
+# nothing from more than some hundreds, and wastes less padding on fewer of similar length.
 _ROWS_AT_A_TIME = 512
+_ROWS_ON_CPU = 256
 # Completions, their mean KL to the base per token, and their tokens' log-probabilities under it.
 Sampled = tuple[list[list[int]], Tensor | None, list[list[float]] | None]
 RolloutFunc = Callable[[list[Prompt], "VGFTrainer"], dict[str, Any]]
@@ -144,15 +146,25 @@ class RolloutEngine:
         return [next(base if at < count else value) for at in place], kl, None
 
     def _generate_parts(self, prompt_ids: list[list[int]], with_value: bool) -> Sampled:
-        """`_generate` for any number of rows, those of a prompt together."""
+        """`_generate` for any number of rows, those of a prompt together, prompts of similar length in one call."""
         count = prompts_in_a_row(prompt_ids)
-        size = max(1, _ROWS_AT_A_TIME // count) * count
-        starts = range(0, len(prompt_ids), size)
-        parts = [self._generate(prompt_ids[start : start + size], with_value) for start in starts]
+        firsts = sorted(range(0, len(prompt_ids), count), key=lambda first: len(prompt_ids[first]))
+        order = [row for first in firsts for row in range(first, first + count)]
+        on_cpu = self.trainer.accelerator.device.type == "cpu"
+        size = max(1, (_ROWS_ON_CPU if on_cpu else _ROWS_AT_A_TIME) // count) * count
+        starts = range(0, len(order), size)
+        parts = [
+            self._generate([prompt_ids[row] for row in order[start : start + size]], with_value) for start in starts
+        ]
+        place = torch.tensor(order).argsort()
         completion_ids = [ids for part in parts for ids in part[0]]
         kl = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
         logps = None if parts[0][2] is None else [row for part in parts for row in part[2] or ()]
-        return completion_ids, kl, logps
+        return (
+            [completion_ids[at] for at in place],
+            None if kl is None else kl[place.to(kl.device)],
+            None if logps is None else [logps[at] for at in place],
+        )
 
     def _prompt_ids(self, prompts: list[Prompt]) -> list[list[int]]:
         prompt_ids = self.tokenize(prompts)
@@ -203,7 +215,7 @@ class RolloutEngine:
         recorder = TokenLogps() if self._samples_reference else None
         recording = nullcontext() if recorder is None else recorder.installed(inner_model(model.policy))
         try:
-            with recording:
+            with recording, decoding_attention(model.policy, model.value_model):
                 if with_value and args.samples_value_model:
                     output = generate_from_value(
                         model,

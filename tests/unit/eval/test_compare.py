@@ -186,12 +186,15 @@ def config(tmp_path: Path) -> Path:
 def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "compare.json").write_text(json.dumps({"num_train": 99}), encoding="utf-8")
+    two = tmp_path / "two.yaml"
+    two.write_text(yaml.safe_dump({**TINY, "num_generations": 2}), encoding="utf-8")
     cases = [
         ({"recipe": "chess"}, "`--recipe` must be one of embedded_math, embedded_preference; got 'chess'"),
         ({"methods": ["ppo"]}, "`--methods` must be among base, vgf, "),
         ({"num_test": 0}, "`--num_test` must be at least 2, got 0"),
         ({"batch_size": 6}, "must be a multiple of `--num_generations` 4"),
         ({"vgf_config": tmp_path / "no.yaml"}, "no.yaml, which does not exist"),
+        ({"vgf_config": two, "methods": ["vgf"], "num_generations": 3, "batch_size": 6}, "does not divide the 3"),
         ({"output_dir": tmp_path / "done"}, "holds another comparison (recipe: None there"),
     ]
     for options, message in cases:

@@ -119,6 +119,28 @@ def test_low_precision_is_the_float32_result_rounded(dtype, monkeypatch):
     torch.testing.assert_close(flow_direction(particles, score, bandwidth=1.5), expected)
 
 
+@pytest.mark.parametrize("tile", [4, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_direction_goes_where_it_is_told(tile, dtype, monkeypatch):
+    monkeypatch.setitem(kernels._TILES, "cpu", tile)
+    particles, score = torch.randn(2, 2, 3, 17, dtype=dtype)
+    out = torch.full_like(particles, torch.nan)
+    assert flow_direction(particles, score, out=out) is out
+    assert torch.equal(out, flow_direction(particles, score))
+
+
+def test_a_place_that_cannot_hold_the_direction_is_refused():
+    particles, score = torch.randn(2, 3, 4)
+    for out in (torch.empty(3, 5), torch.empty(4, 3).T, torch.empty(3, 4, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="`out` must be contiguous and like the particles"):
+            flow_direction(particles, score, out=out)
+    for out in (particles, score, score[:]):
+        with pytest.raises(ValueError, match="`out` shares memory"):
+            flow_direction(particles, score, out=out)
+    with pytest.raises(ValueError, match="`out` cannot hold a result with gradients"):
+        flow_direction(particles.requires_grad_(), score, out=torch.empty(3, 4))
+
+
 def test_the_direction_is_differentiable_as_ever():
     particles = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     score = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
