@@ -12,6 +12,7 @@ printed. Test problems are the same for every seed.
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ class Comparison:
         self.validation = self._task("validation", args.num_validation, 0)
         self.test = self._task("test", args.num_test, 0)
         self._base_samples: dict[int, tuple[Samples, Stopwatch]] = {}
+        self._chosen: dict[str, tuple[float | None, int | None]] = {}
 
     def _claim(self) -> None:
         path = Path(self.args.output_dir) / "compare.json"
@@ -207,6 +209,12 @@ class Comparison:
             return self.choose(method.swept_as)
         if not method.learning_rates:
             return None, None
+        if name not in self._chosen:
+            self._chosen[name] = self._sweep(name)
+        return self._chosen[name]
+
+    def _sweep(self, name: str) -> tuple[float | None, int | None]:
+        method = TRAINABLE[name]
         epochs = self.args.offline_epochs if method.offline else [None]
         scores: dict[tuple[float | None, int | None], float] = {}
 
@@ -308,11 +316,12 @@ class Comparison:
         }
 
 
-def compare(args: argparse.Namespace) -> str:
+def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
     """Runs what is missing, writes and returns the report.
 
     Args:
         args: What `parse` returned.
+        argv: What it was given, for the report to name; the process's own arguments if `None`.
 
     Returns:
         Markdown.
@@ -325,7 +334,7 @@ def compare(args: argparse.Namespace) -> str:
         rate, epochs = (None, None) if name == UNTRAINED else comparison.choose(name)
         for seed in args.seeds:
             comparison.run(name, seed, rate, epochs)
-    command = "python -m eval.compare " + " ".join(sys.argv[1:])
+    command = shlex.join(["python", "-m", "eval.compare", *(sys.argv[1:] if argv is None else argv)])
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(comparison.runs.glob("*.json"))]
     labels = {UNTRAINED: "base", **{name: method.label for name, method in TRAINABLE.items()}}
     text = compare_report.render(runs, labels, comparison.settings, command, comparison.test.score_name)
@@ -341,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 after an error that was printed."""
     args = parse(argv)
     try:
-        print(compare(args))
+        print(compare(args, argv))
     except (ValueError, OSError) as error:
         print(f"eval.compare: error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 """The comparison: what baselines train on, how sweeps are read, its report, and a whole one at a small size."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,9 @@ def test_a_comparison_goes_on_where_it_stopped(
     for name, method in TRAINABLE.items():
         monkeypatch.setitem(TRAINABLE, name, replace(method, train=refuse))
     assert compare.main([*argv, "--methods", "grpo"]) == 0
-    assert "| GRPO (TRL) | greedy |" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    report = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "| GRPO (TRL) | greedy |" in report
+    assert shlex.join(["python", "-m", "eval.compare", *argv, "--methods", "grpo"]) in report
 
 
 def test_epochs_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
@@ -242,6 +245,8 @@ def test_epochs_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
     assert comparison.choose("rft") == (1e-3, 4)
     assert trained == list(scores)
     assert "rejection-sampling SFT (TRL), lr 0.001, 4 epochs: 0.700" in capsys.readouterr().out
+    assert comparison.choose("vgf_on_rft") == (1e-3, 4)  # swept once, and said once
+    assert capsys.readouterr().out == ""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in comparison.runs.glob("*.json")]
     assert [run["epochs"] for run in compare_report.chosen_runs(runs)] == [4]
     table = compare_report.render(runs, {"rft": "SFT"}, SETTINGS, "python -m eval.compare", "accuracy")
