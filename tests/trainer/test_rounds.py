@@ -139,23 +139,24 @@ def test_the_reward_of_what_the_value_sampled_is_logged(tmp_path):
     assert tiny.history(run, "rollout/reward") == []
 
 
-def test_training_ends_on_the_buffer_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("fraction", "rounds"), [(0.5, 3), (0.66, 3), (0.45, 2), (0.01, 1)])
+def test_training_ends_on_the_buffer_alone(fraction, rounds, tmp_path, monkeypatch):
     sampled, batches = [], []
 
     def reward(completion_ids, **kwargs):
         sampled.append(len(completion_ids))
         return tiny.mostly_high(completion_ids)
 
-    settings = {"steps_per_generation": 2, "max_steps": 10, "rollout_fraction": 0.5, "replay_ratio": 1.0}
+    settings = {"steps_per_generation": 2, "max_steps": 10, "rollout_fraction": fraction, "replay_ratio": 1.0}
     run = tiny.trainer(tmp_path, reward, value_loss="likelihood", value_holdout_ratio=0.0, **settings)
     read = run._losses
     monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
     run.train()
-    assert sampled == [16, 16, 16]  # whole rounds: those that begin within five of ten steps
+    assert sampled == [16] * rounds  # the nearest number of whole rounds, two steps each
     assert run.rounds.fresh == []
     known = {tuple(group.prompt_ids.tolist()) for group in run.rounds.buffer.groups}
     assert len(batches) == 10
-    for batch in batches[6:]:
+    for batch in batches[2 * rounds :]:
         assert len(batch["group_sizes"]) == 4  # two fresh ones and two replayed ones, were they sampled
         rows = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
         assert {tuple(row.tolist()) for row in rows} <= known

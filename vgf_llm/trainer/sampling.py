@@ -93,9 +93,12 @@ class SamplingMixin(_BaseTrainer):
 
     @property
     def _sampled_steps(self) -> int:
-        """Micro-steps of the rounds that are sampled: whole rounds, `rollout_fraction` of all of them or more."""
+        """Micro-steps of the rounds that are sampled: all of them, or the whole rounds nearest to `rollout_fraction`."""
         steps = self.state.max_steps * self.args.gradient_accumulation_steps
-        return math.ceil(steps * self.args.rollout_fraction / self._round_steps - 1e-9) * self._round_steps
+        if self.args.rollout_fraction == 1:
+            return steps
+        rounds = math.floor(steps * self.args.rollout_fraction / self._round_steps + 0.5)
+        return max(1, rounds) * self._round_steps
 
     def _eval_batch(self, groups: list[RolloutGroup]) -> Batch:
         num_processes = self.accelerator.num_processes

@@ -151,8 +151,8 @@ class VGFConfig(RolloutConfig):
             choose those of each round: prompts without a completion of reward 1 first, the least tried among them. The
             length of training stays what the epochs make it; rewards have to be 0 or 1.
         rollout_fraction (`float`, *optional*, defaults to `1.0`):
-            Share of the training steps whose rounds are sampled. In the steps after, the value trains on the buffer
-            alone, so that what was found last is learned as well as what was found first.
+            Share of the training steps whose rounds are sampled, to the nearest whole round. In the steps after, the
+            value trains on the buffer alone, so that what was found last is learned as well as what was found first.
         num_base_generations (`int`, *optional*):
             Of the `num_generations` completions of a training prompt, those that the base model samples where
             `rollout_policy` or `rollout_transport_steps` have the value sample: the base keeps trying what the value
