@@ -93,7 +93,7 @@ class SamplingMixin(_BaseTrainer):
 
     @property
     def _sampled_steps(self) -> int:
-        """Micro-steps of the rounds that are sampled: all of them, or the whole rounds nearest to `rollout_fraction`."""
+        """Micro-steps of the rounds that are sampled: all, or the number of rounds nearest to `rollout_fraction`."""
         steps = self.state.max_steps * self.args.gradient_accumulation_steps
         if self.args.rollout_fraction == 1:
             return steps
