@@ -40,7 +40,7 @@ def test_it_is_the_fused_kernels_result(groups, mask, queries):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_gradients_and_half_precision_go_to_the_fused_kernel(monkeypatch):
+def test_what_is_not_plain_goes_to_the_fused_kernel(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or a[0])
     states = torch.randn(2, 4, 1, 8)
@@ -49,7 +49,14 @@ def test_gradients_and_half_precision_go_to_the_fused_kernel(monkeypatch):
     decode_attention(layer(), states.requires_grad_(), states, states, None)
     decode_attention(layer(), states.detach().bfloat16(), states.bfloat16(), states.bfloat16(), None)
     decode_attention(layer(), states.detach(), states, states, None, dropout=0.1)
-    assert len(calls) == 3
+    decode_attention(layer(), states.detach(), states, states, torch.zeros(2, 4, 1, 1))  # a mask of every head's own
+    assert len(calls) == 4
+
+
+def test_what_the_fused_kernel_refuses_is_refused():
+    states = torch.randn(2, 4, 1, 8)
+    with pytest.raises(ValueError, match="softcap"):
+        decode_attention(layer(), states, states, states, None, softcap=30.0)
 
 
 @pytest.mark.parametrize("cache_implementation", [None, "static"])

@@ -17,6 +17,8 @@ from vgf_llm.models.language_model import inner_model
 
 _NAME = "vgf_decode"
 _FUSED = "sdpa"
+# What some models add to attention: the fused function knows what to do with it, or refuses it.
+_NOT_PLAIN = ("position_bias", "cache", "softcap", "s_aux")
 
 
 def decode_attention(
@@ -55,7 +57,8 @@ def decode_attention(
     """
     batch, heads, queries, width = query.shape
     needs_grad = torch.is_grad_enabled() and query.requires_grad
-    plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None and dropout == 0
+    plain = dropout == 0 and all(kwargs.get(name) is None for name in _NOT_PLAIN)
+    plain = plain and (attention_mask is None or attention_mask.shape[1] == 1)
     if queries > 1 or needs_grad or not plain or query.dtype != torch.float32 or query.device.type != "cpu":
         fused: Any = AttentionInterface()[_FUSED]
         return fused(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
