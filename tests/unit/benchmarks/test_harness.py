@@ -90,7 +90,8 @@ def test_kernels_report_their_distance_from_the_floor(tmp_path: Path) -> None:
     assert kernels.main(small) == 0
     result = json.loads(out.read_text())
     assert set(result["rows"]) == {
-        "flow_direction", "flow_direction without repulsion", "simplex_flow", "simplex_flow with a mask",
+        "flow_direction", "flow_direction, given `out`", "flow_direction without repulsion", "simplex_flow",
+        "simplex_flow with a mask",
     }  # fmt: skip
     assert result["rows"]["flow_direction"]["shape"] == [1, 8, 64]
     for row in result["rows"].values():
