@@ -31,6 +31,10 @@ results: $(ENV_STAMP)  ## print the embedded tables of docs/results.md again
 		--write_reference
 	$(BIN)/python -m eval.compare --recipe embedded_preference --seeds 0 1 2 \
 		--output_dir outputs/results/compare_preference
+	$(BIN)/python -m benchmarks.training_seconds --recipe embedded_math --num_train 768 \
+		--methods grpo rloo online_dpo dpo rft:2 rft:4 rft:8 --json outputs/results/seconds_math.json
+	$(BIN)/python -m benchmarks.training_seconds --recipe embedded_preference \
+		--json outputs/results/seconds_preference.json
 
 test: $(ENV_STAMP)  ## run the tests, except those marked slow
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -10,7 +10,6 @@ of different days do not.
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -64,14 +63,11 @@ def train(method: str, args: argparse.Namespace) -> dict[str, float]:
     name, _, epochs = method.partition(":")
     recipe = RECIPES[args.recipe]
     options = TaskOptions("train", args.num_train or recipe.num_train, problem_seed=args.seed)
-    task = load_task(recipe.task, options)
-    if task.proxy is not None:  # what training may see
-        task = dataclasses.replace(task, gold=task.proxy, proxy=None, _runners={})
     rates = TRAINABLE[name].learning_rates
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             base=recipe.base,
-            task=task,
+            task=load_task(recipe.task, options).for_training(),
             directory=Path(folder),
             seed=args.seed,
             learning_rate=rates[len(rates) // 2] if rates else None,
@@ -128,12 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     view = Table(title=f"{args.recipe}: {hardware('cpu')}, two processes of one thread")
     for column in ("method", "processor s", "VGF's beside it", "over VGF's"):
         view.add_column(column, justify="left" if column == "method" else "right")
+    settings = {name: getattr(args, name) for name in ("recipe", "num_train", "num_generations", "batch_size")}
     rows = {}
     for method in args.methods:
         with tempfile.TemporaryDirectory() as folder:
             rows[method] = row = pair(method, argv, Path(folder))
         view.add_row(method, f"{row['other']['cpu']:.1f}", f"{row['vgf']['cpu']:.1f}", f"{row['ratio']:.2f}")
-        settings = {name: getattr(args, name) for name in ("recipe", "num_train", "num_generations", "batch_size")}
         write_json(args.json, {"hardware": hardware("cpu"), "settings": settings, "rows": rows})
     console.print(view)
     return 0

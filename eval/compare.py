@@ -190,10 +190,7 @@ class Comparison:
 
     def training_task(self, seed: int) -> Task:
         """Training problems, whose gold is what training may see."""
-        task = self._task("train", self.num_train, seed)
-        if task.proxy is not None:
-            task = replace(task, gold=task.proxy, proxy=None, _runners={})
-        return task
+        return self._task("train", self.num_train, seed).for_training()
 
     def base_samples(self, job: Job) -> tuple[Samples, Stopwatch]:
         """Samples of the base that offline methods train on, drawn once per seed, and what drawing them took."""
@@ -220,8 +217,8 @@ class Comparison:
 
         def score(rate: float | None, count: int | None) -> None:
             mean, error = self.run(name, self.args.seeds[0], rate, count, tested=False)["validation"]
-            passes = "" if count is None else f", {count} {'epoch' if count == 1 else 'epochs'}"
-            print(f"{method.label}, lr {rate:g}{passes}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
+            tried = compare_report.settings_text(rate, count)
+            print(f"{method.label}, lr {tried}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
             scores[rate, count] = mean
 
         for rate in self.args.learning_rates or method.learning_rates:

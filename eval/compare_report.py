@@ -143,7 +143,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
             entry.mode,
             f"{mean:.3f} ± {error:.3f}",
             spread,
-            _settings(entry.runs[0]),
+            settings_text(*_swept(entry.runs[0])),
             ", ".join(map(str, steps)),
             "" if entry.runs[0]["completions"] == 0 else _training_time(entry.runs),
             f"{entry.seconds:.1f}",
@@ -159,9 +159,8 @@ def _only_transports(name: str) -> bool:
     return method is not None and method.has_value and not method.distilled
 
 
-def _settings(run: Run) -> str:
+def settings_text(rate: float | None, epochs: int | None) -> str:
     """Learning rate and, of methods that have them, epochs."""
-    rate, epochs = _swept(run)
     if rate is None:
         return ""
     return f"{rate:g}" if epochs is None else f"{rate:g}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
@@ -261,9 +260,8 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"], run.get("epochs") or 0)):
         if run["seed"] == first:
             mean, error = run["validation"]
-            lines.append(
-                f"| {labels[run['method']]} | {_settings(run)} | {mean:.3f} ± {error:.3f} | {_training_time([run])} |"
-            )
+            cells = [labels[run["method"]], settings_text(*_swept(run)), f"{mean:.3f} ± {error:.3f}"]
+            lines.append(f"| {' | '.join(cells)} | {_training_time([run])} |")
     return "\n".join(lines)
 
 

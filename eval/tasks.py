@@ -114,6 +114,10 @@ class Task:
         """Returns the task with some of its problems."""
         return replace(self, problems=self.problems.select(list(rows)), _runners={})
 
+    def for_training(self) -> "Task":
+        """Returns the task with what training may see as its gold: the proxy, where there is one."""
+        return self if self.proxy is None else replace(self, gold=self.proxy, proxy=None, _runners={})
+
     def score(self, rows: Sequence[int], responses: Sequence[str], ids: Sequence[list[int]]) -> dict[str, list[float]]:
         """Scores responses.
 

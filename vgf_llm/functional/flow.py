@@ -229,12 +229,12 @@ def transport(
     scale = _start_norms(start) if normalize else None
 
     current, values, taken = start, [], 0
-    space = torch.empty_like(start, memory_format=torch.contiguous_format)
+    velocities = torch.empty_like(start, memory_format=torch.contiguous_format)
     reason: StopReason = "num_steps"
     while taken < num_steps:
         value, score = _value_and_score(value_fn, current, taken)
         values.append(value)
-        velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion, out=space)
+        velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion, out=velocities)
         resting = ~velocity.any(dim=-1)
         if bool(resting.all()):
             reason = "stationary"

@@ -156,13 +156,13 @@ class RolloutEngine:
         parts = [
             self._generate([prompt_ids[row] for row in order[start : start + size]], with_value) for start in starts
         ]
-        place = torch.tensor(order).argsort()
+        place = sorted(range(len(order)), key=order.__getitem__)  # where each row's completion came to stand
         completion_ids = [ids for part in parts for ids in part[0]]
         kl = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
         logps = None if parts[0][2] is None else [row for part in parts for row in part[2] or ()]
         return (
             [completion_ids[at] for at in place],
-            None if kl is None else kl[place.to(kl.device)],
+            None if kl is None else kl[place],
             None if logps is None else [logps[at] for at in place],
         )
 
