@@ -36,8 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.training_seconds", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", choices=RECIPES, required=True)
     parser.add_argument("--methods", nargs="+", default=["grpo", "rloo", "online_dpo", "dpo", "rft"], metavar="METHOD",
-                        help="methods of eval.compare; of those that train on the base's samples NAME:EPOCHS, two "
-                        "epochs if left out")  # fmt: skip
+                        help="methods of eval.compare, or NAME:PASSES over their completions; dpo and rft make two if "
+                        "left out, grpo and rloo one")  # fmt: skip
     parser.add_argument("--num_train", type=int, help="training prompts; as many as the recipe has by default")
     parser.add_argument("--num_generations", type=int, default=4, help="training completions per prompt")
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of TRL's trainers")
@@ -46,11 +46,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # one run in a process of its own
     args = parser.parse_args(argv)
     for text in args.methods:
-        name, _, epochs = text.partition(":")
+        name, _, passes = text.partition(":")
         if name not in TRAINABLE:
             parser.error(f"--methods must be among {', '.join(TRAINABLE)}; got {name!r}")
-        if epochs and not (TRAINABLE[name].offline and epochs.isdigit() and int(epochs) > 0):
-            parser.error(f"--methods {text}: only methods that train on the base's samples take a number of epochs")
+        if passes and not (TRAINABLE[name].passes and passes.isdigit() and int(passes) > 0):
+            able = ", ".join(key for key, method in TRAINABLE.items() if method.passes)
+            parser.error(f"--methods {text}: a number of passes, 1 or more, goes with {able}")
     for name in ("num_train", "num_generations", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 2:
             parser.error(f"--{name} must be at least 2, got {getattr(args, name)}")
@@ -60,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def train(method: str, args: argparse.Namespace) -> dict[str, float]:
     """Trains one method in this process, with the middle learning rate of its sweep; returns what it took."""
     torch.set_num_threads(1)
-    name, _, epochs = method.partition(":")
+    name, _, passes = method.partition(":")
     recipe = RECIPES[args.recipe]
     options = TaskOptions("train", args.num_train or recipe.num_train, problem_seed=args.seed)
     rates = TRAINABLE[name].learning_rates
@@ -74,7 +75,7 @@ def train(method: str, args: argparse.Namespace) -> dict[str, float]:
             vgf_config=recipe.vgf_config,
             num_generations=args.num_generations,
             batch_size=args.batch_size,
-            preference_epochs=int(epochs or 2),
+            passes=int(passes or (2 if TRAINABLE[name].offline else 1)),
         )
         seconds = measure(lambda: TRAINABLE[name].train(job))
     return {"cpu": round(seconds.cpu, 1), "wall": round(seconds.wall, 1)}

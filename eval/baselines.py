@@ -38,7 +38,7 @@ class Job:
         num_generations: Completions per prompt.
         batch_size: Completions per optimizer step.
         static_cache: Whether sampling uses a static cache, which is faster for small models on a CPU.
-        preference_epochs: Epochs of the methods that train on a fixed set of samples.
+        passes: How often completions are learned from: epochs over samples of the base, or `num_iterations` of TRL.
         samples: What `sample_base` gave for it, where that is known already.
     """
 
@@ -51,7 +51,7 @@ class Job:
     num_generations: int = 4
     batch_size: int = 64
     static_cache: bool = True
-    preference_epochs: int = 2
+    passes: int = 1
     samples: Samples | None = None
 
     @property
@@ -89,7 +89,7 @@ class Job:
 
 
 def train_grpo(job: Job) -> None:
-    """Group-relative policy optimisation, with TRL's defaults but for the learning rate."""
+    """Group-relative policy optimisation, with TRL's defaults but for the learning rate and `num_iterations`."""
     _policy_gradient(GRPOTrainer, GRPOConfig, job)
 
 
@@ -105,6 +105,7 @@ def _policy_gradient(trainer_class: Any, config_class: Any, job: Job) -> None:
         per_device_train_batch_size=job.batch_size,
         max_completion_length=job.task.max_new_tokens,
         num_train_epochs=1,
+        num_iterations=job.passes,
         cache_implementation="static" if job.static_cache else None,
     )
     trainer = trainer_class(
@@ -157,7 +158,7 @@ def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) 
     args = config_class(
         **job.settings(),
         per_device_train_batch_size=max(1, job.batch_size // 2),
-        num_train_epochs=job.preference_epochs,
+        num_train_epochs=job.passes,
         max_length=None,
     )
     trainer = trainer_class(model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer)
@@ -337,6 +338,8 @@ class Trainable:
         has_value: Whether the result is a VGF model.
         distilled: Whether its policy is trained, and stands in the table without transport too.
         offline: Whether it trains on the base's own samples, drawn beforehand.
+        passes: The option of the command line that lists how many passes over its completions are tried; `None` for
+            methods that make one, or as many as their recipe says.
         swept_as: The method whose chosen learning rate it takes, where it contains one.
     """
 
@@ -346,7 +349,15 @@ class Trainable:
     has_value: bool = False
     distilled: bool = False
     offline: bool = False
+    passes: str | None = None
     swept_as: str | None = None
+
+    def settings_text(self, rate: float | None, passes: int | None) -> str:
+        """Writes what a sweep varies: the learning rate and, of methods that have them, the passes."""
+        if rate is None:
+            return ""
+        unit = "epoch" if self.offline else "iteration"
+        return f"{rate:g}" if passes is None else f"{rate:g}, {passes} {unit}{'' if passes == 1 else 's'}"
 
 
 TRAINABLE = {
@@ -359,9 +370,11 @@ TRAINABLE = {
     "vgf_on_rft": Trainable(
         "VGF, SFT's result as its value", train_vgf_on_rft, has_value=True, offline=True, swept_as="rft"
     ),
-    "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3)),
-    "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3)),
-    "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True),
+    "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3), passes="num_iterations"),
+    "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3), passes="num_iterations"),
+    "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True, passes="offline_epochs"),
     "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4, 1e-3)),
-    "rft": Trainable("rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True),
+    "rft": Trainable(
+        "rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True, passes="offline_epochs"
+    ),
 }

@@ -4,9 +4,9 @@
     python -m eval.compare --recipe embedded_math --seeds 0 1 2 --output_dir outputs/compare
 
 Every run of a method, a learning rate and a seed is one JSON file, so that a comparison can be made in pieces
-(`--methods grpo rloo`) and goes on where it stopped. A baseline's learning rate, and then the epochs of those that
-train on samples of the base, are chosen by sampled responses to validation problems with the first seed; the sweep is
-printed. Test problems are the same for every seed.
+(`--methods grpo rloo`) and goes on where it stopped. A baseline's learning rate, and then its passes over its
+completions, are chosen by sampled responses to validation problems with the first seed; the sweep is printed. Test
+problems are the same for every seed.
 """
 
 import argparse
@@ -85,6 +85,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--offline_epochs", type=int, nargs="+", default=[2, 4, 8],
                         help="of dpo and rft over the base's samples: swept after the learning rate, which the first "
                         "of them decides")  # fmt: skip
+    parser.add_argument("--num_iterations", type=int, nargs="+", default=[1, 2, 4],
+                        help="of grpo and rloo: updates with each batch of completions, swept likewise")  # fmt: skip
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
@@ -112,7 +114,7 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
         if not path.exists():
             raise FileNotFoundError(f"The recipe {args.recipe!r} needs {path}, which does not exist.")
     for name, least in (("num_train", 2), ("num_validation", 2), ("num_test", 2), ("num_generations", 2),
-                        ("num_votes", 2), ("batch_size", 2), ("offline_epochs", 1)):  # fmt: skip
+                        ("num_votes", 2), ("batch_size", 2), ("offline_epochs", 1), ("num_iterations", 1)):  # fmt: skip
         given = getattr(args, name)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value < least:
@@ -200,7 +202,7 @@ class Comparison:
         return self._base_samples[job.seed]
 
     def choose(self, name: str) -> tuple[float | None, int | None]:
-        """Sweeps a method with the first seed; returns the learning rate and epochs that validation problems chose."""
+        """Sweeps a method with the first seed; returns the learning rate and passes that validation problems chose."""
         method = TRAINABLE[name]
         if method.swept_as is not None:
             return self.choose(method.swept_as)
@@ -212,24 +214,24 @@ class Comparison:
 
     def _sweep(self, name: str) -> tuple[float | None, int | None]:
         method = TRAINABLE[name]
-        epochs = self.args.offline_epochs if method.offline else [None]
+        passes = [None] if method.passes is None else getattr(self.args, method.passes)
         scores: dict[tuple[float | None, int | None], float] = {}
 
         def score(rate: float | None, count: int | None) -> None:
             mean, error = self.run(name, self.args.seeds[0], rate, count, tested=False)["validation"]
-            tried = compare_report.settings_text(rate, count)
+            tried = method.settings_text(rate, count)
             print(f"{method.label}, lr {tried}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
             scores[rate, count] = mean
 
         for rate in self.args.learning_rates or method.learning_rates:
-            score(rate, epochs[0])
+            score(rate, passes[0])
         best, _ = max(scores, key=lambda key: scores[key])
-        for count in epochs[1:]:
+        for count in passes[1:]:
             score(best, count)
         return max(scores, key=lambda key: scores[key])
 
     def run(
-        self, name: str, seed: int, rate: float | None = None, epochs: int | None = None, *, tested: bool = True
+        self, name: str, seed: int, rate: float | None = None, passes: int | None = None, *, tested: bool = True
     ) -> dict[str, Any]:
         """Returns one run; trains and measures what its file does not hold yet.
 
@@ -237,16 +239,16 @@ class Comparison:
             name: Method.
             seed: Seed.
             rate: Learning rate, for methods that have a sweep.
-            epochs: Of the methods that train on samples of the base.
+            passes: Over the completions, for methods that have them swept.
             tested: Whether test problems are wanted; a sweep is decided without them.
         """
-        parts = [name, rate and f"lr{rate:g}", epochs and f"epochs{epochs}", f"seed{seed}"]
+        parts = [name, rate and f"lr{rate:g}", passes and f"passes{passes}", f"seed{seed}"]
         key = "-".join(part for part in parts if part)
         path, folder = self.runs / f"{key}.json", Path(self.args.output_dir) / "models" / key
         run = self._find(path, name)
         if run is None:
             print(f"{key} ...", flush=True)
-            run = self._train(name, seed, rate, epochs, folder)
+            run = self._train(name, seed, rate, passes, folder)
             run |= {"rows": {}, **measured.validate(self, name, folder, seed)}
             write_json(path, run)
         if tested and not run["rows"]:
@@ -276,7 +278,7 @@ class Comparison:
             )
         return run
 
-    def _train(self, name: str, seed: int, rate: float | None, epochs: int | None, folder: Path) -> dict[str, Any]:
+    def _train(self, name: str, seed: int, rate: float | None, passes: int | None, folder: Path) -> dict[str, Any]:
         taken, completions = Stopwatch(), 0
         if name != UNTRAINED:
             folder.mkdir(parents=True, exist_ok=True)
@@ -289,7 +291,7 @@ class Comparison:
                 vgf_config=self.vgf_config,
                 num_generations=self.args.num_generations,
                 batch_size=self.args.batch_size,
-                preference_epochs=epochs or 1,
+                passes=passes or 1,
             )
             drawing = Stopwatch()
             if TRAINABLE[name].offline:
@@ -302,7 +304,7 @@ class Comparison:
         return {
             "method": name,
             "learning_rate": rate,
-            "epochs": epochs,
+            "passes": passes,
             "seed": seed,
             "train_seconds": taken.wall,
             "train_cpu_seconds": taken.cpu,
@@ -328,9 +330,9 @@ def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
         torch.set_num_threads(args.num_threads)
     comparison = Comparison(args)
     for name in names:
-        rate, epochs = (None, None) if name == UNTRAINED else comparison.choose(name)
+        rate, passes = (None, None) if name == UNTRAINED else comparison.choose(name)
         for seed in args.seeds:
-            comparison.run(name, seed, rate, epochs)
+            comparison.run(name, seed, rate, passes)
     command = shlex.join(["python", "-m", "eval.compare", *(sys.argv[1:] if argv is None else argv)])
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(comparison.runs.glob("*.json"))]
     labels = {UNTRAINED: "base", **{name: method.label for name, method in TRAINABLE.items()}}

@@ -44,8 +44,8 @@ class Entry:
 
 
 def _swept(run: Run) -> tuple[float | None, int | None]:
-    """What a sweep varies: learning rate and epochs."""
-    return run["learning_rate"], run.get("epochs")
+    """What a sweep varies: learning rate and passes over the completions."""
+    return run["learning_rate"], run.get("passes")
 
 
 def chosen_runs(runs: Sequence[Run]) -> list[Run]:
@@ -143,7 +143,7 @@ def _score_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: s
             entry.mode,
             f"{mean:.3f} ± {error:.3f}",
             spread,
-            settings_text(*_swept(entry.runs[0])),
+            _settings(entry.runs[0]),
             ", ".join(map(str, steps)),
             "" if entry.runs[0]["completions"] == 0 else _training_time(entry.runs),
             f"{entry.seconds:.1f}",
@@ -159,11 +159,9 @@ def _only_transports(name: str) -> bool:
     return method is not None and method.has_value and not method.distilled
 
 
-def settings_text(rate: float | None, epochs: int | None) -> str:
-    """Learning rate and, of methods that have them, epochs."""
-    if rate is None:
-        return ""
-    return f"{rate:g}" if epochs is None else f"{rate:g}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+def _settings(run: Run) -> str:
+    method = TRAINABLE.get(run["method"])
+    return "" if method is None else method.settings_text(*_swept(run))
 
 
 def _training_time(runs: Sequence[Run]) -> str:
@@ -248,7 +246,7 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
 
 def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     lines = [
-        "Learning rates and epochs, sampled responses to validation problems with the first seed:",
+        "Learning rates and passes, sampled responses to validation problems with the first seed:",
         "",
         "| method | lr | validation | training |",
         "|---|---|---|---|",
@@ -257,10 +255,10 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     if not swept:
         return ""
     first = min(run["seed"] for run in swept)
-    for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"], run.get("epochs") or 0)):
+    for run in sorted(swept, key=lambda run: (run["method"], run["learning_rate"], run.get("passes") or 0)):
         if run["seed"] == first:
             mean, error = run["validation"]
-            cells = [labels[run["method"]], settings_text(*_swept(run)), f"{mean:.3f} ± {error:.3f}"]
+            cells = [labels[run["method"]], _settings(run), f"{mean:.3f} ± {error:.3f}"]
             lines.append(f"| {' | '.join(cells)} | {_training_time([run])} |")
     return "\n".join(lines)
 

@@ -51,8 +51,8 @@ def test_a_run_that_fails_says_what_it_printed(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--methods", "ppo"], "--methods must be among vgf, "),
-        (["--methods", "grpo:3"], "only methods that train on the base's samples take a number of epochs"),
-        (["--methods", "rft:0"], "only methods that train on the base's samples take a number of epochs"),
+        (["--methods", "vgf:3"], "a number of passes, 1 or more, goes with grpo, rloo, dpo, rft"),
+        (["--methods", "rft:0"], "a number of passes, 1 or more, goes with"),
         (["--num_train", "1"], "--num_train must be at least 2, got 1"),
     ],
 )

@@ -209,12 +209,13 @@ def test_a_comparison_goes_on_where_it_stopped(
 ) -> None:
     # Short responses: what is tested is the book-keeping.
     monkeypatch.setattr(compare, "load_task", lambda name, options: load_task(name, replace(options, max_new_tokens=4)))
-    argv = arguments(tmp_path / "out", config, learning_rates=[1e-4, 1e-3], num_train=4, num_validation=2, num_test=2)
+    argv = arguments(tmp_path / "out", config, learning_rates=[1e-4, 1e-3], num_iterations=[1], num_train=4,
+                     num_validation=2, num_test=2)  # fmt: skip
     assert compare.main([*argv, "--methods", "base", "grpo"]) == 0
     files = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
-    assert files == ["base-seed0.json", "grpo-lr0.0001-seed0.json", "grpo-lr0.001-seed0.json"]
+    assert files == ["base-seed0.json", "grpo-lr0.0001-passes1-seed0.json", "grpo-lr0.001-passes1-seed0.json"]
     printed = capsys.readouterr().out
-    assert "GRPO (TRL), lr 0.0001:" in printed
+    assert "GRPO (TRL), lr 0.0001, 1 iteration:" in printed
     assert "| base | majority@2 |" in printed
 
     def refuse(job: Job) -> None:
@@ -228,29 +229,52 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert shlex.join(["python", "-m", "eval.compare", *argv, "--methods", "grpo"]) in report
 
 
-def test_epochs_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("method", "option", "unit", "copies"),
+    [("rft", "offline_epochs", "epochs", "vgf_on_rft"), ("grpo", "num_iterations", "iterations", "vgf_on_grpo")],
+)
+def test_passes_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
+    method: str, option: str, unit: str, copies: str, tmp_path: Path, config: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     trained: list[tuple[float | None, int]] = []
     scores = {(1e-4, 2): 0.1, (1e-3, 2): 0.3, (1e-3, 4): 0.7, (1e-3, 8): 0.5}
 
     def train(job: Job) -> None:
-        trained.append((job.learning_rate, job.preference_epochs))
+        trained.append((job.learning_rate, job.passes))
 
-    monkeypatch.setitem(TRAINABLE, "rft", replace(TRAINABLE["rft"], train=train))
+    monkeypatch.setitem(TRAINABLE, method, replace(TRAINABLE[method], train=train))
     monkeypatch.setattr(compare.Comparison, "base_samples", lambda *args: (None, compare.Stopwatch()))
     monkeypatch.setattr(compare.measured, "validate", lambda *args: {"validation": [scores[trained[-1]], 0.01]})
-    argv = arguments(tmp_path / "out", config, methods=["rft"], learning_rates=[1e-4, 1e-3], offline_epochs=[2, 4, 8])
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-4, 1e-3], **{option: [2, 4, 8]})
     comparison = compare.Comparison(compare.parse(argv))
-    assert comparison.choose("rft") == (1e-3, 4)
+    assert comparison.choose(method) == (1e-3, 4)
     assert trained == list(scores)
-    assert "rejection-sampling SFT (TRL), lr 0.001, 4 epochs: 0.700" in capsys.readouterr().out
-    assert comparison.choose("vgf_on_rft") == (1e-3, 4)  # swept once, and said once
+    assert f"(TRL), lr 0.001, 4 {unit}: 0.700" in capsys.readouterr().out
+    assert comparison.choose(copies) == (1e-3, 4)  # swept once, and said once
     assert capsys.readouterr().out == ""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in comparison.runs.glob("*.json")]
-    assert [run["epochs"] for run in compare_report.chosen_runs(runs)] == [4]
-    table = compare_report.render(runs, {"rft": "SFT"}, SETTINGS, "python -m eval.compare", "accuracy")
-    assert "| SFT | 0.001, 4 epochs | 0.700 ± 0.010 |" in table
+    assert [run["passes"] for run in compare_report.chosen_runs(runs)] == [4]
+    table = compare_report.render(runs, {method: "X"}, SETTINGS, "python -m eval.compare", "accuracy")
+    assert f"| X | 0.001, 4 {unit} | 0.700 ± 0.010 |" in table
+
+
+@pytest.mark.parametrize(("method", "trainer"), [("grpo", "GRPOTrainer"), ("dpo", "DPOTrainer")])
+def test_passes_reach_the_trainer(
+    method: str, trainer: str, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Built(Exception):
+        pass
+
+    def build(*args: Any, **kwargs: Any) -> None:
+        raise Built(kwargs["args"])
+
+    monkeypatch.setattr(baselines, trainer, build)
+    job = Job(str(compare.RECIPES["embedded_math"].base), task(2), tmp_path, learning_rate=1e-3, passes=3)
+    with pytest.raises(Built) as found:
+        TRAINABLE[method].train(replace(job, samples=samples([[1, 0], [1, 0]])))
+    settings = found.value.args[0]
+    assert (settings.num_iterations if method == "grpo" else settings.num_train_epochs) == 3
 
 
 def test_runs_of_other_vgf_settings_are_not_reused(
@@ -289,7 +313,8 @@ def test_what_fine_tuning_changed_can_be_the_value(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in TRAINABLE if "rft" not in name])
 def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config: Path) -> None:
-    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], offline_epochs=[1])
+    once = {"offline_epochs": [1], "num_iterations": [1]}
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], **once)
     if TRAINABLE[method].swept_as is not None:
         argv += ["--num_generations", "4"]
     assert compare.main(argv) == 0
