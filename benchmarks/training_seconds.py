@@ -41,6 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_train", type=int, help="training prompts; as many as the recipe has by default")
     parser.add_argument("--num_generations", type=int, default=4, help="training completions per prompt")
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of TRL's trainers")
+    parser.add_argument("--vgf_num_train", type=int, help="training prompts of VGF, where it is to have fewer")
+    parser.add_argument("--vgf_num_generations", type=int, help="likewise, completions per prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # one run in a process of its own
@@ -52,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if passes and not (TRAINABLE[name].passes and passes.isdigit() and int(passes) > 0):
             able = ", ".join(key for key, method in TRAINABLE.items() if method.passes)
             parser.error(f"--methods {text}: a number of passes, 1 or more, goes with {able}")
-    for name in ("num_train", "num_generations", "batch_size"):
+    for name in ("num_train", "num_generations", "batch_size", "vgf_num_train", "vgf_num_generations"):
         if getattr(args, name) is not None and getattr(args, name) < 2:
             parser.error(f"--{name} must be at least 2, got {getattr(args, name)}")
     return args
@@ -63,7 +65,10 @@ def train(method: str, args: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     name, _, passes = method.partition(":")
     recipe = RECIPES[args.recipe]
-    options = TaskOptions("train", args.num_train or recipe.num_train, problem_seed=args.seed)
+    num_train, num_generations = args.num_train or recipe.num_train, args.num_generations
+    if name == "vgf":
+        num_train, num_generations = args.vgf_num_train or num_train, args.vgf_num_generations or num_generations
+    options = TaskOptions("train", num_train, problem_seed=args.seed)
     rates = TRAINABLE[name].learning_rates
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
@@ -73,7 +78,7 @@ def train(method: str, args: argparse.Namespace) -> dict[str, float]:
             seed=args.seed,
             learning_rate=rates[len(rates) // 2] if rates else None,
             vgf_config=recipe.vgf_config,
-            num_generations=args.num_generations,
+            num_generations=num_generations,
             batch_size=args.batch_size,
             passes=int(passes or (2 if TRAINABLE[name].offline else 1)),
         )
@@ -125,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     view = Table(title=f"{args.recipe}: {hardware('cpu')}, two processes of one thread")
     for column in ("method", "processor s", "VGF's beside it", "over VGF's"):
         view.add_column(column, justify="left" if column == "method" else "right")
-    settings = {name: getattr(args, name) for name in ("recipe", "num_train", "num_generations", "batch_size")}
+    names = ("recipe", "num_train", "num_generations", "batch_size", "vgf_num_train", "vgf_num_generations")
+    settings = {name: getattr(args, name) for name in names}
     rows = {}
     for method in args.methods:
         with tempfile.TemporaryDirectory() as folder:

@@ -4,11 +4,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import training_seconds as benchmark
+from eval.baselines import TRAINABLE
 
 RECIPE = ["--recipe", "embedded_math"]
 
@@ -54,6 +56,7 @@ def test_a_run_that_fails_says_what_it_printed(tmp_path, monkeypatch):
         (["--methods", "vgf:3"], "a number of passes, 1 or more, goes with grpo, rloo, dpo, rft"),
         (["--methods", "rft:0"], "a number of passes, 1 or more, goes with"),
         (["--num_train", "1"], "--num_train must be at least 2, got 1"),
+        (["--vgf_num_train", "0"], "--vgf_num_train must be at least 2, got 0"),
     ],
 )
 def test_bad_input_is_refused(options, message, capsys):
@@ -69,3 +72,14 @@ def test_a_run_is_trained_and_timed(tmp_path):
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["cpu"] > 0
     assert found["wall"] > 0
+
+
+def test_vgf_can_have_fewer_completions_than_the_others(monkeypatch):
+    made: dict[str, int] = {}
+    for name in ("vgf", "grpo"):
+        method = replace(TRAINABLE[name], train=lambda job, name=name: made.update({name: job.completions}))
+        monkeypatch.setitem(TRAINABLE, name, method)
+    args = benchmark.parse_args([*RECIPE, "--num_train", "8", "--vgf_num_train", "6", "--vgf_num_generations", "2"])
+    for name in ("vgf", "grpo"):
+        benchmark.train(name, args)
+    assert made == {"vgf": 12, "grpo": 32}
