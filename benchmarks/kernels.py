@@ -5,7 +5,8 @@
 and write log-probabilities: three times the size of one tensor. A copy moves two. The floor of a kernel is therefore
 3/2 of the time of a copy, timed right before it. Two copies are timed: into a new tensor, as the kernels return one (on
 a CPU the system hands out its pages one fault at a time), and into memory that is in use already, as `transport` gives
-`flow_direction` for its steps.
+`flow_direction` for its steps. Two rows are no kernels but arithmetic that no version of
+them can do without, in torch's own routines: they say how near torch can come to the floor.
 
     python -m benchmarks.kernels                                 # 8 of the 64 groups, 1.1 GB
     python -m benchmarks.kernels --groups 64                     # the full shape, [64, 8, 256 * 4096]: 6 GB in fp32
@@ -70,16 +71,24 @@ def kernels(args: argparse.Namespace) -> dict[str, tuple[Tensor, Callable[[], An
     options: dict[str, Any] = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     particles = torch.randn(args.groups, args.particles, args.width, **options)
     score, velocity = torch.randn_like(particles), torch.empty_like(particles)
+    weights = torch.rand(args.groups, args.particles, args.particles, **options)
     logits, q_values = torch.randn(2, args.rows, args.candidates, **options)
     mask = torch.rand(args.rows, args.candidates, device=args.device) < 0.5
     mask[:, 0] = True
     flow = {"step_size": 0.125, "num_steps": 8}
+
+    def products() -> None:
+        torch.bmm(particles, particles.mT)
+        torch.bmm(weights, score, out=velocity)
+
     return {
         "flow_direction": (particles, lambda: flow_direction(particles, score), 1),
         "flow_direction, given `out`": (particles, lambda: flow_direction(particles, score, out=velocity), 1),
         "flow_direction without repulsion": (particles, lambda: flow_direction(particles, score, repulsion=False), 1),
+        "two products alone, given `out`": (particles, products, 1),
         "simplex_flow": (logits, lambda: simplex_flow(logits, q_values, **flow), 300),
         "simplex_flow with a mask": (logits, lambda: simplex_flow(logits, q_values, candidate_mask=mask, **flow), 300),
+        "log_softmax alone": (logits, lambda: torch.log_softmax(logits, dim=-1), 300),
     }
 
 

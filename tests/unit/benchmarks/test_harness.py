@@ -91,7 +91,7 @@ def test_kernels_report_their_distance_from_the_floor(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert set(result["rows"]) == {
         "flow_direction", "flow_direction, given `out`", "flow_direction without repulsion", "simplex_flow",
-        "simplex_flow with a mask",
+        "simplex_flow with a mask", "two products alone, given `out`", "log_softmax alone",
     }  # fmt: skip
     assert result["rows"]["flow_direction"]["shape"] == [1, 8, 64]
     for row in result["rows"].values():
