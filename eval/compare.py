@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_votes", type=int, default=8, help="responses of votes and best-of rows")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="budgets L; validation chooses")
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of the baselines")
-    parser.add_argument("--offline_epochs", type=int, nargs="+", default=[2, 4, 8],
+    parser.add_argument("--offline_epochs", type=int, nargs="+", default=[2, 4, 8, 16],
                         help="of dpo and rft over the base's samples: swept after the learning rate, which the first "
                         "of them decides")  # fmt: skip
     parser.add_argument("--num_iterations", type=int, nargs="+", default=[1, 2, 4],
