@@ -49,11 +49,13 @@ SETTINGS = (
 )  # fmt: skip
 
 # Fields of the trainers' configurations by the name of a run. `lora` puts the default adapter on GRPO's policy.
+# Completions of "base samples" come with the reference's log-probabilities, as those that the trainer samples do.
 VGF_RUNS: dict[str, dict[str, Any]] = {
     "head": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 0.0},
     "head, replay": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 1.0},
     "log_ratio": {"replay_ratio": 0.0},  # rewards are 0 and 1: the likelihood of successes
     "log_ratio, pairs": {"replay_ratio": 0.0, "value_loss": "pairwise"},
+    "log_ratio, base samples": {"replay_ratio": 0.0, "value_loss": "pairwise"},
     "distil head": {
         "value_parametrization": "bilinear",
         "value_backbone": "policy",
@@ -72,6 +74,7 @@ ROWS: dict[str, tuple[str, str, float | None, float | None]] = {
     "head, replay": ("head, replay", "grpo", 0.6, 0.6),
     "log_ratio": ("log_ratio", "grpo", 0.6, 0.6),
     "log_ratio, pairs": ("log_ratio, pairs", "grpo", 0.6, 0.6),
+    "log_ratio, base samples": ("log_ratio, base samples", "grpo", 0.6, 0.6),
     "log_ratio over grpo lora": ("log_ratio", "grpo lora", None, None),
     "log_ratio, pairs over grpo lora": ("log_ratio, pairs", "grpo lora", None, None),
     "distil head": ("distil head", "grpo beta", 1.0, 1.0),
@@ -131,6 +134,12 @@ def fixed_rollout(rows: list[str], trainer: Any) -> dict[str, Any]:
     completions = torch.randint(3, vocab_size, (len(rows), length), generator=generator).tolist()
     uniform = [[-torch.tensor(float(vocab_size)).log().item()] * length] * len(rows)
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": uniform}
+
+
+def base_rollout(rows: list[str], trainer: Any) -> dict[str, Any]:
+    """The same, with what the base thinks of them; it is random, and next to uniform."""
+    output = fixed_rollout(rows, trainer)
+    return {**output, "ref_logprobs": output["logprobs"]}
 
 
 def alternating_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
@@ -196,6 +205,8 @@ def build_trainer(run: str, args: argparse.Namespace, output_dir: str, callback:
     }
     if run in VGF_RUNS:
         config = VGFConfig(**common, value_holdout_ratio=0.0, **VGF_RUNS[run])
+        if run == "log_ratio, base samples":
+            parts["rollout_func"] = base_rollout
         return VGFTrainer(args=config, **parts)
     settings = dict(GRPO_RUNS[run])
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if settings.pop("lora", False) else None

@@ -158,6 +158,14 @@ def test_bad_rewards(tmp_path, reward, error, message, settings):
         ({"prompt_ids": [[5]] * 8}, r"'completion_ids'.*\['completion_ids'\] are missing"),
         ({"prompt_ids": [[5]] * 8, "completion_ids": [[5]] * 2}, "returned 2 completion_ids for 8 prompts"),
         ({"prompt_ids": [[]] * 8, "completion_ids": [[5]] * 8}, "`prompt_ids` is empty"),
+        (
+            {"prompt_ids": [[5]] * 8, "completion_ids": [[5, 6]] * 8, "ref_logprobs": [[-1.0]] * 8},
+            "returned 1 ref_logprobs for a completion of 2 tokens, of the prompt 'w",
+        ),
+        (
+            {"prompt_ids": [[5]] * 8, "completion_ids": [[5]] * 8, "ref_logprobs": [[-1.0]]},
+            "returned 1 ref_logprobs for 8 prompts",
+        ),
     ],
     ids=str,
 )

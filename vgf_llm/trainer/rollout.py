@@ -296,8 +296,11 @@ class RolloutEngine:
                 f"{sorted(output)}."
             )
         prompt_ids, completion_ids = output.pop("prompt_ids"), output.pop("completion_ids")
-        output.pop("logprobs", None)
-        for name, column in {"prompt_ids": prompt_ids, "completion_ids": completion_ids, **output}.items():
+        output.pop("logprobs", None)  # of whatever policy sampled
+        known = {} if output.get("ref_logprobs") is None else {"ref_logprobs": output["ref_logprobs"]}
+        output.pop("ref_logprobs", None)
+        columns = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, **known, **output}
+        for name, column in columns.items():
             if len(column) != len(prompts):
                 raise ValueError(
                     f"`rollout_func` returned {len(column)} {name} for {len(prompts)} prompts; return one per prompt "
@@ -305,7 +308,15 @@ class RolloutEngine:
                 )
         # A completion without tokens ended at once, which is a choice the value can learn from.
         completion_ids = [list(ids) or [self.tokenizer.eos_token_id] for ids in completion_ids]
-        return Rollout(prompts, prompt_ids, completion_ids, self.decode(prompts, completion_ids), extra=output)
+        ref_logps = known.get("ref_logprobs")
+        for prompt, ids, row in zip(prompts, completion_ids, ref_logps or (), strict=False):
+            if len(row) != len(ids):
+                raise ValueError(
+                    f"`rollout_func` returned {len(row)} ref_logprobs for a completion of {len(ids)} tokens, of the "
+                    f"prompt {prompt!r}. Return one per token, or leave them out to have them computed."
+                )
+        texts = self.decode(prompts, completion_ids)
+        return Rollout(prompts, prompt_ids, completion_ids, texts, ref_logps=ref_logps, extra=output)
 
 
 def _unpadded(rows: Tensor, mask: Tensor) -> list[list[Any]]:

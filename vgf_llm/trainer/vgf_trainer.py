@@ -109,7 +109,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             LoRA of the value's adapter and, with `distill_coef > 0`, of the policy.
         rollout_func (*optional*):
             `f(prompts, trainer)` that returns a dict with `"prompt_ids"` and `"completion_ids"`, one of each per
-            prompt; further entries go to the reward functions.
+            prompt. `"ref_logprobs"`, the log-probability of every completion token under the base at temperature 1,
+            spares log-ratio values a pass of the base; further entries go to the reward functions.
     """
 
     _tag_names = ["trl", "vgf"]  # noqa: RUF012 (a class attribute of the base)

@@ -166,11 +166,13 @@ def test_training_runs_share_batch_and_completions(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path)
     train_step.tokenizer(policy.config.vocab_size).save_pretrained(tmp_path)
     seen: dict[str, list[Any]] = {}
-    for run in ("head", "distil head", "grpo", "grpo lora"):
+    for run in ("head", "log_ratio, base samples", "distil head", "grpo", "grpo lora"):
         timer = train_step.StepTimer("cpu")
         trainer = train_step.build_trainer(run, args, str(tmp_path / "out"), timer)
         inner, rows = trainer.rollout_func if hasattr(trainer, "rollout_func") else trainer.rollout.rollout_func, []
-        assert inner is train_step.fixed_rollout
+        told = run == "log_ratio, base samples"
+        assert inner is (train_step.base_rollout if told else train_step.fixed_rollout)
+        assert ("ref_logprobs" in inner(["w3"], trainer)) is told
 
         def record(prompts: list[str], trainer: Any, rows: list[Any] = rows) -> dict[str, Any]:
             rows.append((prompts, train_step.fixed_rollout(prompts, trainer)))
