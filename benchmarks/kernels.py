@@ -5,8 +5,8 @@
 and write log-probabilities: three times the size of one tensor. A copy moves two. The floor of a kernel is therefore
 3/2 of the time of a copy, timed right before it. Two copies are timed: into a new tensor, as the kernels return one (on
 a CPU the system hands out its pages one fault at a time), and into memory that is in use already, as `transport` gives
-`flow_direction` for its steps. Two rows are no kernels but arithmetic that no version of
-them can do without, in torch's own routines: they say how near torch can come to the floor.
+`flow_direction` for its steps. Two rows are no kernels but arithmetic that no version of them can do without, in
+torch's own routines: they say how near torch can come to the floor.
 
     python -m benchmarks.kernels                                 # 8 of the 64 groups, 1.1 GB
     python -m benchmarks.kernels --groups 64                     # the full shape, [64, 8, 256 * 4096]: 6 GB in fp32

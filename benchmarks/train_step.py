@@ -49,13 +49,13 @@ SETTINGS = (
 )  # fmt: skip
 
 # Fields of the trainers' configurations by the name of a run. `lora` puts the default adapter on GRPO's policy.
-# Completions of "base samples" come with the reference's log-probabilities, as those that the trainer samples do.
+# With `of_base`, completions come with the base's log-probabilities, as the trainer's own samples of the base do.
 VGF_RUNS: dict[str, dict[str, Any]] = {
     "head": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 0.0},
     "head, replay": {"value_parametrization": "bilinear", "value_backbone": "policy", "replay_ratio": 1.0},
     "log_ratio": {"replay_ratio": 0.0},  # rewards are 0 and 1: the likelihood of successes
     "log_ratio, pairs": {"replay_ratio": 0.0, "value_loss": "pairwise"},
-    "log_ratio, base samples": {"replay_ratio": 0.0, "value_loss": "pairwise"},
+    "log_ratio, base samples": {"replay_ratio": 0.0, "value_loss": "pairwise", "of_base": True},
     "distil head": {
         "value_parametrization": "bilinear",
         "value_backbone": "policy",
@@ -204,10 +204,10 @@ def build_trainer(run: str, args: argparse.Namespace, output_dir: str, callback:
         "callbacks": [callback],
     }
     if run in VGF_RUNS:
-        config = VGFConfig(**common, value_holdout_ratio=0.0, **VGF_RUNS[run])
-        if run == "log_ratio, base samples":
+        settings = dict(VGF_RUNS[run])
+        if settings.pop("of_base", False):
             parts["rollout_func"] = base_rollout
-        return VGFTrainer(args=config, **parts)
+        return VGFTrainer(args=VGFConfig(**common, value_holdout_ratio=0.0, **settings), **parts)
     settings = dict(GRPO_RUNS[run])
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if settings.pop("lora", False) else None
     return GRPOTrainer(args=GRPOConfig(**common, **settings), peft_config=lora, **parts)

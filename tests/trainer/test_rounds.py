@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What of a round trains: successes alone under a likelihood, other batches in later passes, rounds of any size."""
+"""Rounds: which rows train under a likelihood, other batches in later passes, any size, completions of a function."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.trainer import tiny
+from vgf_llm import VGFModel
 from vgf_llm.trainer import rollout
 from vgf_llm.trainer.buffer import RolloutGroup
 
@@ -172,3 +173,37 @@ def test_without_a_success_sampling_goes_on(tmp_path):
 
     tiny.trainer(tmp_path, reward, value_loss="likelihood", max_steps=4, rollout_fraction=0.5).train()
     assert sampled == [8] * 4
+
+
+def test_rollout_function(tmp_path):
+    def given(prompts, trainer):
+        output = tiny.fixed_rollout(prompts, trainer)
+        output["completion_ids"][0] = []
+        return {**output, "logprobs": None, "judgement": [float(i) for i in range(len(prompts))]}
+
+    def reward(completion_ids, judgement, **kwargs):
+        assert completion_ids[0] == [tiny.EOS]  # a completion without tokens ended at once
+        return judgement
+
+    run = tiny.trainer(tmp_path, reward, rollout_func=given)
+    run.train()
+    assert tiny.history(run, "reward") == [pytest.approx(3.5)] * 3
+
+
+def test_reference_logprobs_of_a_rollout_function_spare_the_pass(tmp_path, monkeypatch):
+    def given(prompts, trainer):
+        output, told = tiny.fixed_rollout(prompts, trainer), []
+        for prompt, completion in zip(output["prompt_ids"], output["completion_ids"], strict=True):
+            ids = torch.tensor([prompt + completion])
+            with torch.no_grad():
+                logps = trainer.vgf_model.policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+            told.append(logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist())
+        return {**output, "ref_logprobs": told}
+
+    settings = {"value_parametrization": "log_ratio", "value_loss": "pairwise"}
+    computed = tiny.trainer(tmp_path / "a", rollout_func=tiny.fixed_rollout, **settings)
+    computed.train()
+    monkeypatch.setattr(VGFModel, "ref_logps", lambda *args, **kwargs: pytest.fail("a pass of the reference"))
+    told = tiny.trainer(tmp_path / "b", rollout_func=given, **settings)
+    told.train()
+    assert tiny.history(told, "value/loss") == pytest.approx(tiny.history(computed, "value/loss"), abs=1e-5)

@@ -321,40 +321,6 @@ def test_streams_keep_the_completions_of_a_prompt_together(tmp_path):
         assert [len(set(batch[start : start + 4])) for start in range(0, 8, 4)] == [1, 1]
 
 
-def test_rollout_function(tmp_path):
-    def rollout(prompts, trainer):
-        output = tiny.fixed_rollout(prompts, trainer)
-        output["completion_ids"][0] = []
-        return {**output, "logprobs": None, "judgement": [float(i) for i in range(len(prompts))]}
-
-    def reward(completion_ids, judgement, **kwargs):
-        assert completion_ids[0] == [tiny.EOS]  # a completion without tokens ended at once
-        return judgement
-
-    run = tiny.trainer(tmp_path, reward, rollout_func=rollout)
-    run.train()
-    assert tiny.history(run, "reward") == [pytest.approx(3.5)] * 3
-
-
-def test_reference_logprobs_of_a_rollout_function_spare_the_pass(tmp_path, monkeypatch):
-    def rollout(prompts, trainer):
-        output, told = tiny.fixed_rollout(prompts, trainer), []
-        for prompt, completion in zip(output["prompt_ids"], output["completion_ids"], strict=True):
-            ids = torch.tensor([prompt + completion])
-            with torch.no_grad():
-                logps = trainer.vgf_model.policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
-            told.append(logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist())
-        return {**output, "ref_logprobs": told}
-
-    settings = {"value_parametrization": "log_ratio", "value_loss": "pairwise"}
-    computed = tiny.trainer(tmp_path / "a", rollout_func=tiny.fixed_rollout, **settings)
-    computed.train()
-    monkeypatch.setattr(VGFModel, "ref_logps", lambda *args, **kwargs: pytest.fail("a pass of the reference"))
-    told = tiny.trainer(tmp_path / "b", rollout_func=rollout, **settings)
-    told.train()
-    assert tiny.history(told, "value/loss") == pytest.approx(tiny.history(computed, "value/loss"), abs=1e-5)
-
-
 def test_a_path_as_model(tmp_path):
     path = tiny.saved_llama(tmp_path / "base")
     args = tiny.config(tmp_path / "out", save_strategy="steps", save_steps=3)

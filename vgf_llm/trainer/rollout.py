@@ -297,9 +297,10 @@ class RolloutEngine:
             )
         prompt_ids, completion_ids = output.pop("prompt_ids"), output.pop("completion_ids")
         output.pop("logprobs", None)  # of whatever policy sampled
-        known = {} if output.get("ref_logprobs") is None else {"ref_logprobs": output["ref_logprobs"]}
-        output.pop("ref_logprobs", None)
-        columns = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, **known, **output}
+        ref_logps = output.pop("ref_logprobs", None)
+        columns = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, **output}
+        if ref_logps is not None:
+            columns["ref_logprobs"] = ref_logps
         for name, column in columns.items():
             if len(column) != len(prompts):
                 raise ValueError(
@@ -308,7 +309,6 @@ class RolloutEngine:
                 )
         # A completion without tokens ended at once, which is a choice the value can learn from.
         completion_ids = [list(ids) or [self.tokenizer.eos_token_id] for ids in completion_ids]
-        ref_logps = known.get("ref_logprobs")
         for prompt, ids, row in zip(prompts, completion_ids, ref_logps or (), strict=False):
             if len(row) != len(ids):
                 raise ValueError(

@@ -260,9 +260,7 @@ def test_passes_are_swept_at_the_learning_rate_that_the_first_of_them_chose(
 
 
 @pytest.mark.parametrize(("method", "trainer"), [("grpo", "GRPOTrainer"), ("dpo", "DPOTrainer")])
-def test_passes_reach_the_trainer(
-    method: str, trainer: str, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_passes_reach_the_trainer(method: str, trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Built(Exception):
         pass
 
