@@ -200,6 +200,15 @@ def train_vgf_on_grpo(job: Job) -> None:
         train_vgf(replace(job.half(1), base=policy))
 
 
+def train_vgf_exported_twice(job: Job) -> None:
+    """Two iterations without distilling: the model behind the first half's value is the base of the second half's."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as policy:
+        train_vgf(replace(job.half(0), directory=Path(first)))
+        VGFModel.from_pretrained(first).merge_value().save_pretrained(policy)
+        job.tokenizer.save_pretrained(policy)
+        train_vgf(replace(job.half(1), base=policy))
+
+
 def train_vgf_on_rft(job: Job) -> None:
     """Rejection-sampling fine-tuning whose result is the model behind a log-ratio value over the base, not the policy.
 
@@ -366,6 +375,7 @@ TRAINABLE = {
     "vgf_distilled_2": Trainable(
         "VGF distilled, 2 iterations", train_vgf_distilled_twice, has_value=True, distilled=True
     ),
+    "vgf_exported_2": Trainable("VGF over its own export (half each)", train_vgf_exported_twice, has_value=True),
     "vgf_on_grpo": Trainable("VGF on GRPO (half each)", train_vgf_on_grpo, has_value=True, swept_as="grpo"),
     "vgf_on_rft": Trainable(
         "VGF, SFT's result as its value", train_vgf_on_rft, has_value=True, offline=True, swept_as="rft"

@@ -19,6 +19,9 @@ from vgf_llm.models import VGFModel
 
 # The base itself, all of whose rows are measured in one run.
 UNTRAINED = "base"
+# What follows the key of a method for rows of the plain model behind its value, and what limits that one's candidates.
+EXPORTED = ", exported"
+CANDIDATE_DEFAULTS = ("top_k", "epsilon_cutoff")
 Rows = dict[str, Any]
 
 
@@ -102,7 +105,18 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
     if name == "vgf":
         by_value_rows = {row.label: row for row in plan(["best_of_n", "best_of_m"], able, options)}
         found["base, chosen by VGF's value"] = _rows(problems, model, folder, by_value_rows, seed)
+    if model.value.needs_logits and model.ref_model is None and model.policy_adapter is None:
+        exported = _exported(problems, model)
+        sampling = {"top_p": 1.0, **{name: getattr(exported.generation_config, name) for name in CANDIDATE_DEFAULTS}}
+        plain = _plain_methods(exported, problems.test, (votes,), (1.0,), sampling)
+        found[f"{name}{EXPORTED}"] = _rows(problems, exported, folder, plain, seed)
     return found
+
+
+def _exported(problems: Problems, model: VGFModel) -> VGFModel:
+    """The plain model behind a log-ratio value, which uses `model` up; divergences are to the comparison's base."""
+    reference = AutoModelForCausalLM.from_pretrained(problems.recipe.base)
+    return VGFModel(model.merge_value(), ref_model=reference).eval()
 
 
 def _policy(problems: Problems, name: str, folder: Path) -> VGFModel:
@@ -153,11 +167,15 @@ def _rows(problems: Problems, model: VGFModel, folder: Path | str, modes: dict[s
 
 
 def _plain_methods(
-    model: VGFModel, task: Task, votes: Sequence[int], temperatures: Sequence[float]
+    model: VGFModel,
+    task: Task,
+    votes: Sequence[int],
+    temperatures: Sequence[float],
+    sampling: dict[str, Any] = PLAIN_SAMPLING,
 ) -> dict[str, Method]:
     """Greedy, sampled and voted rows of a policy, by mode."""
     able = abilities(model, task, has_value=False)
-    options = PlanOptions(num_particles=(1, *votes), temperatures=temperatures, sampling=PLAIN_SAMPLING)
+    options = PlanOptions(num_particles=(1, *votes), temperatures=temperatures, sampling=sampling)
     names = [name for name in ("greedy", "temperature", "majority", "best_of_n_proxy") if able.missing(name) is None]
     return {method.label.replace("sampled, T=1", "sampled"): method for method in plan(names, able, options)}
 

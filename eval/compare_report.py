@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eval import plots
 from eval.baselines import TRAINABLE
+from eval.compare_measure import EXPORTED
 from eval.metrics import mean_and_error, paired_difference
 from eval.report import Row
 
@@ -122,7 +123,7 @@ def render(
 
 
 def _label(name: str, labels: Mapping[str, str]) -> str:
-    plain = name.removesuffix(" + transport")
+    plain = name.removesuffix(" + transport").removesuffix(EXPORTED)
     return labels.get(plain, plain) + name[len(plain) :]
 
 
@@ -177,7 +178,7 @@ def own_method(rows: Sequence[Entry]) -> str | None:
 
     Where that was not run it is the one of highest validation score; `None` without any.
     """
-    ours = [entry for entry in rows if entry.method.startswith("vgf")]
+    ours = [entry for entry in rows if entry.method.startswith("vgf") and not entry.method.endswith(EXPORTED)]
     if not ours:
         return None
     if any(entry.method == "vgf" for entry in ours):

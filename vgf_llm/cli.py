@@ -1,9 +1,10 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""The console script `vgf`: what a saved VGF model is made of, and a response from it.
+"""The console script `vgf`: what a saved VGF model is made of, a response from it, and what other programs run.
 
 vgf version
 vgf info PATH
 vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
+vgf export PATH OUT
 vgf serve PATH --port 8000
 """
 
@@ -112,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("engine", nargs=argparse.REMAINDER, help="options of vLLM's server, such as --port 8000")
     serve.set_defaults(run=_serve)
 
+    export = commands.add_parser("export", help="write the model behind a log_ratio value as a plain model")
+    export.add_argument("path", help="folder or hub id of a VGF model with a log_ratio value")
+    export.add_argument("out", help="folder to write, new or empty; transformers and vLLM load it")
+    _add_model_options(export)
+    export.set_defaults(run=_export, device="cpu")
+
     generate = commands.add_parser("generate", help="answer a prompt")
     generate.add_argument("path", help="folder or hub id of a VGF model")
     generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
@@ -129,14 +136,20 @@ def _parser() -> argparse.ArgumentParser:
     shown = output.add_mutually_exclusive_group()
     shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
     shown.add_argument("--stream", action="store_true", help="print tokens as they come; one particle")
-    model = generate.add_argument_group("model")
-    model.add_argument("--base_model", help="policy, for a folder without its weights")
-    model.add_argument("--tokenizer", help="tokenizer, for a folder without one")
-    model.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
-    model.add_argument("--dtype", default="auto", help="dtype of the weights (default: as saved)")
-    model.add_argument("--trust_remote_code", action="store_true", help="run code that ships with the model")
+    _add_model_options(generate).add_argument(
+        "--device", help="where the model runs (default: cuda where there is one, else cpu)"
+    )
     generate.set_defaults(run=_generate)
     return parser
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> Any:
+    model = command.add_argument_group("model")
+    model.add_argument("--base_model", help="policy, for a folder without its weights")
+    model.add_argument("--tokenizer", help="tokenizer, for a folder without one")
+    model.add_argument("--dtype", default="auto", help="dtype of the weights (default: as saved)")
+    model.add_argument("--trust_remote_code", action="store_true", help="run code that ships with the model")
+    return model
 
 
 def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
@@ -239,6 +252,37 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *,
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
+
+
+# export
+
+
+def _export(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"`out` {args.out!r} is there already and not an empty folder; name a new one.")
+    if Path(args.path).is_dir():
+        _check_log_ratio(args.path)  # before weights are read
+    model = _load_model(args)
+    tokenizer = _load_tokenizer(args, model)
+    merged = model.merge_value()
+    merged.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    print(
+        f"{out}: the model behind the value, which is transport at L * epsilon = 1, in one forward per token. "
+        "AutoModelForCausalLM and vLLM load it; other budgets need the VGF model."
+    )
+
+
+def _check_log_ratio(path: str) -> None:
+    from vgf_llm.models import VGFModelConfig
+
+    found = VGFModelConfig.load(path).parametrization
+    if found != "log_ratio":
+        raise ValueError(
+            f"`path` {path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve heads on "
+            "the policy's own features with `vgf serve`, or distil in training (`distill_coef > 0`)."
+        )
 
 
 # generate

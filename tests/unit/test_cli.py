@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.layouts import VOCAB, tiny_model, vgf_model
 from vgf_llm import VGFModel, __version__
@@ -152,6 +152,30 @@ def test_prompt_from_standard_input(saved: Path, capsys: pytest.CaptureFixture[s
     expected = run(capsys, "generate", saved, "w8 w9", *SAMPLE)[1]
     monkeypatch.setattr("sys.stdin", io.StringIO("w8 w9"))
     assert run(capsys, "generate", saved, "-", *SAMPLE)[1] == expected
+
+
+def test_export_writes_a_plain_model_with_its_tokenizer(
+    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(capsys, "export", adapted, tmp_path / "plain")
+    assert status == 0 and "L * epsilon = 1" in out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    ids = tokenizer("w8 w9", return_tensors="pt").input_ids
+    expected = VGFModel.from_pretrained(adapted).merge_value()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits)
+    assert model.generation_config.epsilon_cutoff == TransportConfig().min_candidate_prob
+    status, _, err = run(capsys, "export", adapted, tmp_path / "plain")
+    assert status == 1 and "is there already and not an empty folder" in err
+
+
+def test_export_refuses_a_value_without_a_model_behind_it(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run(capsys, "export", saved, tmp_path / "plain")
+    assert status == 1 and "has a bilinear value" in err and "vgf serve" in err
+    assert not (tmp_path / "plain").exists()
 
 
 def test_chat_template_and_tokenizer_of_the_base(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:

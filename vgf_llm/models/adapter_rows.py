@@ -34,7 +34,7 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
 
     Raises:
         ValueError: If the adapter is missing, is of another kind (IA3, DoRA), or touches more than linear layers
-            (embeddings, biases, modules saved whole).
+            (embeddings, the output embedding, biases, modules saved whole).
     """
     if adapter not in model.peft_config:
         raise ValueError(f"`adapter` {adapter!r} is not in the model; it has {sorted(model.peft_config)}.")
@@ -44,6 +44,9 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
         found = [type(config).__name__]
     if any(adapter in layer.lora_embedding_A or adapter in layer.lora_variant for layer in lora_layers(model)):
         found.append("an embedding or a variant among the target modules")
+    output = model.get_output_embeddings()
+    if isinstance(output, LoraLayer) and adapter in output.lora_A:
+        found.append("the output embedding among the target modules")  # chosen tokens are scored by its weight alone
     if found:
         raise ValueError(
             f"Adapter {adapter!r} must be plain LoRA on linear layers, found {', '.join(found)}. Use "

@@ -212,6 +212,12 @@ class VGFModel(TeacherForcingMixin, PushToHubMixin):
 
         save_vgf_model(self, save_directory, **kwargs)
 
+    def merge_value(self) -> PreTrainedModel:
+        """Returns the plain model behind a log-ratio value. See `vgf_llm.models.merging.merge_value`."""
+        from vgf_llm.models.merging import merge_value
+
+        return merge_value(self)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VGFModel":
         """Loads what `save_pretrained` wrote. See `vgf_llm.models.saving.load_vgf_model`."""

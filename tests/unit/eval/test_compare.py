@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from eval import baselines, compare, compare_report
 from eval.baselines import TRAINABLE, Job, best_samples, preference_pairs, vgf_settings
+from eval.compare_measure import EXPORTED
 from eval.sampling import Samples
 from eval.tasks import Task, TaskOptions, load_task
 from vgf_llm.models import VGFModel
@@ -137,6 +138,18 @@ def test_others_are_compared_with_the_recipes_own_mode() -> None:
     assert compare_report.own_method(compare_report.entries([*RUNS, *distilled])) == "vgf"
     assert compare_report.own_method(compare_report.entries(distilled)) == "vgf_distilled_1"
     assert compare_report.own_method(compare_report.entries(RUNS[2:])) is None
+
+
+def test_rows_of_an_exported_model_stand_under_their_method() -> None:
+    cell = run("vgf", 0, [1.0, 0.0, 1.0, 1.0])["rows"]["vgf"]["greedy"]
+    exported = {**RUNS[0], "rows": {**RUNS[0]["rows"], f"vgf{EXPORTED}": {"greedy": cell}}}
+    rows = compare_report.entries([exported, RUNS[2]])
+    assert compare_report.own_method(rows) == "vgf"
+    assert compare_report.own_method([entry for entry in rows if entry.method.endswith(EXPORTED)]) is None
+    labels = {name: method.label for name, method in TRAINABLE.items()}
+    text = compare_report.render([exported, RUNS[2]], labels, SETTINGS, "python -m eval.compare", "accuracy")
+    assert "| VGF, exported | greedy | 0.750 ± 0.250 |" in text
+    assert "| VGF, exported | greedy | +0.000 |" in text
 
 
 def test_one_transported_sample_meets_the_highest_row_of_every_baseline() -> None:
@@ -325,3 +338,5 @@ def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config
             assert cell["tokens"] > 0
     if TRAINABLE[method].has_value:
         assert runs[0]["steps"] in (1, 2)
+    alone = TRAINABLE[method].has_value and not TRAINABLE[method].distilled
+    assert (f"{method}{EXPORTED}" in runs[0]["rows"]) == alone

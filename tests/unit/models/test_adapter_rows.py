@@ -119,6 +119,7 @@ def test_a_model_without_lora_passes_through() -> None:
     [
         ({"target_modules": ["q_proj"], "use_dora": True}, "a variant"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "an embedding"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "the output embedding"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"target_modules": ["q_proj"], "bias": "lora_only"}, "bias"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": [3]}, "trainable_token_indices"),
