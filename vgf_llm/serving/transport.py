@@ -222,8 +222,8 @@ def check_servable(value: ValueModel, transport: TransportConfig, backbone: str 
     if value.needs_logits:
         raise ValueError(
             "A log_ratio value needs a second forward for each token, with its adapter or its own model, which an "
-            f"engine step cannot do beside the policy's. {alternatives} For L * epsilon = 1 alone, serve the value's "
-            "own model: merge the adapter in `value/` into the policy."
+            "engine step cannot do beside the policy's. Its transport at L * epsilon = 1 is a plain model, though: "
+            f"`vgf export PATH OUT` writes it, and `vllm serve OUT` serves it. {alternatives}"
         )
     if isinstance(value, StateValue):
         raise ValueError(f"A v_head value moves hidden states, not logits. {alternatives}")
