@@ -117,8 +117,10 @@ def check_distribution(run):
 def test_colocated(tmp_path, base, monkeypatch):
     from vllm import LLM
 
-    # TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample.
-    monkeypatch.setattr("trl.generation.vllm_generation.LLM", partial(LLM, enforce_eager=True))
+    # TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample, and choose a dtype, which is
+    # half precision for weights in float32: greedy tokens would agree on some processors and not on others.
+    engine = partial(LLM, enforce_eager=True, dtype="float32")
+    monkeypatch.setattr("trl.generation.vllm_generation.LLM", engine)
     run = build(tmp_path, base, vllm_mode="colocate", vllm_max_model_length=64)
     train(run)
     check_seeds(run)

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.serving import SETTINGS
 from tests.layouts import vgf_model
 from tests.trainer import tiny
+from vgf_llm.cli import main
 from vgf_llm.serving import best_of, engine_arguments, score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -42,8 +43,7 @@ def environment():
     os.environ.update(SETTINGS)
 
 
-@pytest.fixture(scope="module", params=["vocab", "bilinear"])
-def saved(request, tmp_path_factory):
+def policy():
     config = LlamaConfig(
         vocab_size=tiny.VOCAB,
         hidden_size=64,
@@ -57,7 +57,12 @@ def saved(request, tmp_path_factory):
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    model = vgf_model(LlamaForCausalLM(config).eval(), request.param, std=0.5)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module", params=["vocab", "bilinear"])
+def saved(request, tmp_path_factory):
+    model = vgf_model(policy(), request.param, std=0.5)
     path = tmp_path_factory.mktemp(request.param) / "tiny-vgf"
     model.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
@@ -88,6 +93,13 @@ def run(arguments, params):
         gc.collect()
 
 
+def generated(model, ids, **budget):
+    """The greedy continuation of one prompt by `VGFModel.generate`."""
+    prompt = torch.tensor([ids])
+    limits = {"max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "eos_token_id": None, "do_sample": False}
+    return model.generate(prompt, torch.ones_like(prompt), num_particles=1, **budget, **limits)[0, len(ids) :].tolist()
+
+
 def test_the_engine_decodes_like_generate(saved, tmp_path):
     model, path = saved
     view = tmp_path / "view"
@@ -95,13 +107,21 @@ def test_the_engine_decodes_like_generate(saved, tmp_path):
     params = [sampling(temperature=0.0, logprobs=1, extra_args=budget) for budget in BUDGETS]
     found = run(engine_arguments(path, view), params)
     for ids, budget, (tokens, _) in zip(PROMPTS, BUDGETS, found, strict=True):
-        prompt = torch.tensor([ids])
-        limits = {"max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "eos_token_id": None, "do_sample": False}
-        expected = model.generate(prompt, torch.ones_like(prompt), num_particles=1, **budget, **limits)
-        assert tokens == expected[0, len(ids) :].tolist(), budget
-    plain = torch.tensor([PROMPTS[1]])
-    base = model.generate(plain, torch.ones_like(plain), transport_steps=0, num_particles=1, **limits)
-    assert found[1][0] != base[0, len(PROMPTS[1]) :].tolist(), "the budget moved nothing"
+        assert tokens == generated(model, ids, **budget), budget
+    assert found[1][0] != generated(model, PROMPTS[1], transport_steps=0), "the budget moved nothing"
+
+
+def test_an_exported_log_ratio_value_is_a_plain_model_for_the_engine(tmp_path):
+    model = vgf_model(policy(), "log_ratio", "lora", std=0.5)
+    model.save_pretrained(tmp_path / "value")
+    tiny.tokenizer().save_pretrained(tmp_path / "value")
+    assert main(["export", str(tmp_path / "value"), str(tmp_path / "plain")]) == 0
+    # Greedy, the engine must say what transport says where the base's candidates are all there are.
+    every = {"top_k_candidates": tiny.VOCAB, "min_candidate_prob": 0.0}
+    found = run({"model": str(tmp_path / "plain")}, [sampling(temperature=0.0, logprobs=1)] * len(PROMPTS))
+    for ids, (tokens, _) in zip(PROMPTS, found, strict=True):
+        assert tokens == generated(model, ids, transport_steps=2, step_size=0.5, **every)
+        assert tokens != generated(model, ids, transport_steps=0)
 
 
 def test_budget_zero_is_plain_vllm(saved, tmp_path):
