@@ -254,6 +254,9 @@ def main(argv: list[str]) -> None:
         plots.plot_budget(result.curves, baselines, plot, "What the step budget buys")
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
         console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
+        console.print(f'ask it: vgf generate {result_dir} "PROBLEM"', soft_wrap=True)
+        if trainer.vgf_model.value.needs_logits:
+            console.print(f"plain model, one forward per token: vgf export {result_dir} OUT", soft_wrap=True)
         console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
     trainer.accelerator.wait_for_everyone()
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from recipes import gsm8k_vgf
 from recipes.embedded_math import BASE_DIR
-from vgf_llm import VGFModel
+from vgf_llm import VGFModel, cli
 
 CONFIGS = sorted((Path(gsm8k_vgf.__file__).parent / "configs").glob("gsm8k_*.yaml"))
 # A CPU has no bf16 arithmetic that the trainer accepts.
@@ -90,6 +90,10 @@ def test_the_embedded_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFi
     assert (model.transport.transport_steps, model.value.parametrization) == (2, "log_ratio")
     alone, base = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path, BASE_DIR))
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), base.parameters(), strict=True))
+    assert f"vgf export {tmp_path} OUT" in printed
+    assert cli.main(["export", str(tmp_path), str(tmp_path / "plain")]) == 0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), base.parameters(), strict=True))
 
 
 def _tiny_qwen2(folder: Path, texts: list[str]) -> None:
