@@ -43,6 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="completions per optimizer step of TRL's trainers")
     parser.add_argument("--vgf_num_train", type=int, help="training prompts of VGF, where it is to have fewer")
     parser.add_argument("--vgf_num_generations", type=int, help="likewise, completions per prompt")
+    parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings than the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # one run in a process of its own
@@ -57,6 +58,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("num_train", "num_generations", "batch_size", "vgf_num_train", "vgf_num_generations"):
         if getattr(args, name) is not None and getattr(args, name) < 2:
             parser.error(f"--{name} must be at least 2, got {getattr(args, name)}")
+    if args.vgf_config is not None and not args.vgf_config.is_file():
+        parser.error(f"--vgf_config {args.vgf_config} is no file; name a YAML file such as the recipe's")
     return args
 
 
@@ -77,7 +80,7 @@ def train(method: str, args: argparse.Namespace) -> dict[str, float]:
             directory=Path(folder),
             seed=args.seed,
             learning_rate=rates[len(rates) // 2] if rates else None,
-            vgf_config=recipe.vgf_config,
+            vgf_config=args.vgf_config or recipe.vgf_config,
             num_generations=num_generations,
             batch_size=args.batch_size,
             passes=int(passes or (2 if TRAINABLE[name].offline else 1)),
@@ -132,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         view.add_column(column, justify="left" if column == "method" else "right")
     names = ("recipe", "num_train", "num_generations", "batch_size", "vgf_num_train", "vgf_num_generations")
     settings = {name: getattr(args, name) for name in names}
+    settings["vgf_config"] = None if args.vgf_config is None else str(args.vgf_config)
     rows = {}
     for method in args.methods:
         with tempfile.TemporaryDirectory() as folder:

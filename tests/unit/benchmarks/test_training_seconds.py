@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import training_seconds as benchmark
-from eval.baselines import TRAINABLE
+from eval.baselines import TRAINABLE, Job
+from eval.compare import RECIPES
 
 RECIPE = ["--recipe", "embedded_math"]
 
@@ -57,6 +58,7 @@ def test_a_run_that_fails_says_what_it_printed(tmp_path, monkeypatch):
         (["--methods", "rft:0"], "a number of passes, 1 or more, goes with"),
         (["--num_train", "1"], "--num_train must be at least 2, got 1"),
         (["--vgf_num_train", "0"], "--vgf_num_train must be at least 2, got 0"),
+        (["--vgf_config", "no.yaml"], "--vgf_config no.yaml is no file"),
     ],
 )
 def test_bad_input_is_refused(options, message, capsys):
@@ -74,12 +76,17 @@ def test_a_run_is_trained_and_timed(tmp_path):
     assert found["wall"] > 0
 
 
-def test_vgf_can_have_fewer_completions_than_the_others(monkeypatch):
-    made: dict[str, int] = {}
+def test_vgf_can_have_fewer_completions_and_settings_of_its_own(tmp_path, monkeypatch):
+    made: dict[str, Job] = {}
     for name in ("vgf", "grpo"):
-        method = replace(TRAINABLE[name], train=lambda job, name=name: made.update({name: job.completions}))
+        method = replace(TRAINABLE[name], train=lambda job, name=name: made.update({name: job}))
         monkeypatch.setitem(TRAINABLE, name, method)
-    args = benchmark.parse_args([*RECIPE, "--num_train", "8", "--vgf_num_train", "6", "--vgf_num_generations", "2"])
-    for name in ("vgf", "grpo"):
-        benchmark.train(name, args)
-    assert made == {"vgf": 12, "grpo": 32}
+    fewer = [*RECIPE, "--num_train", "8", "--vgf_num_train", "6", "--vgf_num_generations", "2"]
+    own = tmp_path / "own.yaml"
+    own.touch()
+    for options, config in (([], RECIPES["embedded_math"].vgf_config), (["--vgf_config", str(own)], own)):
+        args = benchmark.parse_args([*fewer, *options])
+        for name in ("vgf", "grpo"):
+            benchmark.train(name, args)
+        assert {name: job.completions for name, job in made.items()} == {"vgf": 12, "grpo": 32}
+        assert made["vgf"].vgf_config == config
