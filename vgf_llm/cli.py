@@ -9,8 +9,10 @@ vgf serve PATH --port 8000
 """
 
 import argparse
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
 from math import prod
@@ -266,8 +268,12 @@ def _export(args: argparse.Namespace) -> None:
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
     merged = model.merge_value()
-    merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:  # whole, or not there
+        whole = Path(beside) / out.name
+        merged.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        os.replace(whole, out)
     print(
         f"{out}: the model behind the value, which is transport at L * epsilon = 1, in one forward per token. "
         "AutoModelForCausalLM and vLLM load it; other budgets need the VGF model."

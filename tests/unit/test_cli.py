@@ -168,6 +168,19 @@ def test_export_writes_a_plain_model_with_its_tokenizer(
     assert model.generation_config.epsilon_cutoff == TransportConfig().min_candidate_prob
     status, _, err = run(capsys, "export", adapted, tmp_path / "plain")
     assert status == 1 and "is there already and not an empty folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    status, _, err = run(capsys, "export", adapted, tmp_path / "plain")
+    assert status == 1 and "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_export_refuses_a_value_without_a_model_behind_it(

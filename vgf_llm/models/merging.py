@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Makes a plain language model of a log-ratio value: its transported policy at L epsilon = 1, one forward per token."""
 
+import copy
 from typing import TYPE_CHECKING, cast
 
 from peft import PeftModel
@@ -18,8 +19,9 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
 
     Transport with L epsilon = 1 gives mu(v|s) exp(log pi(v|s) - log mu(v|s)) / Z on the base's candidates: pi itself
     there. pi needs no base beside it, and any server runs it at a policy's cost. Its candidates are its own in place of
-    the base's, by its generation defaults: sampling, `top_k` and `epsilon_cutoff` (a token's least probability) are set
-    to what transport was trained with. Budgets beyond L epsilon = 1 stay with the `VGFModel`.
+    the base's, by its generation defaults. Those are the policy's but for three: it samples, and `top_k` and
+    `epsilon_cutoff`, a token's least probability, are transport's. Budgets beyond L epsilon = 1 stay with the
+    `VGFModel`.
 
     Args:
         model: A model with a `log_ratio` value. Nothing is copied: with `backbone="lora"` the policy's own weights
@@ -56,16 +58,9 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
         merged = inner_model(model.value_model)
     else:
         merged = cast(PeftModel, model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
-    _limit_candidates(merged, model)
-    return merged
-
-
-def _limit_candidates(merged: PreTrainedModel, model: "VGFModel") -> None:
-    transport, defaults = model.transport, merged.generation_config
+    defaults = copy.deepcopy(model.generation_config)
     defaults.do_sample = True
-    defaults.top_k = transport.top_k_candidates
-    # The policy's defaults are those of its transported responses.
-    for name in ("temperature", "top_p", "pad_token_id", "eos_token_id", "bos_token_id"):
-        setattr(defaults, name, getattr(model.generation_config, name))
-    if transport.min_candidate_prob > 0:
-        defaults.epsilon_cutoff = transport.min_candidate_prob
+    defaults.top_k = model.transport.top_k_candidates
+    defaults.epsilon_cutoff = model.transport.min_candidate_prob or None
+    merged.generation_config = defaults
+    return merged
