@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from eval.baselines import TRAINABLE
 from eval.methods import Method, PlanOptions, abilities, plan
@@ -16,6 +16,7 @@ from eval.sampling import Samples, sample
 from eval.scaling import choose_steps, measure
 from eval.tasks import Task
 from vgf_llm.models import VGFModel
+from vgf_llm.models.merging import merging_obstacle
 
 # The base itself, all of whose rows are measured in one run.
 UNTRAINED = "base"
@@ -105,27 +106,25 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
     if name == "vgf":
         by_value_rows = {row.label: row for row in plan(["best_of_n", "best_of_m"], able, options)}
         found["base, chosen by VGF's value"] = _rows(problems, model, folder, by_value_rows, seed)
-    if model.value.needs_logits and model.ref_model is None and model.policy_adapter is None:
-        exported = _exported(problems, model)
+    if merging_obstacle(model) is None:
+        exported = _beside_base(problems, model.merge_value())
         sampling = {"top_p": 1.0, **{name: getattr(exported.generation_config, name) for name in CANDIDATE_DEFAULTS}}
         plain = _plain_methods(exported, problems.test, (votes,), (1.0,), sampling)
         found[f"{name}{EXPORTED}"] = _rows(problems, exported, folder, plain, seed)
     return found
 
 
-def _exported(problems: Problems, model: VGFModel) -> VGFModel:
-    """The plain model behind a log-ratio value, which uses `model` up; divergences are to the comparison's base."""
+def _beside_base(problems: Problems, policy: PreTrainedModel) -> VGFModel:
+    """A trained policy; divergences are to the base that every method started from."""
     reference = AutoModelForCausalLM.from_pretrained(problems.recipe.base)
-    return VGFModel(model.merge_value(), ref_model=reference).eval()
+    return VGFModel(policy, ref_model=reference).eval()
 
 
 def _policy(problems: Problems, name: str, folder: Path) -> VGFModel:
-    """A plain policy; divergences are to the base that every method started from."""
-    base = problems.recipe.base
+    """The base, or the plain policy that a method saved."""
     if name == UNTRAINED:
-        return VGFModel(AutoModelForCausalLM.from_pretrained(base)).eval()
-    reference = AutoModelForCausalLM.from_pretrained(base)
-    return VGFModel(AutoModelForCausalLM.from_pretrained(folder), ref_model=reference).eval()
+        return VGFModel(AutoModelForCausalLM.from_pretrained(problems.recipe.base)).eval()
+    return _beside_base(problems, AutoModelForCausalLM.from_pretrained(folder))
 
 
 def _tokenizer(folder: Path | str) -> Any:

@@ -40,6 +40,7 @@ from recipes.embedded_math import BASE_DIR, make_problems
 from reward_models.answers import extract_answer
 from reward_models.verifiable import gsm8k_reward, math_reward
 from vgf_llm import VGFConfig, VGFTrainer
+from vgf_llm.models.merging import merging_obstacle
 
 EMBEDDED = "embedded"
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -255,7 +256,7 @@ def main(argv: list[str]) -> None:
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
         console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
         console.print(f'ask it: vgf generate {result_dir} "PROBLEM"', soft_wrap=True)
-        if trainer.vgf_model.value.needs_logits:
+        if merging_obstacle(trainer.vgf_model) is None:
             console.print(f"plain model, one forward per token: vgf export {result_dir} OUT", soft_wrap=True)
         console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
     trainer.accelerator.wait_for_everyone()

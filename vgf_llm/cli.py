@@ -9,10 +9,8 @@ vgf serve PATH --port 8000
 """
 
 import argparse
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
 from math import prod
@@ -260,35 +258,26 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *,
 
 
 def _export(args: argparse.Namespace) -> None:
+    from vgf_llm.models import VGFModelConfig
+    from vgf_llm.models.merging import save_merged
+
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"`out` {args.out!r} is there already and not an empty folder; name a new one.")
-    if Path(args.path).is_dir():
-        _check_log_ratio(args.path)  # before weights are read
+    # What is wrong in a folder is found before weights are read.
+    found = VGFModelConfig.load(args.path).parametrization if Path(args.path).is_dir() else "log_ratio"
+    if found != "log_ratio":
+        raise ValueError(
+            f"`path` {args.path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve heads "
+            "on the policy's own features with `vgf serve`, or distil in training (`distill_coef > 0`)."
+        )
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
-    merged = model.merge_value()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:  # whole, or not there
-        whole = Path(beside) / out.name
-        merged.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
-        os.replace(whole, out)
+    save_merged(model, tokenizer, out)
     print(
         f"{out}: the model behind the value, which is transport at L * epsilon = 1, in one forward per token. "
         "AutoModelForCausalLM and vLLM load it; other budgets need the VGF model."
     )
-
-
-def _check_log_ratio(path: str) -> None:
-    from vgf_llm.models import VGFModelConfig
-
-    found = VGFModelConfig.load(path).parametrization
-    if found != "log_ratio":
-        raise ValueError(
-            f"`path` {path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve heads on "
-            "the policy's own features with `vgf serve`, or distil in training (`distill_coef > 0`)."
-        )
 
 
 # generate

@@ -2,16 +2,35 @@
 """Makes a plain language model of a log-ratio value: its transported policy at L epsilon = 1, one forward per token."""
 
 import copy
+import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.language_model import inner_model
 
 if TYPE_CHECKING:
     from vgf_llm.models.vgf_model import VGFModel
+
+
+def merging_obstacle(model: "VGFModel") -> str | None:
+    """Returns why `merge_value` refuses a model, or `None` if it does not."""
+    if not model.value.needs_logits:
+        return (
+            f"A {model.value.parametrization!r} value is no ratio of two models, so that no model stands behind it. "
+            "Heads on the policy's own features are served with `vgf serve`; any value can be distilled in training "
+            "(`distill_coef > 0`)."
+        )
+    if model.ref_model is not None or model.policy_adapter is not None:
+        return (
+            "This value transports a policy that was trained itself: the model behind the value is not its result at "
+            "L * epsilon = 1. The folder's policy is a plain model already (`AutoModelForCausalLM` or PEFT loads it)."
+        )
+    return None
 
 
 def merge_value(model: "VGFModel") -> PreTrainedModel:
@@ -43,17 +62,9 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
         >>> merge_value(model).generation_config.epsilon_cutoff
         0.02
     """
-    if not model.value.needs_logits:
-        raise ValueError(
-            f"A {model.value.parametrization!r} value is no ratio of two models, so that no model stands behind it. "
-            "Heads on the policy's own features are served with `vgf serve`; any value can be distilled in training "
-            "(`distill_coef > 0`)."
-        )
-    if model.ref_model is not None or model.policy_adapter is not None:
-        raise ValueError(
-            "This value transports a policy that was trained itself: the model behind the value is not its result at "
-            "L * epsilon = 1. The folder's policy is a plain model already (`AutoModelForCausalLM` or PEFT loads it)."
-        )
+    obstacle = merging_obstacle(model)
+    if obstacle is not None:
+        raise ValueError(obstacle)
     if model.value_model is not None:
         merged = inner_model(model.value_model)
     else:
@@ -64,3 +75,24 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
     defaults.epsilon_cutoff = model.transport.min_candidate_prob or None
     merged.generation_config = defaults
     return merged
+
+
+def save_merged(model: "VGFModel", tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
+    """Writes what `merge_value` returns, with its tokenizer: the whole folder, or none.
+
+    Args:
+        model: See `merge_value`; of no use after it.
+        tokenizer: The policy's.
+        save_directory: The folder, new or empty.
+
+    Raises:
+        ValueError: If nothing can be merged.
+        OSError: If the folder cannot be written.
+    """
+    merged, out = merge_value(model), Path(save_directory)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+        whole = Path(beside) / out.name
+        merged.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        os.replace(whole, out)
