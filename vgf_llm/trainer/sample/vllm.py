@@ -8,64 +8,44 @@ random state that training draws from.
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from vgf_llm._compat import vllm_client_class, vllm_generation_class
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.faults import explained_server
-
-if TYPE_CHECKING:
-    from vgf_llm.trainer.vgf_trainer import VGFTrainer
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
+from vgf_llm.trainer.save.faults import explained_server
 
 _CONCURRENT_REQUESTS = 32
 
 
-@dataclass(frozen=True)
-class Request:
-    """The prompts of one process, one row per completion, with what makes their seeds.
+def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
+    """Returns a seed for each row; those of a group follow each other, as vLLM numbers the samples of a prompt.
 
-    Attributes:
-        prompt_ids: Token ids without padding; the rows of a group stand together.
-        num_generations: Completions of a group, which may be shared by processes.
-        first_row: Number of the first row among those of all processes.
-        mode: `"train"` or `"eval"`.
-        step: The round, or the optimisation step of an evaluation.
-        seed: The run's seed.
+    Args:
+        request: The rows.
+        prompt_ids: Other rows of the same round, for engines that several processes share.
+        first_row: Number of the first of those.
+
+    Example:
+        >>> request = Request(["a", "a", "b"], [[5, 6], [5, 6], [7]], ["base"] * 3, 2, 0, "train", 0, 0)
+        >>> one, two, three = seeds(request)
+        >>> two - one, three - two == 1
+        (1, False)
     """
-
-    prompt_ids: list[list[int]]
-    num_generations: int
-    first_row: int
-    mode: str
-    step: int
-    seed: int
-
-    def seeds(self, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
-        """Returns a seed for each row; those of a group follow each other, as vLLM numbers the samples of a prompt.
-
-        Args:
-            prompt_ids: Other rows of the same round, for engines that several processes share.
-            first_row: Number of the first of those.
-
-        Example:
-            >>> request = Request([[5, 6], [5, 6], [7]], num_generations=2, first_row=0, mode="train", step=0, seed=0)
-            >>> one, two, three = request.seeds()
-            >>> two - one, three - two == 1
-            (1, False)
-        """
-        rows = self.prompt_ids if prompt_ids is None else prompt_ids
-        seeds = []
-        for row, ids in enumerate(rows, start=self.first_row if first_row is None else first_row):
-            group, place = divmod(row, self.num_generations)
-            text = f"{self.seed}:{self.mode}:{self.step}:{group}:{','.join(map(str, ids))}".encode()
-            seeds.append(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) + place)
-        return seeds
+    rows = request.prompt_ids if prompt_ids is None else prompt_ids
+    found = []
+    for row, ids in enumerate(rows, start=request.first_row if first_row is None else first_row):
+        group, place = divmod(row, request.num_generations)
+        text = f"{request.seed}:{request.mode}:{request.step}:{group}:{','.join(map(str, ids))}".encode()
+        found.append(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) + place)
+    return found
 
 
 class PlainParameters:
@@ -168,7 +148,7 @@ class _SeededLLM:
         # Processes that share an engine hand their rows to it together.
         first = request.first_row // (rows * self._size) * rows * self._size
         params = []
-        for seed in request.seeds([prompt["prompt_token_ids"] for prompt in prompts], first):
+        for seed in seeds(request, [prompt["prompt_token_ids"] for prompt in prompts], first):
             params.append(copy.copy(sampling_params))
             params[-1].seed = seed
         return self._llm.generate(prompts, sampling_params=params, **kwargs)
@@ -178,23 +158,47 @@ class _SeededLLM:
 
 
 class VLLMSampler:
-    """vLLM as a source of completions: started, kept up to date where the policy trains, asked.
+    """vLLM as a source of the base's completions: started, kept up to date where the policy trains, asked.
 
     Args:
-        trainer: The trainer; its model, tokenizer and accelerator are used.
+        model: The policy with its value, unwrapped.
+        accelerator: The accelerator.
+        tokenizer: The policy's tokenizer.
+        args: The settings whose names begin with `vllm_`, and those of sampling.
+        trains_policy: Whether the policy's weights change in training.
+        step: Gives the optimisation step.
+        end_token_ids: Tokens that end a completion.
+
+    Raises:
+        ValueError: If rounds are to be sampled ahead with weights that the server has not got.
     """
 
-    def __init__(self, trainer: "VGFTrainer") -> None:
-        self.trainer = trainer
-        self.args = trainer.args
+    def __init__(
+        self,
+        model: ValuedPolicy,
+        accelerator: Any,
+        tokenizer: Any,
+        args: Any,
+        *,
+        trains_policy: bool,
+        step: Callable[[], int],
+        end_token_ids: list[int],
+    ) -> None:
+        self.model = model
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.args = args
+        self.trains_policy = trains_policy
+        self.step = step
+        self.end_token_ids = end_token_ids
         self._synced_step = -1
-        adapter = trainer.vgf_model.policy_adapter
+        adapter = model.policy_adapter
         # Of a PEFT policy vLLM loads the base alone, so that even a frozen adapter is sent once.
-        self.sends_weights = self.args.distill_coef > 0 or adapter is not None
-        if self.args.rollout_prefetch > 0 and self.args.vllm_mode == "server" and self.sends_weights:
+        self.sends_weights = trains_policy or adapter is not None
+        if args.rollout_prefetch > 0 and args.vllm_mode == "server" and self.sends_weights:
             raise ValueError(
-                f"`rollout_prefetch` ({self.args.rollout_prefetch}) with `vllm_mode='server'` needs a policy whose "
-                f"weights the server has, but its adapter {adapter!r} would have to be sent. Merge it into the policy "
+                f"`rollout_prefetch` ({args.rollout_prefetch}) with `vllm_mode='server'` needs a policy whose weights "
+                f"the server has, but its adapter {adapter!r} would have to be sent. Merge it into the policy "
                 "(`merge_and_unload()`), serve the result, and pass it as `model`; or set `rollout_prefetch=0`."
             )
         with self._watched(0):
@@ -234,14 +238,14 @@ class VLLMSampler:
         return FrozenServer(client, {**sampling, "logprobs": None})
 
     def _trl_engine(self, sampling: dict[str, Any]) -> Any:
-        args, trainer = self.args, self.trainer
-        policy: Any = trainer.vgf_model.policy
-        if trainer.vgf_model.policy_adapter is None:
+        args = self.args
+        policy: Any = self.model.policy
+        if self.model.policy_adapter is None:
             policy = PlainParameters(inner_model(policy))
         return vllm_generation_class()(
             model=policy,
-            accelerator=trainer.accelerator,
-            processing_class=trainer._tokenizer,
+            accelerator=self.accelerator,
+            processing_class=self.tokenizer,
             mode=args.vllm_mode,
             structured_outputs_regex=args.vllm_structured_outputs_regex,
             server_base_url=args.vllm_server_base_url,
@@ -264,21 +268,29 @@ class VLLMSampler:
 
     def sync(self) -> None:
         """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""
-        due = self.sends_weights and (self.args.distill_coef > 0 or self._synced_step == -1)
-        step = self.trainer.state.global_step
+        due = self.sends_weights and (self.trains_policy or self._synced_step == -1)
+        step = self.step()
         if due and step != self._synced_step:
             with self._watched(step):
                 self.engine.sync_weights()
             self._synced_step = step
 
-    def sample(self, request: Request) -> list[list[int]]:
-        """Returns a completion for each row of a request. Runs in any thread, one call at a time."""
+    def __call__(self, request: Request) -> Samples:
+        """Samples the rows of a request. Runs in any thread, one call at a time."""
+        check_who(("base",), request.who, "vLLM")
+        self.sync()
         engine, count = self.engine, request.num_generations
-        with self._watched(self.trainer.state.global_step):
+        with record_function("vgf/sample"), self._watched(self.step()):
             if isinstance(engine, FrozenServer):
-                return engine.generate(request.prompt_ids, None, count, seeds=request.seeds())[1]
-            with self._seeded(request):
-                return engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+                ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request))[1]
+            else:
+                with self._seeded(request):
+                    ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+        longest = self.args.max_completion_length
+        return Samples(ids, [len(row) < longest or row[-1] in self.end_token_ids for row in ids])
+
+    def close(self) -> None:
+        """Does nothing: all runs in the foreground."""
 
     @contextmanager
     def _seeded(self, request: Request) -> Iterator[None]:

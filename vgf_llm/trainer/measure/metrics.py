@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What training reports: TRL's metric names, the value's gate, and the table of completions."""
+"""What training reports: TRL's metric names and the table of completions."""
 
 import logging
 import math
@@ -18,68 +18,6 @@ logger = logging.getLogger(__name__)
 
 # By name, the values since the last log with their weights.
 _Measurements = dict[str, list[tuple[float, float]]]
-
-
-class ValueGate:
-    """Within-prompt accuracy of the value on prompts that it does not train on, over a sliding window.
-
-    Accuracy over prompts says which prompts are hard; only within a prompt does it say which response is better, which
-    is all that transport can use.
-
-    Args:
-        window: Pairs that the estimate looks back on.
-
-    Example:
-        >>> gate = ValueGate(window=100)
-        >>> gate.add(60.0, 80)
-        >>> gate.accuracy
-        0.75
-    """
-
-    def __init__(self, window: int = 2000) -> None:
-        self.window = window
-        self._counts: deque[tuple[float, int]] = deque()
-
-    def add(self, correct: float, pairs: int) -> None:
-        """Adds `correct` right orders out of `pairs`."""
-        if pairs:
-            self._counts.append((correct, pairs))
-        while len(self._counts) > 1 and self.pairs - self._counts[0][1] >= self.window:
-            self._counts.popleft()
-
-    @property
-    def pairs(self) -> int:
-        """Pairs in the window."""
-        return sum(pairs for _, pairs in self._counts)
-
-    @property
-    def accuracy(self) -> float:
-        """Accuracy in the window; NaN without pairs."""
-        return sum(correct for correct, _ in self._counts) / self.pairs if self.pairs else math.nan
-
-    @property
-    def is_above_chance(self) -> bool:
-        """Whether the accuracy exceeds one half by two standard errors (pairs taken as independent)."""
-        return self.pairs > 0 and self.accuracy - 0.5 > 2 * 0.5 / math.sqrt(self.pairs)
-
-    def warn_at_chance(self) -> None:
-        """Warns if the value, measured often enough, cannot tell better responses from worse ones."""
-        if self.pairs >= 100 and not self.is_above_chance:
-            logger.warning(
-                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
-                "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
-                "prompts, raise `value_learning_rate`, or use `value_parametrization='log_ratio'`.",
-                self.accuracy,
-                self.pairs,
-            )
-
-    def state(self) -> list[list[float]]:
-        """Returns the window for a checkpoint."""
-        return [[correct, pairs] for correct, pairs in self._counts]
-
-    def load(self, state: list[list[float]]) -> None:
-        """Restores what `state` returned."""
-        self._counts = deque((float(correct), int(pairs)) for correct, pairs in state)
 
 
 class MetricLog:
@@ -164,9 +102,12 @@ class MetricLog:
         self._pending_extra.clear()
         self._pending_metrics.clear()
 
-    def pop(self, mode: str) -> dict[str, float | None]:
-        """Returns the means since the last call, `eval_` in front of those of evaluation; `None` for no valid value."""
-        prefix = "eval_" if mode == "eval" else ""
+    def restart(self, mode: str) -> None:
+        """Drops what was measured and not logged."""
+        self._metrics[mode].clear()
+
+    def pop(self, mode: str, prefix: str = "") -> dict[str, float | None]:
+        """Returns the means since the last call, `prefix` in front of their names; `None` for no valid value."""
         result: dict[str, float | None] = {}
         for name, values in self._metrics[mode].items():
             valid = [(value, weight) for value, weight in values if not math.isnan(value)]

@@ -4,7 +4,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
-from vgf_llm._compat import pad
 
 Numbers = Tensor | Sequence[int] | Sequence[float]
 
@@ -31,6 +29,7 @@ _TENSORS = {
     "ref_logps": torch.float32,
     "has_ref_logps": torch.bool,
     "steps": torch.int64,
+    "samplers": torch.int64,
 }
 
 
@@ -43,6 +42,7 @@ class RolloutGroup:
         rewards: Reward of each completion; NaN where it could not be scored.
         ref_logps: Log-probability of each completion token under the base model; `None` where no loss needs it.
         step: Version of the sampling policy: the optimisation step at which the completions were sampled.
+        samplers: Which of the run's samplings drew each completion, an index; 0 for all when left out.
 
     Attributes:
         prompt_ids: int32 `[T]`.
@@ -50,6 +50,7 @@ class RolloutGroup:
         rewards: float64 `[G]`.
         ref_logps: G times float32 `[T]`, or `None`.
         step: As given.
+        samplers: int64 `[G]`.
         is_mixed: Whether two completions have different rewards, so that the group can teach which is better.
 
     Raises:
@@ -61,7 +62,7 @@ class RolloutGroup:
         (2, True)
     """
 
-    __slots__ = ("completion_ids", "is_mixed", "prompt_ids", "ref_logps", "rewards", "step")
+    __slots__ = ("completion_ids", "is_mixed", "prompt_ids", "ref_logps", "rewards", "samplers", "step")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class RolloutGroup:
         rewards: Numbers,
         ref_logps: Sequence[Numbers] | None = None,
         step: int = 0,
+        samplers: Numbers | None = None,
     ) -> None:
         # int32 ids, because a full buffer holds tens of millions; float64 rewards, because Python's are.
         self.prompt_ids = _to_cpu(prompt_ids, torch.int32)
@@ -77,6 +79,7 @@ class RolloutGroup:
         self.rewards = _to_cpu(rewards, torch.float64)
         self.ref_logps = None if ref_logps is None else tuple(_to_cpu(row, torch.float32) for row in ref_logps)
         self.step = step
+        self.samplers = _to_cpu([0] * len(self.completion_ids) if samplers is None else samplers, torch.int64)
         self._check_lengths()
         if bool(self.rewards.isinf().any()):
             raise ValueError(f"`rewards` must be finite or NaN (not scored), got {self.rewards.tolist()}.")
@@ -86,14 +89,18 @@ class RolloutGroup:
     def __len__(self) -> int:
         return len(self.completion_ids)
 
-    def successes(self) -> "RolloutGroup | None":
-        """Returns the completions of reward 1 as a group, or `None` if there are none."""
-        rows = (self.rewards == 1).nonzero().flatten().tolist()
+    def subset(self, rows: Sequence[int]) -> "RolloutGroup":
+        """Returns some of the completions as a group of the same prompt.
+
+        Args:
+            rows: Their places, in order; at least one.
+        """
         if len(rows) == len(self):
             return self
-        logps = None if self.ref_logps is None else [self.ref_logps[row] for row in rows]
-        ids = [self.completion_ids[row] for row in rows]
-        return RolloutGroup(self.prompt_ids, ids, self.rewards[rows], logps, self.step) if rows else None
+        kept = list(rows)
+        logps = None if self.ref_logps is None else [self.ref_logps[row] for row in kept]
+        ids = [self.completion_ids[row] for row in kept]
+        return RolloutGroup(self.prompt_ids, ids, self.rewards[kept], logps, self.step, self.samplers[kept])
 
     def _check_lengths(self) -> None:
         if len(self.prompt_ids) == 0:
@@ -103,6 +110,10 @@ class RolloutGroup:
         if len(self.rewards) != len(self.completion_ids):
             raise ValueError(
                 f"`rewards` has {len(self.rewards)} entries for {len(self.completion_ids)} completions; give one each."
+            )
+        if len(self.samplers) != len(self.completion_ids):
+            raise ValueError(
+                f"`samplers` has {len(self.samplers)} entries for {len(self.completion_ids)} completions; give one each."
             )
         if self.ref_logps is not None:
             lengths = [len(ids) for ids in self.completion_ids]
@@ -165,14 +176,17 @@ class ValueBuffer:
             self._size -= len(self._groups.popleft())
 
     def sample(
-        self, num_groups: int, generator: torch.Generator | None = None, *, mixed_only: bool = False
+        self,
+        num_groups: int,
+        generator: torch.Generator | None = None,
+        wanted: Callable[[RolloutGroup], bool] | None = None,
     ) -> list[RolloutGroup]:
         """Draw groups uniformly, none twice before all were drawn once.
 
         Args:
             num_groups: Number of groups.
             generator: Source of randomness; the same state and contents give the same groups.
-            mixed_only: Whether to draw from groups with different rewards only.
+            wanted: Which groups to draw from; `None` for all.
 
         Returns:
             `num_groups` groups, or an empty list if there is none to draw from.
@@ -182,7 +196,7 @@ class ValueBuffer:
         """
         if num_groups < 0:
             raise ValueError(f"`num_groups` must be at least 0, got {num_groups}.")
-        pool = [group for group in self._groups if group.is_mixed] if mixed_only else self.groups
+        pool = self.groups if wanted is None else [group for group in self._groups if wanted(group)]
         if not pool:
             return []
         order: list[int] = []
@@ -206,6 +220,7 @@ class ValueBuffer:
         tensors["prompt_ids"] = _concatenate([group.prompt_ids for group in groups], "prompt_ids")
         tensors["completion_ids"] = _concatenate(completions, "completion_ids")
         tensors["rewards"] = _concatenate([group.rewards for group in groups], "rewards")
+        tensors["samplers"] = _concatenate([group.samplers for group in groups], "samplers")
         tensors["ref_logps"] = _concatenate(logps, "ref_logps")
         meta = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "capacity": self.capacity}
         return {"tensors": tensors, "meta": meta}
@@ -274,63 +289,6 @@ class ValueBuffer:
             ) from error
 
 
-def collate(
-    groups: Sequence[RolloutGroup],
-    pad_token_id: int,
-    device: torch.device | str = "cpu",
-    pad_to_multiple_of: int | None = None,
-) -> dict[str, Any]:
-    """Turn groups into one padded batch, the completions of a prompt in adjacent rows.
-
-    Args:
-        groups: P groups.
-        pad_token_id: Fills the padding.
-        device: Device of the result.
-        pad_to_multiple_of: Lengths are rounded up to a multiple of it.
-
-    Returns:
-        `prompt_ids`, `prompt_mask` `[P * G, T]` padded on the left; `completion_ids`, `completion_mask` `[P * G, T]`
-        padded on the right; `rewards` `[P * G]` in float32; `ref_logps` `[P * G, T]`, 0 in the padding, if the groups
-        have them; `group_sizes`, the P numbers of completions; where they are all the same number G, `group_shape`, the
-        pair (P, G) for `rewards.view(group_shape)`.
-
-    Raises:
-        ValueError: If there is no group, or if only some groups have `ref_logps`.
-
-    Example:
-        >>> batch = collate([RolloutGroup([1], [[2], [3, 4]], [0.0, 1.0])], pad_token_id=0)
-        >>> batch["completion_ids"].tolist(), batch["completion_mask"].tolist(), batch["group_shape"]
-        ([[2, 0], [3, 4]], [[1, 0], [1, 1]], (1, 2))
-    """
-    if not groups:
-        raise ValueError("`groups` is empty; a batch has at least one group.")
-    sizes = [len(group) for group in groups]
-    with_logps = [group.ref_logps is not None for group in groups]
-    if any(with_logps) != all(with_logps):
-        raise ValueError(
-            f"{sum(with_logps)} of {len(groups)} groups have `ref_logps`; a batch needs them for all or for none."
-        )
-    prompts = [group.prompt_ids.long() for group in groups for _ in range(len(group))]
-    completions = [ids.long() for group in groups for ids in group.completion_ids]
-
-    def padded(rows: list[Tensor], value: float, side: str) -> Tensor:
-        return pad(rows, padding_value=value, padding_side=side, pad_to_multiple_of=pad_to_multiple_of).to(device)
-
-    batch: dict[str, Any] = {
-        "prompt_ids": padded(prompts, pad_token_id, "left"),
-        "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], 0, "left"),
-        "completion_ids": padded(completions, pad_token_id, "right"),
-        "completion_mask": padded([torch.ones_like(ids) for ids in completions], 0, "right"),
-        "rewards": torch.cat([group.rewards for group in groups]).to(device, torch.float32),
-        "group_sizes": sizes,
-    }
-    if len(set(sizes)) == 1:
-        batch["group_shape"] = (len(groups), sizes[0])
-    if all(with_logps):
-        batch["ref_logps"] = padded([row for group in groups for row in group.ref_logps or ()], 0.0, "right")
-    return batch
-
-
 def _to_cpu(values: Any, dtype: torch.dtype) -> Tensor:
     # A copy, so that a row of a large batch does not keep the whole batch in memory.
     if isinstance(values, Tensor):
@@ -361,7 +319,7 @@ def _check_state(state: dict[str, Any]) -> None:
     num_groups = len(tensors["group_sizes"])
     num_completions = int(tensors["group_sizes"].sum())
     _expect_lengths(tensors, prompt_lengths=num_groups, has_ref_logps=num_groups, steps=num_groups)
-    _expect_lengths(tensors, completion_lengths=num_completions, rewards=num_completions)
+    _expect_lengths(tensors, completion_lengths=num_completions, rewards=num_completions, samplers=num_completions)
     with_logps = tensors["has_ref_logps"].repeat_interleave(tensors["group_sizes"])
     _expect_lengths(
         tensors,
@@ -383,7 +341,7 @@ def _unpack(tensors: dict[str, Tensor]) -> list[RolloutGroup]:
     has_logps = tensors["has_ref_logps"].tolist()
     prompts = tensors["prompt_ids"].split(tensors["prompt_lengths"].tolist())
     completions = iter(tensors["completion_ids"].split(lengths))
-    rewards = tensors["rewards"].split(sizes)
+    rewards, samplers = tensors["rewards"].split(sizes), tensors["samplers"].split(sizes)
     lengths_of_group = torch.tensor(lengths, dtype=torch.int64).split(sizes)
     logp_lengths = [length for group, has in zip(lengths_of_group, has_logps, strict=True) if has for length in group]
     logps = iter(tensors["ref_logps"].split([int(length) for length in logp_lengths]))
@@ -394,6 +352,7 @@ def _unpack(tensors: dict[str, Tensor]) -> list[RolloutGroup]:
             rewards[index],
             [next(logps) for _ in range(size)] if has_logps[index] else None,
             step,
+            samplers[index],
         )
         for index, (size, step) in enumerate(zip(sizes, tensors["steps"].tolist(), strict=True))
     ]

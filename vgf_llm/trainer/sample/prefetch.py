@@ -8,9 +8,7 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from vgf_llm.trainer.vllm_engine import Request, VLLMSampler
-
-Completions = list[list[int]]
+from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 
 
 class Lookahead(Iterator[Any]):
@@ -59,22 +57,24 @@ class Lookahead(Iterator[Any]):
             self.first += 1
 
 
-class RolloutQueue:
-    """Completions of the engine, now or ahead of time.
+class PrefetchingSampler:
+    """A sampler whose rounds may be sampled ahead of time.
 
-    An engine takes one call at a time. Once rounds are sampled ahead, every call goes through one thread; until then,
-    and without them, it is made by the caller.
+    An engine takes one call at a time. Once rounds are sampled ahead, every call goes through one thread; until then it
+    is made by the caller.
 
     Args:
         sampler: The engine.
+        description: The engine in words, for errors.
     """
 
-    def __init__(self, sampler: VLLMSampler) -> None:
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, description: str) -> None:
+        self.sampler = sampler
+        self.description = description
         self._pool: ThreadPoolExecutor | None = None
-        self._ahead: dict[tuple[str, int], tuple[Request, Future[Completions]]] = {}
+        self._ahead: dict[tuple[str, int], tuple[Request, Future[Samples]]] = {}
 
-    def result(self, request: Request) -> Completions:
+    def __call__(self, request: Request) -> Samples:
         """Returns the completions of a request: those sampled ahead, or new ones.
 
         Raises:
@@ -83,8 +83,8 @@ class RolloutQueue:
         asked, future = self._ahead.pop((request.mode, request.step), (None, None))
         if future is None or asked != request:
             if self._pool is None:
-                return self._sample(request)
-            future = self._pool.submit(self._sample, request)
+                return self.sampler(request)
+            future = self._pool.submit(self.sampler, request)
         with record_function("vgf/wait"):
             return future.result()
 
@@ -104,17 +104,13 @@ class RolloutQueue:
         self._pool = None
         self._ahead.clear()
 
-    def _sample(self, request: Request) -> Completions:
-        with record_function("vgf/sample"):
-            return self._sampler.sample(request)
-
-    def _sample_ahead(self, request: Request) -> Completions:
+    def _sample_ahead(self, request: Request) -> Samples:
         try:
-            return self._sample(request)
+            return self.sampler(request)
         except Exception as error:
             error.add_note(
                 f"This happened in the thread that samples ahead (`rollout_prefetch`), in round {request.step}, with "
-                f"{self._sampler.description} and {len(request.prompt_ids)} prompts, the first with the tokens "
+                f"{self.description} and {len(request.prompt_ids)} prompts, the first with the tokens "
                 f"{request.prompt_ids[0][:20]}. `rollout_prefetch=0` samples each round when it is due."
             )
             raise
