@@ -654,13 +654,13 @@ class VGFTrainer(CheckpointedTrainer):
         with self._scoring() as model:
             for step in shares:
                 batch = self._batch_of(step[self.accelerator.process_index], None)
-                own.append(self.objective.score(model, batch).float().cpu())
+                own.append(self.objective.score(model, batch).cpu())
         everyone = gather_object([own])
         scores: dict[int, Tensor] = {}
         for index, of_process in enumerate(everyone):
             for step, values in zip(shares, of_process, strict=True):
                 for (group, row), value in zip(step[index].rows, values, strict=False):
-                    scores.setdefault(id(group), torch.zeros(len(group), values.shape[-1]))[row] = value
+                    scores.setdefault(id(group), values.new_zeros(len(group), values.shape[-1]))[row] = value
         return scores
 
     def _evaluation_batch(self, groups: list[RolloutGroup]) -> MicroBatch:

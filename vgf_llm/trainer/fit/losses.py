@@ -34,7 +34,7 @@ def likelihood_loss(log_likelihoods: Tensor, batch: MicroBatch) -> Tensor:
     """
     rows, size = batch.group_rewards.shape
     # Each row is its group with itself alone in it: the others' terms are theirs to add.
-    own = torch.zeros_like(batch.group_rewards).scatter(1, batch.place.unsqueeze(1), log_likelihoods.unsqueeze(1))
+    own = log_likelihoods.new_zeros(rows, size).scatter(1, batch.place.unsqueeze(1), log_likelihoods.unsqueeze(1))
     losses = success_likelihood_loss(own.flatten(), batch.group_rewards.flatten(), [size] * rows)
     return (losses * batch.trains).sum() / batch.num_groups
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as pad_rows
 
 from vgf_llm._compat import pad
 from vgf_llm.trainer.keep.buffer import RolloutGroup
@@ -176,9 +177,7 @@ def collate(
     group_scores = None
     if scores is not None:
         known = [scores[id(group)] for group in groups]
-        group_scores = torch.stack(
-            [torch.nn.functional.pad(x.float(), (0, 0, 0, width - len(x))) for x in known]
-        ).to(device)
+        group_scores = torch.stack([pad_rows(x, (0, 0, 0, width - len(x))) for x in known]).to(device)
     runs = [list(run) for _, run in groupby(groups, key=id)]
     whole = all(int((~run[0].rewards.isnan()).sum()) <= len(run) for run in runs)
     return MicroBatch(
