@@ -2,10 +2,80 @@
 """Input checks shared by the functions of this package; every message names the argument and the fix."""
 
 import math
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_LARGEST_INTEGER = 2**31 - 1
+_LARGEST_FLOAT = torch.finfo(torch.float32).max
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """Returns `repr(value)` for an error, of bounded length, whatever the value."""
+    try:
+        text = repr(value)
+    except ValueError:  # integers of thousands of digits have no text
+        text = f"<{type(value).__name__} of {value.bit_length()} bits>"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite values that a setting may take, and how to say so.
+
+    Without `high`, integers go up to 2**31 - 1 and other numbers up to what float32 holds.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        open_low: Whether `low` itself is excluded.
+        open_high: Whether `high` itself is excluded.
+        integer: Whether the value must be an integer.
+        optional: Whether `None` is allowed.
+        hint: Sentence put at the end of the error.
+
+    Example:
+        >>> Range(0, 1, open_low=True).check("share", 0.5)
+        >>> Range(0, 1, open_low=True).check("share", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: `share` must be a number in (0, 1], got 0.0.
+    """
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    integer: bool = False
+    optional: bool = False
+    hint: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises TypeError or ValueError naming the setting, unless `value` is allowed."""
+        if value is None and self.optional:
+            return
+        kinds = int if self.integer else (int, float)
+        what = ("an integer" if self.integer else "a number") + (" or None" if self.optional else "")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).")
+        # Comparisons alone: converting a large integer to a float overflows. NaN fails all of them.
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= min(self.high, self._largest)
+        if not (above and below):
+            raise ValueError(f"`{name}` must be {what} {self}, got {shown(value)}. {self.hint}".rstrip())
+
+    @property
+    def _largest(self) -> float:
+        bounded = not math.isinf(self.high)
+        return self.high if bounded else _LARGEST_INTEGER if self.integer else _LARGEST_FLOAT
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{'>' if self.open_low else '>='} {self.low:g} and {'< 2**31' if self.integer else 'finite'}"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
 def check_finite(name: str, tensor: Tensor, fix: str = "look for an overflow or a division by zero upstream") -> None:
