@@ -267,8 +267,8 @@ class VGFTrainer(CheckpointedTrainer):
             prompts = UnsolvedFirst(len(train_dataset), args.seed)
         self.schedule = Schedule(
             num_generations=self.num_generations,
-            samples_from=args.samples_from(model.value),
-            base_generations=args.base_generations(model.value),
+            samples_from=args.samples_from,
+            base_generations=args.base_generations,
             round_steps=cast(int, args.steps_per_generation) * self.num_iterations,
             rollout_fraction=args.rollout_fraction,
             prompts=prompts,
