@@ -23,8 +23,7 @@ from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.models.value import StateValue
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces import build_space
 from vgf_llm.spaces.base import CONTROLS
 from vgf_llm.spaces.sequence import SEQUENCE_CONTROLS
@@ -34,7 +33,7 @@ _TRANSPORT_FIELDS = tuple(item.name for item in fields(TransportConfig))
 
 @torch.no_grad()
 def generate(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -78,7 +77,7 @@ def generate(
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        >>> model = VGFModel(LlamaForCausalLM(config))
+        >>> model = ValuedPolicy(LlamaForCausalLM(config))
         >>> out = generate(model, torch.tensor([[1, 5]]), transport_steps=2, num_particles=2, do_sample=True,
         ...                max_new_tokens=3, return_dict_in_generate=True)
         >>> out.values.shape, out.chosen.shape
@@ -145,7 +144,7 @@ def generate(
 
 
 def _finish(
-    model: VGFModel,
+    model: ValuedPolicy,
     transport: TransportConfig,
     raw: Any,
     prompt_mask: Tensor,
@@ -207,11 +206,7 @@ def _static_cache_len(kwargs: dict[str, Any], defaults: GenerationConfig, prompt
     return prompt_length + new_tokens if new_tokens is not None else setting("max_length")
 
 
-def _check_model(model: VGFModel, transport: TransportConfig, kwargs: dict[str, Any]) -> None:
+def _check_model(model: ValuedPolicy, transport: TransportConfig, kwargs: dict[str, Any]) -> None:
     rows_differ = transport.num_particles > 1 or len(model.value_blocks()) > 1
     if kwargs.get("past_key_values") is not None and rows_differ:
         raise ValueError("`past_key_values` has no rows for particles or for a value's adapter; leave it out.")
-    own_features = model.value_model is None and not model.has_value_adapter
-    moves_hidden = transport.space == "hidden" and transport.transport_steps > 0
-    if moves_hidden and isinstance(model.value, StateValue) and not own_features:
-        raise ValueError("`space='hidden'` moves the policy's own features: the v_head needs `backbone='policy'`.")

@@ -30,8 +30,8 @@ from vgf_llm.functional import candidate_set
 from vgf_llm.generation.decoding import end_token_ids, mask_after_eos, setting
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, project_hidden
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.language_model import accepts_argument, inner_model, logits_of_states, position_ids_from_mask
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.sequence import TextCandidates, Tilt
 
 # What sampling does in `generate` when neither the call nor a configuration says otherwise.
@@ -139,7 +139,7 @@ class SequenceDecoder:
 
     def __init__(
         self,
-        model: VGFModel,
+        model: ValuedPolicy,
         transport: TransportConfig,
         generation_config: GenerationConfig | None,
         logits_processor: LogitsProcessorList | None,
@@ -276,7 +276,7 @@ class SequenceDecoder:
         return TextCandidates(*(torch.stack(part, dim=1) for part in zip(*found, strict=True)))
 
     def _candidates_at(self, prefix: Prefix, text: Text, hidden: Tensor, position: int, offset: int) -> list[Tensor]:
-        log_probs = project_hidden(self.model.policy, hidden).log_softmax(dim=-1)
+        log_probs = logits_of_states(self.model.policy, hidden).log_softmax(dim=-1)
         config, own = self.transport, text.tokens[:, position : position + 1]
         ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
         # A sample may stand outside the candidates; it then takes the place of the least likely one.

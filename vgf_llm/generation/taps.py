@@ -21,14 +21,14 @@ from vgf_llm.models.language_model import (
     accepts_argument,
     inner_model,
     last_hidden_states,
+    logits_of_states,
     output_embedding,
     output_weight,
     position_ids_from_mask,
-    project_hidden,
 )
 from vgf_llm.models.prompt_sharing import can_expand, expand_cache
 from vgf_llm.models.value import StateFeatures
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 
 
 @dataclass
@@ -92,7 +92,7 @@ class FeatureTap:
 
     def __init__(
         self,
-        model: VGFModel,
+        model: ValuedPolicy,
         attention_mask: Tensor,
         *,
         need_hidden: bool,
@@ -175,11 +175,11 @@ class FeatureTap:
                 hidden = self._block(self._hidden(), 1 if model.has_value_adapter else 0)
             return StateFeatures(hidden=hidden, embedding=embedding)
         if self._value_model is not None:
-            value_logits = project_hidden(self._value_model.model, self._value_model.step(input_ids))
+            value_logits = logits_of_states(self._value_model.model, self._value_model.step(input_ids))
         else:
             value_logits = self._block(self._logits(), 1)
         if self._ref_model is not None:
-            ref_logits = project_hidden(self._ref_model.model, self._ref_model.step(input_ids))
+            ref_logits = logits_of_states(self._ref_model.model, self._ref_model.step(input_ids))
         else:
             # The policy without an adapter of its own is the reference, else the last block is. Raw logits: what other
             # processors do to the policy's is no part of the value.

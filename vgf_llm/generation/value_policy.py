@@ -13,7 +13,7 @@ from vgf_llm.generation.prefill import SharedPrefill
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 
 
 class CandidateProcessor(LogitsProcessor):
@@ -41,7 +41,7 @@ class CandidateProcessor(LogitsProcessor):
 
 @torch.no_grad()
 def generate_from_value(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -73,11 +73,11 @@ def generate_from_value(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from vgf_llm.models import build_value
+        >>> from vgf_llm.models.value import build_value
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         >>> value = build_value("log_ratio", width=8, vocab_size=16)
-        >>> model = VGFModel(LlamaForCausalLM(config), value, backbone="copy")
+        >>> model = ValuedPolicy(LlamaForCausalLM(config), value, backbone="copy")
         >>> ids = torch.tensor([[1, 5]])
         >>> generate_from_value(model, ids, torch.ones_like(ids), num_particles=3, do_sample=True,
         ...                     min_new_tokens=2, max_new_tokens=2).shape

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.value import StateFeatures, StateValue, ValueModel
+from vgf_llm.models.value import StateFeatures, ValueModel
 from vgf_llm.spaces import build_space
 
 # What a request may set, and the types that arrive over HTTP as they should be.
@@ -74,7 +74,8 @@ class ServedTransport:
         ValueError: If the value cannot run inside one engine step.
 
     Example:
-        >>> from vgf_llm.models import TransportConfig, build_value
+        >>> from vgf_llm.models.config import TransportConfig
+        >>> from vgf_llm.models.value import build_value
         >>> value = build_value("vocab", width=4, vocab_size=6)
         >>> served = ServedTransport(value, TransportConfig(transport_steps=0), vocab_size=6)
         >>> logits, hidden = torch.zeros(2, 6), torch.ones(2, 4)
@@ -225,8 +226,6 @@ def check_servable(value: ValueModel, transport: TransportConfig, backbone: str 
             "engine step cannot do beside the policy's. Its transport at L * epsilon = 1 is a plain model, though: "
             f"`vgf export PATH OUT` writes it, and `vllm serve OUT` serves it. {alternatives}"
         )
-    if isinstance(value, StateValue):
-        raise ValueError(f"A v_head value moves hidden states, not logits. {alternatives}")
     if backbone != "policy":
         raise ValueError(
             f"This value reads features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a second "
