@@ -5,9 +5,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational
 
 from vgf_llm._compat import pad
-from vgf_llm.generation import TokenLogps, decoding_attention, generate_from_value, mask_after_eos
+from vgf_llm.generation import response_mask, sample
 from vgf_llm.models.config import SEQUENCE_SPACES
-from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
@@ -183,18 +181,6 @@ class RolloutEngine:
             return [[{"role": "assistant", "content": text}] for text in texts]
         return texts
 
-    @property
-    def _samples_reference(self) -> bool:
-        """Whether completions are samples of the reference itself, in a precision that scores them as a pass would."""
-        model, args = self.trainer.vgf_model, self.args
-        if args.samples_value_model or args.rollout_transport_steps > 0 or not model.value.needs_logits:
-            return False
-        if "likelihood" in (args.value_loss, self.trainer.rounds.loss_kind):  # which has no use for the reference
-            return False
-        is_policy = model.ref_model is None and model.policy_adapter is None
-        exact = model.policy.dtype == torch.float32 and self.trainer.accelerator.mixed_precision == "no"
-        return is_policy and exact
-
     def _generate(self, prompt_ids: list[list[int]], with_value: bool) -> Sampled:
         """Samples rows in one call, from the base or where the configuration has the value sample."""
         trainer, args = self.trainer, self.args
@@ -211,40 +197,21 @@ class RolloutEngine:
         was_training = model.training
         model.eval()  # dropout has no place in sampling
         prompts, kwargs = (input_ids[::n], attention_mask[::n]), self._sampling_arguments()
-        output: Any
-        recorder = TokenLogps() if self._samples_reference else None
-        recording = nullcontext() if recorder is None else recorder.installed(inner_model(model.policy))
+        who: Literal["base", "value", "transport"] = "base"
+        if with_value:
+            who = "value" if args.samples_value_model else "transport"
+        settings = replace(model.transport, space=space, transport_steps=steps, interaction=False, repulsion=False)
+        if who == "value":
+            settings = replace(
+                settings, top_k_candidates=args.top_k_candidates, min_candidate_prob=args.min_candidate_prob
+            )
         try:
-            with recording, decoding_attention(model.policy, model.value_model):
-                if with_value and args.samples_value_model:
-                    output = generate_from_value(
-                        model,
-                        *prompts,
-                        num_particles=n,
-                        top_k_candidates=args.top_k_candidates,
-                        min_candidate_prob=args.min_candidate_prob,
-                        **kwargs,
-                    )
-                else:
-                    output = model.generate(
-                        *prompts,
-                        space=space,
-                        transport_steps=steps,
-                        num_particles=n,
-                        interaction=False,
-                        selection="none",
-                        return_dict_in_generate=steps > 0,
-                        **kwargs,
-                    )
+            found = sample(model, *prompts, who=who, num_particles=n, transport=settings, **kwargs)
         finally:
             model.train(was_training)
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        token_kl = None if isinstance(output, Tensor) else output.kl
-        tokens = sequences[:, input_ids.shape[1] :]
-        mask = mask_after_eos(tokens, self.eos_token_ids)
-        kl = None if token_kl is None else token_kl.flatten(0, 1).sum(dim=-1) / mask.sum(dim=-1)
-        ref_logps = None if recorder is None else recorder.of(tokens)
-        return _unpadded(tokens, mask), kl, None if ref_logps is None else _unpadded(ref_logps, mask)
+        mask = response_mask(found.lengths, found.tokens.shape[1])
+        kl = found.kl.sum(dim=-1) / found.lengths if found.kl is not None and steps > 0 else None
+        return _unpadded(found.tokens, mask), kl, None
 
     def _sampling_arguments(self) -> dict[str, Any]:
         args = self.args
