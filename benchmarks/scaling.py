@@ -24,7 +24,6 @@ from torch import Tensor
 from benchmarks.harness import exponent, hardware, measure, write_json
 from benchmarks.sizes import SIZES, build_policy
 from vgf_llm.functional import flow_direction, simplex_flow
-from vgf_llm.generation import decoding_attention
 from vgf_llm.models import VGFModel, build_value
 
 SETTINGS = ("size", "device", "dtype", "threads", "turns")
@@ -112,8 +111,7 @@ def _calls(model: VGFModel, prompts: Tensor, point: dict[str, int]) -> tuple[Cal
     rows = prompts.repeat_interleave(point["N"], dim=0)
 
     def plain() -> Tensor:
-        with decoding_attention(model.policy):
-            return model.policy.generate(rows, attention_mask=torch.ones_like(rows), **options)
+        return model.policy.generate(rows, attention_mask=torch.ones_like(rows), **options)
 
     def transported() -> Any:
         return model.generate(

@@ -28,12 +28,14 @@ class StateFeatures:
         embedding: `[V, D]`, the frozen output embedding of the policy.
         value_logits: `[..., V]`, next-token logits of the adapted model (`log_ratio` only).
         ref_logits: `[..., V]`, next-token logits of the reference (`log_ratio` only).
+        ref_logps: `[..., V]`, its log-probabilities in their place, where they are known.
     """
 
     hidden: Tensor | None = None
     embedding: Tensor | None = None
     value_logits: Tensor | None = None
     ref_logits: Tensor | None = None
+    ref_logps: Tensor | None = None
 
 
 class ValueModel(nn.Module, ABC):
@@ -178,10 +180,13 @@ class LogRatioValue(ValueModel):
 
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
         """Returns log-probability ratios `[..., K]`."""
-        if features.value_logits is None or features.ref_logits is None:
+        ref = features.ref_logps
+        if ref is None and features.ref_logits is not None:
+            ref = features.ref_logits.float().log_softmax(dim=-1)
+        if features.value_logits is None or ref is None:
             raise ValueError("`features` lacks the value and reference logits that a log_ratio value reads.")
-        value, ref = features.value_logits.float(), features.ref_logits.float()
-        return value.log_softmax(dim=-1).gather(-1, candidate_ids) - ref.log_softmax(dim=-1).gather(-1, candidate_ids)
+        value = features.value_logits.float().log_softmax(dim=-1)
+        return value.gather(-1, candidate_ids) - ref.gather(-1, candidate_ids)
 
     def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Sums the per-token log-ratios `[B, T]` over response tokens: `log pi_theta(y|x) / mu(y|x)`, `[B]`."""

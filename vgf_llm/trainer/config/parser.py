@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from trl import TrlParser
 
-from vgf_llm.models import TransportConfig
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.trainer.config.transport import TRANSPORT_FIELDS, join_transport, read_transport
 from vgf_llm.trainer.config.vgf_config import VGFConfig, refuse_removed
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vgf_llm.functional._checks import shown
-from vgf_llm.models import TransportConfig
+from vgf_llm.models.config import TransportConfig
 
 TRANSPORT_FIELDS = {item.name: item for item in dataclasses.fields(TransportConfig)}
 

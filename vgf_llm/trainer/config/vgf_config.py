@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from trl import GRPOConfig, RLOOConfig
 
 from vgf_llm.functional._checks import shown
-from vgf_llm.models import TransportConfig
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.trainer.config.batch_sizes import resolve_batch_sizes
 from vgf_llm.trainer.config.fields import check_field, check_fields
 from vgf_llm.trainer.config.tables import FIXED_SAMPLING, IGNORED, REMOVED, SAMPLING, VALUE_BACKBONES, VALUE_LOSSES
