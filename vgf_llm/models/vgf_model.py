@@ -223,4 +223,4 @@ class VGFModel(TeacherForcingMixin, PushToHubMixin):
         """Loads what `save_pretrained` wrote. See `vgf_llm.models.saving.load_vgf_model`."""
         from vgf_llm.models.saving import load_vgf_model
 
-        return load_vgf_model(pretrained_model_name_or_path, **kwargs)
+        return load_vgf_model(cls, pretrained_model_name_or_path, **kwargs)
