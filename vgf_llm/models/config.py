@@ -1,15 +1,16 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The configuration that a saved VGF model carries, `vgf_config.json`."""
 
-import json
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from vgf_llm.functional import Range, check_choice
+from vgf_llm.models.tensor_files import read_json, write_json
 
 CONFIG_NAME = "vgf_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab")
 SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 
@@ -166,9 +167,14 @@ class VGFModelConfig:
         vocab_size: V of the policy.
         head_hidden_size: Width of the head's MLP; `None` for a linear head.
         reward_kind: `"bernoulli"` or `"regression"`.
-        base_model_name_or_path: The policy's origin, for artefacts that do not hold its weights.
-        base_model_revision: Its revision on the hub.
+        base_model_name_or_path: The policy's origin, for folders that do not hold its weights.
+        base_model_revision: Its commit on the hub, from which the policy is loaded.
+        base_model_dtype: The type in which the policy's weights were, such as `"bfloat16"`.
+        base_model_fingerprint: Checksum of the policy's weights without adapters; see `vgf_llm.models.origin`.
+        transformers_version: The release that wrote the folder.
         transport: Defaults of `VGFModel.generate`.
+        files: Digest of every file that belongs to the folder, by its path in it; see `tensor_files.file_digest`.
+            The card, the tokenizer's files and `generation_config.json` may change. `None` in format 1.
         format_version: Version of this format.
     """
 
@@ -180,13 +186,16 @@ class VGFModelConfig:
     reward_kind: str = "bernoulli"
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    base_model_dtype: str | None = None
+    base_model_fingerprint: str | None = None
+    transformers_version: str | None = None
     transport: TransportConfig = field(default_factory=TransportConfig)
+    files: dict[str, str] | None = None
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: str | Path) -> None:
         """Writes `vgf_config.json` into `directory`."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-        (Path(directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_json(asdict(self), Path(directory) / CONFIG_NAME)
 
     @classmethod
     def load(cls, directory: str | Path) -> "VGFModelConfig":
@@ -199,25 +208,34 @@ class VGFModelConfig:
         path = Path(directory) / CONFIG_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist, so {str(directory)!r} is no saved VGF model. "
+                f"{path} does not exist, so {str(directory)!r} is no saved VGF model, or not a whole one. "
                 "Expected the folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote."
             )
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); the file is truncated or foreign.") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
+        data = read_json(path)
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"{path} has format_version {version!r}; this release reads {FORMAT_VERSION}. "
+                f"{path} has format_version {version!r}; this release reads 1 and {FORMAT_VERSION}. "
                 "Upgrade vgf-llm, or save the model again with this release."
             )
         known = {item.name for item in fields(cls)}
-        if set(data) - known or not {"parametrization", "backbone", "hidden_size", "vocab_size"} <= set(data):
+        needed = {"parametrization", "backbone", "hidden_size", "vocab_size", *(("files",) if version > 1 else ())}
+        if set(data) - known or not needed <= set(data):
             raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
         if data["parametrization"] not in PARAMETRIZATIONS:
             gone = " Values of a state alone are no longer part of this package." * (data["parametrization"] == "v_head")
             allowed = ", ".join(PARAMETRIZATIONS)
             raise ValueError(f"{path} has parametrization {data['parametrization']!r}; expected one of {allowed}.{gone}")
-        data["transport"] = TransportConfig.from_dict(data.get("transport", {}), str(path))
+        transport = dict(data.get("transport", {}))
+        if version == 1:
+            warnings.warn(
+                f"{path} is of an earlier release and lists no checksums, so that its files cannot be checked. Save "
+                "the model again to have them listed.",
+                stacklevel=2,
+            )
+            # Settings that are gone, at the only value that still means something.
+            for name, value in (("metric", "fisher"), ("noise", 0.0)):
+                if transport.get(name) == value:
+                    del transport[name]
+        data["transport"] = TransportConfig.from_dict(transport, str(path))
         return cls(**data)
