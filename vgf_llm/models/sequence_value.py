@@ -55,6 +55,7 @@ class DifferentiableValue(nn.Module, ABC):
         needs_contrast: Whether prompts without both better and worse completions teach it nothing.
     """
 
+    parametrization: ClassVar[str] = "sequence"
     losses: ClassVar[tuple[str, ...]] = ("pairwise", "regression")
     needs_contrast: ClassVar[bool] = False
 

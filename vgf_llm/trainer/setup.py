@@ -19,7 +19,7 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
-from vgf_llm.models.saving import load_saved_model
+from vgf_llm.models.saving import load_policy_or_vgf
 from vgf_llm.models.sequence_value import DifferentiableValue, SequenceValue
 from vgf_llm.models.value import build_value
 from vgf_llm.models.valued_policy import BackboneName
@@ -78,7 +78,7 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None  # a device map and a distributed run exclude each other
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return create_model_from_path(model, **kwargs)
+        return load_policy_or_vgf(model, VGFModel, **kwargs) or create_model_from_path(model, **kwargs)
     if not isinstance(model, (PreTrainedModel, PeftModel, VGFModel)):
         raise TypeError(
             "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "
@@ -198,7 +198,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         args.transport = replace(args.transport, space="sequence_embedding")  # what such a value moves
     if isinstance(policy, VGFModel):
         return _taken_over(policy, args)
-    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else default_lora()
+    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora()
     if args.value_parametrization == "sequence":
         return _with_sequence_value(policy, args, peft_config)
     value_model = None
@@ -236,7 +236,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     return model
 
 
-def default_lora() -> LoraConfig:
+def _default_lora() -> LoraConfig:
     """The adapter of a value, where the user gives none."""
     return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 

@@ -27,6 +27,7 @@ from vgf_llm._compat import (
     profiling_decorator,
     repeat_iterable_dataset,
 )
+from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
 from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_labels, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import (
@@ -39,11 +40,12 @@ from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
 from vgf_llm.trainer.config import VGFConfig, settings_dict
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
 from vgf_llm.trainer.fit.objective import Objective
-from vgf_llm.trainer.keep.buffer import RolloutGroup
+from vgf_llm.trainer.keep.buffer import RolloutGroup, pack, unpack
 from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds
 from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
 from vgf_llm.trainer.measure.metrics import MetricLog
 from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sampler
+from vgf_llm.trainer.sample.arguments import rollout_samplings
 from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
 from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
 from vgf_llm.trainer.save.sharding import whole_parameters
@@ -56,7 +58,6 @@ from vgf_llm.trainer.setup import (
     end_token_ids,
     load_policy,
     load_tokenizer,
-    rollout_samplings,
     trains_sequence_value,
 )
 from vgf_llm.vgf_model import VGFModel
@@ -144,6 +145,7 @@ class VGFTrainer(CheckpointedTrainer):
             }"""
         ),
     }
+    fixed_on_resume = ("prompt_selection",)
     # The loss is a mean over micro-batches of equal size; the base class divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -253,7 +255,7 @@ class VGFTrainer(CheckpointedTrainer):
             sequence=trains_sequence_value(model, args),
             distill_coef=args.distill_coef,
             pairs=self.reads_pairs,
-            samplings=rollout_samplings(args, model, pairs=self.reads_pairs),
+            samplings=(Sampling(),) if self.reads_pairs else rollout_samplings(args, model.transport),
             seed=args.seed,
         )
         prompts = None
@@ -740,11 +742,11 @@ class VGFTrainer(CheckpointedTrainer):
         rate = self.args.value_learning_rate
         if not fresh or rate is None:
             return optimizer
-        of_value = {id(parameter) for parameter in self.vgf_model.value_parameters()}
+        of_policy = {id(parameter) for parameter in self.vgf_model.policy_parameters().values()}
         groups = []
         for group in optimizer.param_groups:
             for is_value in (False, True):
-                members = [p for p in group["params"] if (id(p) in of_value) == is_value]
+                members = [p for p in group["params"] if (id(p) not in of_policy) == is_value]
                 if members:
                     groups.append({**group, "params": members, "lr": rate if is_value else group["lr"]})
         optimizer.param_groups = groups
@@ -854,20 +856,19 @@ class VGFTrainer(CheckpointedTrainer):
             "rounds_without_reward": self._rounds_without_reward,
         }
 
-    def load_round_state(self, state: dict[str, Any], fresh: list[RolloutGroup]) -> None:
-        """Puts in place what `round_state` returned; the buffer is loaded already.
+    def round_tensors(self) -> dict[str, Tensor]:
+        """The completions of this round and of earlier ones."""
+        parts = {"fresh": self.rounds.fresh, "buffer": self.rounds.buffer.groups}
+        return {f"{part}.{name}": x for part, groups in parts.items() for name, x in pack(groups).items()}
 
-        Raises:
-            ValueError: If prompts were chosen in another way.
-        """
-        saved = "dataset" if state.get("prompts") is None else "unsolved"
-        if saved != self.args.prompt_selection:
-            raise ValueError(
-                f"The checkpoint was saved with `prompt_selection={saved!r}`, but it is "
-                f"{self.args.prompt_selection!r} now, and the prompts that remain would be others. Resume with the "
-                "setting of the interrupted run."
-            )
+    def load_round_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Puts in place what `round_state` and `round_tensors` returned."""
+        fresh, earlier = (
+            unpack({name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)})
+            for part in ("fresh.", "buffer.")
+        )
         self.rounds.restore(fresh, state["held_out"])
+        self.rounds.buffer.load(earlier)
         self.rounds.outcomes.load(state["outcomes"])
         self.objective.set_kind(state["value_loss"])
         self.gate.load(state["gate"])

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from vgf_llm._compat import pad
 from vgf_llm.generation.sample import sample
-from vgf_llm.models.evaluating import evaluating
+from vgf_llm.models.language_model import evaluating
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.sampler import WHO, Request, Samples
 

@@ -21,7 +21,7 @@ from vgf_llm._compat import (
     shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
 )
-from vgf_llm.trainer.reward_checks import (
+from vgf_llm.trainer.score.checks import (
     CALL_ARGUMENTS,
     RewardFunc,
     as_list_of_funcs,

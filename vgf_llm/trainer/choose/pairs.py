@@ -7,18 +7,14 @@ with. They are tokenized once, before training starts.
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template, is_conversational, maybe_extract_prompt
 
-from vgf_llm.trainer.rollout import Rollout
-from vgf_llm.trainer.validation import check_chat_template, tokenize_prompts
-
-if TYPE_CHECKING:
-    from vgf_llm.trainer.rollout import RolloutEngine
+from vgf_llm.trainer.choose.prompts import check_chat_template, tokenize_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +55,10 @@ def check_pairs(args: Any, rollout_func: Any, eval_dataset: Any) -> None:
                 f"`{name}` must be 2 with preference pairs, got {size}: a pair is a group of two responses. Set it to "
                 "2, or pass `reward_funcs` to sample responses instead of reading pairs."
             )
-    sampled = args.rollout_transport_steps > 0 or args.rollout_policy == "value" or args.rollout_prefetch > 0
+    sampled = args.rollout_policy is not None or args.rollout_prefetch > 0
     if args.distill_coef > 0 or sampled or rollout_func is not None:
         raise ValueError(
-            "`distill_coef`, `rollout_transport_steps`, `rollout_policy`, `rollout_prefetch` and `rollout_func` ask "
+            "`distill_coef`, `rollout_policy`, `rollout_prefetch` and `rollout_func` ask "
             "for sampled responses, but preference pairs are read and not sampled. Train the value on pairs first, "
             "then pass `reward_funcs`."
         )
@@ -222,19 +218,11 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase, eos_token_ids: li
     return [*ids, tokenizer.eos_token_id]
 
 
-def pair_rollout(engine: "RolloutEngine", inputs: list[dict[str, Any]], first_row: int) -> Rollout:
-    """Turns rows of a dataset of pairs, each repeated twice, into chosen and rejected responses in turn.
+def pair_labels(count: int, first_row: int) -> list[float]:
+    """Which of adjacent rows, a pair each two, are chosen responses (1) and which rejected ones (0).
 
     Args:
-        engine: Decodes responses.
-        inputs: Rows that `tokenized_pairs` prepared.
+        count: Number of rows.
         first_row: The number of the first row among those of all processes.
-
-    Returns:
-        The rollout, with a column `preferred`.
     """
-    prompts = [row["prompt"] for row in inputs]
-    labels = [1.0 - (first_row + index) % 2 for index in range(len(inputs))]
-    ids = [row["chosen_ids" if label else "rejected_ids"] for row, label in zip(inputs, labels, strict=True)]
-    prompt_ids = [row["prompt_ids"] for row in inputs]
-    return Rollout(prompts, prompt_ids, ids, engine.decode(prompts, ids), extra={"preferred": labels})
+    return [1.0 - (first_row + index) % 2 for index in range(count)]
