@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
-from vgf_llm.models.adapter_rows import VALUE_ADAPTER
+from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.origin import base_tensors, fingerprint, recorded_origin
