@@ -24,14 +24,14 @@ from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.base import CONTROLS
 from vgf_llm.spaces.sequence import SEQUENCE_CONTROLS
 
 
 @torch.no_grad()
 def generate(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -75,7 +75,7 @@ def generate(
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        >>> model = VGFModel(LlamaForCausalLM(config))
+        >>> model = ValuedPolicy(LlamaForCausalLM(config))
         >>> out = generate(model, torch.tensor([[1, 5]]), transport_steps=2, num_particles=2, do_sample=True,
         ...                max_new_tokens=3, return_dict_in_generate=True)
         >>> out.values.shape, out.chosen.shape
@@ -126,7 +126,7 @@ def generate(
 
 
 def _policys_own(
-    model: VGFModel, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
 ) -> Tensor:
     with adapter_rows(model.policy, model.policy_adapter):
         own: Any = inner_model(model.policy).generate(
@@ -136,7 +136,7 @@ def _policys_own(
 
 
 def _finish(
-    model: VGFModel,
+    model: ValuedPolicy,
     transport: TransportConfig,
     found: Responses,
     attention_mask: Tensor,

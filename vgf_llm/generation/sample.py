@@ -20,7 +20,7 @@ from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 
 Who = Literal["base", "value", "transport"]
 
@@ -44,7 +44,7 @@ class Sampled:
 
 @torch.no_grad()
 def sample(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -79,7 +79,7 @@ def sample(
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         >>> ids = torch.tensor([[1, 5]])
-        >>> found = sample(VGFModel(LlamaForCausalLM(config)), ids, torch.ones_like(ids), who="base", num_particles=3,
+        >>> found = sample(ValuedPolicy(LlamaForCausalLM(config)), ids, torch.ones_like(ids), who="base", num_particles=3,
         ...                do_sample=True, min_new_tokens=2, max_new_tokens=2)
         >>> found.tokens.shape, found.lengths.tolist(), found.finished.tolist()
         (torch.Size([3, 2]), [2, 2, 2], [False, False, False])
@@ -117,7 +117,7 @@ def sample(
 
 
 def base_responses(
-    model: VGFModel, input_ids: Tensor, attention_mask: Tensor, num_particles: int, **kwargs: Any
+    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor, num_particles: int, **kwargs: Any
 ) -> Responses:
     """Samples N responses per prompt from the policy; `sample` documents the arguments."""
     with adapter_rows(model.policy, model.policy_adapter):
@@ -125,7 +125,7 @@ def base_responses(
 
 
 def _value_responses(
-    model: VGFModel, input_ids: Tensor, attention_mask: Tensor, transport: TransportConfig, **kwargs: Any
+    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor, transport: TransportConfig, **kwargs: Any
 ) -> Responses:
     if not model.value.needs_logits:
         raise ValueError(
@@ -142,7 +142,7 @@ def _value_responses(
 
 
 def transported_responses(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor,
     transport: TransportConfig,
@@ -181,7 +181,7 @@ def transported_responses(
 
 def _run(
     language_model: PreTrainedModel,
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor,
     n: int,

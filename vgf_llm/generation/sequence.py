@@ -18,7 +18,7 @@ from vgf_llm.generation.sequence_scoring import ScoreFn, TextScorer, check_seque
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.language_model import output_vocab_size
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces import SequenceSpace, SequenceState, build_sequence_space
 
 # Short steps change a token now and then: one step without a change is no end.
@@ -214,7 +214,7 @@ def _differ(a: Text, b: Text) -> bool:
 
 
 def generate_sequences(
-    model: VGFModel,
+    model: ValuedPolicy,
     transport: TransportConfig,
     input_ids: Tensor,
     attention_mask: Tensor,

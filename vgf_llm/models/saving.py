@@ -9,7 +9,7 @@ responses).
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,9 +24,9 @@ from vgf_llm.models.language_model import inner_model, output_vocab_size, output
 from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.tensor_files import atomic_save_file, load_tensors
 from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.valued_policy import ValuedPolicy
 
-if TYPE_CHECKING:
-    from vgf_llm.models.vgf_model import VGFModel
+Model = TypeVar("Model", bound=ValuedPolicy)
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_MODEL_DIR = "value_model"
@@ -61,7 +61,7 @@ def _save_policy_adapter(policy: PeftModel, adapter: str, directory: Path, state
 
 
 def save_vgf_model(
-    model: "VGFModel",
+    model: ValuedPolicy,
     save_directory: str | Path,
     *,
     save_policy: bool = True,
@@ -169,16 +169,18 @@ def _load_language_model(origin: "str | None", directory: Path, model_kwargs: di
 
 
 def load_vgf_model(
+    cls: type[Model],
     pretrained_model_name_or_path: str | Path,
     *,
     base_model: "str | PreTrainedModel | PeftModel | None" = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     **model_kwargs: Any,
-) -> "VGFModel":
+) -> Model:
     """Loads a `VGFModel` from a folder or the hub.
 
     Args:
+        cls: The class of the model.
         pretrained_model_name_or_path: A folder that `save_vgf_model` wrote, or a hub id.
         base_model: The policy, for a folder without it: a model, a path or a hub id. A policy adapter in the folder is
             put on it, unless it is a PEFT model already.
@@ -194,8 +196,6 @@ def load_vgf_model(
         ValueError: If files are truncated or do not fit each other; the message names the file, what was expected and
             what was found.
     """
-    from vgf_llm.models.vgf_model import VGFModel
-
     directory = Path(pretrained_model_name_or_path)
     if not directory.is_dir():
         if directory.is_absolute() or str(pretrained_model_name_or_path).count("/") != 1:
@@ -229,7 +229,7 @@ def load_vgf_model(
     if config.backbone == "lora":
         lora_config = PeftConfig.from_pretrained(str(directory / VALUE_ADAPTER))
         lora_config.inference_mode = False
-    model = VGFModel(
+    model = cls(
         policy,
         value.to(inner_model(policy).device),
         backbone="lora" if config.backbone == "lora" else "policy",
@@ -244,7 +244,7 @@ def load_vgf_model(
     return model.eval()
 
 
-def load_value_adapter(model: "VGFModel", directory: Path) -> None:
+def load_value_adapter(model: ValuedPolicy, directory: Path) -> None:
     """Loads the value's LoRA weights of `directory` into `model`.
 
     Args:

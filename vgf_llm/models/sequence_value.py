@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -49,7 +49,23 @@ class ReadPrefix:
 
 
 class DifferentiableValue(nn.Module, ABC):
-    """A value of whole responses with a gradient in their token embeddings: what sequence-level transport needs."""
+    """A value of whole responses with a gradient in their token embeddings: what sequence-level transport needs.
+
+    Attributes:
+        losses: The losses that fit it, as of a token-level value.
+        needs_contrast: Whether prompts without both better and worse completions teach it nothing.
+    """
+
+    losses: ClassVar[tuple[str, ...]] = ("pairwise", "regression")
+    needs_contrast: ClassVar[bool] = False
+
+    def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
+        """Names the loss that fits the data; see `ValueModel.default_loss`."""
+        return "pairwise"
+
+    def needs_reference(self, loss: str) -> bool:
+        """Tells whether a loss on this value reads log-probabilities of the reference."""
+        return False
 
     @property
     @abstractmethod
