@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from vgf_llm.models.sampling import keep_candidates
+
 
 class CandidateTokens(NamedTuple):
     """The candidates of R rows, most likely first.
@@ -61,6 +63,4 @@ class CandidateProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Maps logits `[R, V]` to logits with `-inf` for every token that is no candidate."""
-        found = candidate_tokens(scores.float().log_softmax(dim=-1), top_k=self.top_k, min_prob=self.min_prob)
-        kept = scores.gather(-1, found.ids).masked_fill(~found.mask, -torch.inf)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, found.ids, kept)
+        return keep_candidates(scores, self.top_k, self.min_prob)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel
 
-from vgf_llm.functional.budget import cap_kl
+from vgf_llm.functional import cap_kl, masked_log_softmax
 from vgf_llm.generation.candidates import candidate_tokens
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.value import StateFeatures, ValueModel
 from vgf_llm.spaces import DecodeState, build_space
-from vgf_llm.spaces.base import masked_log_softmax
 
 _EMPTIED = -1e30  # a displacement that leaves no probability at any scale that `cap_kl` can return but 0
 

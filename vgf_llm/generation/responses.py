@@ -11,7 +11,7 @@ from vgf_llm.generation.ends import Ends, record_ends, response_mask
 from vgf_llm.generation.prefill import SharedPrefill
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.shallow import shallow_copy
-from vgf_llm.models.language_model import output_embedding
+from vgf_llm.models.language_model import backbone_name
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_generate(
     Returns:
         The responses.
     """
-    copied = shallow_copy(language_model, output_embedding(language_model))
+    copied = shallow_copy(language_model, "" if transport is None else backbone_name(language_model))
     copied.generation_config = defaults
     SharedPrefill(num_particles).install(copied)
     if transport is not None:

@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def shallow_copy(model: PreTrainedModel, part: nn.Module) -> PreTrainedModel:
+def shallow_copy(model: PreTrainedModel, part: str = "") -> PreTrainedModel:
     """Copies a model's own object and those on the way to one of its parts; everything else is shared.
 
     Hooks and attributes that are put on the copy do not reach the model, so that several threads can each have one.
 
     Args:
         model: A transformers model.
-        part: A module of it, at any depth, such as its output embedding.
+        part: The name of a module of it, at any depth, such as its backbone.
 
     Returns:
         The copy. Its part is a copy too, and what lies between.
@@ -29,15 +29,14 @@ def shallow_copy(model: PreTrainedModel, part: nn.Module) -> PreTrainedModel:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8,
         ...                                      num_hidden_layers=1, num_attention_heads=2))
-        >>> copied = shallow_copy(model, model.lm_head)
-        >>> copied.lm_head is model.lm_head, copied.lm_head.weight is model.lm_head.weight, copied.model is model.model
+        >>> copied = shallow_copy(model, "model")
+        >>> copied.model is model.model, copied.model.layers is model.model.layers, copied.lm_head is model.lm_head
         (False, True, True)
     """
     copied = _own_object(model)
-    path = next((name for name, module in model.named_modules() if module is part), "")
     parent: nn.Module = copied
-    for name in path.split(".") if path else ():
-        child = _own_object(parent._modules[name])  # type: ignore[type-var]
+    for name in part.split(".") if part else ():
+        child = _own_object(parent.get_submodule(name))
         parent._modules[name] = child
         parent = child
     return copied

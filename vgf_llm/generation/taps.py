@@ -1,11 +1,12 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Where a decode step's features come from, without touching the model's own `generate`.
 
-The hidden state that a head reads is seen by a pre-hook on the output embedding. A value with an adapter on the policy
+The hidden state that a head reads is seen by a hook on the policy's backbone. A value with an adapter on the policy
 rides in the same forward: hooks repeat the batch, one row block per adapter, and hand `generate` the policy's rows
 alone. A value with a model of its own keeps its own cache. The hooks stand on a copy of the model's object for one call.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from vgf_llm.generation.prefill import over_rows
 from vgf_llm.models.language_model import (
     accepts_argument,
+    backbone_name,
     inner_model,
     last_hidden_states,
-    output_embedding,
     output_weight,
     position_ids_from_mask,
 )
@@ -53,29 +54,26 @@ class _OwnModel:
         if accepts_argument(self.model, "logits_to_keep"):
             kwargs["logits_to_keep"] = 1
 
-        def run(ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
-            if "position_ids" not in more and accepts_argument(self.model, "position_ids"):
-                more["position_ids"] = position_ids_from_mask(mask)
-            return self.model(input_ids=ids, attention_mask=mask, **more, **kwargs).logits
-
-        return self._step(input_ids, run)
+        return self._step(
+            input_ids, lambda ids, mask, **more: self.model(input_ids=ids, attention_mask=mask, **more, **kwargs).logits
+        )
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Returns the last hidden state `[R, D]` after `[R, P + t]` tokens."""
         return self._step(input_ids, lambda ids, mask, **more: last_hidden_states(self.model, ids, mask, **more))
 
-    def _step(self, input_ids: Tensor, run: Any) -> Tensor:
+    def _step(self, input_ids: Tensor, run: Callable[..., Tensor]) -> Tensor:
         grown = input_ids.shape[1] - self.attention_mask.shape[1]
         mask = nn.functional.pad(self.attention_mask, (0, grown), value=1)
-        if self.cache is None:
-            return run(input_ids, mask, use_cache=False)[:, -1]
-        seen = int(self.cache.get_seq_length())
-        n = self.num_particles if seen == 0 and can_expand(self.cache) else 1
-        more: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
-        if accepts_argument(self.model.base_model, "position_ids"):
+        seen = 0 if self.cache is None else int(self.cache.get_seq_length())
+        n = self.num_particles if self.cache is not None and seen == 0 and can_expand(self.cache) else 1
+        more: dict[str, Any] = {"use_cache": self.cache is not None}
+        if self.cache is not None:
+            more["past_key_values"] = self.cache
+        if accepts_argument(self.model, "position_ids"):
             more["position_ids"] = position_ids_from_mask(mask[::n])[:, seen:]
         found = run(input_ids[::n, seen:], mask[::n], **more)[:, -1]
-        if n > 1:
+        if n > 1 and self.cache is not None:
             expand_cache(self.cache, n)
             found = found.repeat_interleave(n, dim=0)
         return found
@@ -98,7 +96,7 @@ class FeatureTap:
         self.num_particles = num_particles
         self.rows = attention_mask.shape[0]
         self.blocks = model.value_blocks()
-        self._hidden: Tensor | None = None  # [blocks * R, D], what entered the output embedding
+        self._hidden: Tensor | None = None  # [blocks * R, D], the backbone's last states
         self._logits: Tensor | None = None  # [blocks * R, V]
 
         def own(language_model: nn.Module | None) -> _OwnModel | None:
@@ -110,17 +108,22 @@ class FeatureTap:
 
     def install(self, copied: PreTrainedModel) -> None:
         """Hooks a copy of the policy's object, which runs under `adapter_rows(policy, *blocks)`."""
-        output_embedding(copied).register_forward_pre_hook(self._capture_hidden)
+        copied.get_submodule(backbone_name(copied)).register_forward_hook(self._capture_hidden)
         if len(self.blocks) > 1:
             copied.register_forward_pre_hook(self._repeat_rows, with_kwargs=True)
         copied.register_forward_hook(self._keep_policy_rows, with_kwargs=True)
 
-    def _capture_hidden(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # A prefill's last position is a strided slice; frozen weights then make torch take a slow batched product.
-        hidden = args[0].contiguous()
-        self._hidden = hidden[:, -1]
-        own_rows = hidden.shape[0] // len(self.blocks)  # fewer than R in a shared prefill
-        return (hidden if self.model.value.needs_logits else hidden[:own_rows], *args[1:])
+    def _capture_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        # The next token is all that a step asks for. A prefill's last position is a strided slice; frozen weights then
+        # make torch take a slow batched product.
+        last = (output[0] if isinstance(output, tuple) else output.last_hidden_state)[:, -1:].contiguous()
+        self._hidden = last[:, 0]
+        own_rows = last.shape[0] // len(self.blocks)  # fewer than R in a shared prefill
+        last = last if self.model.value.needs_logits else last[:own_rows]
+        if isinstance(output, tuple):
+            return (last, *output[1:])
+        output.last_hidden_state = last
+        return output
 
     def _repeat_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def repeated(x: Tensor, dim: int) -> Tensor:
@@ -155,13 +158,14 @@ class FeatureTap:
             What the value reads.
 
         Raises:
-            RuntimeError: If the policy's forward did not call its output embedding.
+            RuntimeError: If the policy's forward did not call its backbone.
         """
         model = self.model
         if not model.value.needs_logits:
-            hidden = self._block(self._seen(), 1 if model.has_value_adapter else 0) if self._value_model is None else (
-                self._value_model.hidden(input_ids)
-            )
+            if self._value_model is not None:
+                hidden = self._value_model.hidden(input_ids)
+            else:
+                hidden = self._block(self._seen(), 1 if model.has_value_adapter else 0)
             return StateFeatures(hidden=hidden, embedding=output_weight(model.policy))
         assert self._logits is not None
         own = self._value_model
@@ -178,7 +182,7 @@ class FeatureTap:
     def _seen(self) -> Tensor:
         if self._hidden is None:
             raise RuntimeError(
-                "The policy's forward did not call its output embedding, so its hidden state was not seen. "
-                "A fused or replaced LM head hides it; generate with the plain transformers model."
+                "The policy's forward did not call its backbone, so its hidden state was not seen. "
+                "A fused or replaced forward hides it; generate with the plain transformers model."
             )
         return self._hidden

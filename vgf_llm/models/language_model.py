@@ -197,6 +197,11 @@ def _backbone_names(inner: PreTrainedModel) -> list[str]:
     return sorted(names, key=lambda name: inner.get_submodule(name) is not inner.base_model)
 
 
+def backbone_name(model: nn.Module) -> str:
+    """Returns the name of the submodule whose hidden states the model's own forward turns into logits."""
+    return _backbone_names(inner_model(model))[0]
+
+
 def _no_backbone(inner: PreTrainedModel) -> ValueError:
     return ValueError(
         f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a value "

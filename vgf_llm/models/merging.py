@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.language_model import inner_model
@@ -34,9 +34,9 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
 
     Transport with L epsilon = 1 gives mu(v|s) exp(log pi(v|s) - log mu(v|s)) / Z on the base's candidates: pi itself
     there. pi needs no base beside it, and any server runs it at a policy's cost. Its candidates are its own in place of
-    the base's, by its generation defaults. Those are the policy's but for three: it samples, and `top_k` and
-    `epsilon_cutoff`, a token's least probability, are transport's. Budgets beyond L epsilon = 1 stay with the
-    `VGFModel`.
+    the base's, by its generation defaults: it samples, and `top_k` and `epsilon_cutoff`, a token's least probability,
+    are transport's. Of the policy's defaults it keeps the special tokens; temperature, top-p or penalties would make
+    another distribution of it. Budgets beyond L epsilon = 1 stay with the `VGFModel`.
 
     Args:
         model: A model with a `log_ratio` value; it stays as it is. The result is a copy, which needs the memory of one.
@@ -64,11 +64,17 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
         merged = copy.deepcopy(inner_model(model.value_model))
     else:
         merged = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
-    defaults = copy.deepcopy(model.generation_config)
-    defaults.do_sample = True
-    defaults.top_k = model.transport.top_k_candidates
-    defaults.epsilon_cutoff = model.transport.min_candidate_prob or None
-    merged.generation_config = defaults
+    own = model.generation_config
+    merged.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=model.transport.top_k_candidates,
+        epsilon_cutoff=model.transport.min_candidate_prob or None,
+    )
     return merged
 
 
