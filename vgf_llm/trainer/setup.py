@@ -268,11 +268,10 @@ def transport_config(args: VGFConfig) -> TransportConfig:
     return TransportConfig(
         transport_steps=args.transport_steps,
         step_size=args.step_size,
-        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
         top_k_candidates=args.top_k_candidates,
         min_candidate_prob=args.min_candidate_prob,
         max_kl=args.max_kl,
-        space={"v_head": "hidden", "sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
+        space={"sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
     )
 
 
