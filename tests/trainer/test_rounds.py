@@ -144,7 +144,7 @@ def test_auto_waits_for_a_success_and_gives_the_likelihood_up_for_graded_rewards
 def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, policy):
     run = tiny.trainer(tmp_path, num_base_generations=1, num_generations=4, rollout_policy=policy, top_k=1)
     with torch.no_grad():  # a value that moves every token
-        for parameter in run.vgf_model.value_parameters():
+        for parameter in run.vgf_model.value_adapter_parameters().values():
             parameter.normal_(std=3.0)
     calls, generate = [], run.sampler._generate
     monkeypatch.setattr(

@@ -301,6 +301,7 @@ class VGFTrainer(CheckpointedTrainer):
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
+        self._samples_elsewhere = self.reads_pairs or rollout_func is not None
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.sampler = build_sampler(
             args,
@@ -593,11 +594,11 @@ class VGFTrainer(CheckpointedTrainer):
         metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
         metrics.add_lengths(mode, lengths, truncated)
         metrics.add_rewards(mode, per_func, rewards, request.num_generations)
-        of_base = self.schedule.base_generations
-        if mode == "train" and of_base > 0 and not self.reads_pairs:
+        of_base = 0 if self._samples_elsewhere else self.schedule.base_generations
+        if mode == "train" and of_base > 0:
             sampled = rewards.view(-1, request.num_generations)[:, of_base:]
             metrics.add("train", "rollout/reward", sampled.nanmean().item())
-        if self.schedule.samples_from == "transport" and not self.reads_pairs:
+        if self.schedule.samples_from == "transport" and not self._samples_elsewhere:
             # Every process has such rows, or none has: a sum and a count may be gathered.
             kl = torch.zeros(0) if samples.kl is None else samples.kl.float().cpu()
             both = torch.tensor([float(kl.sum()), float(len(kl))], device=accelerator.device)
