@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vgf_llm.models import VGFModel
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import project_hidden
-from vgf_llm.models.teacher_forcing import Rows
+from vgf_llm.models.valued_policy import Rows
 
 _MAX_LOGITS = 2**26  # entries of one block of [R, T, V]
 

@@ -305,6 +305,7 @@ def test_interaction_and_the_other_options_run(space: str) -> None:
     for settings in (
         {"interaction": True},
         {"interaction": True, "repulsion": True, "alpha": 0.5},
+        {"alpha": 1.0},
         {"anchor": 0.5, "max_distance": 0.6},
         {"temperature": 0.7, "top_p": 0.9},
         {"min_entropy": 2.0, "min_candidate_prob": 0.02},

@@ -209,10 +209,16 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
     if any("experts" in name.split(".") and adapter in layer.lora_A for name, layer in layers.items()):
         found.append("routed experts among the target modules")  # their rows are tokens, in no order of the batch's
     if found:
-        raise ValueError(
-            f"Adapter {adapter!r} must be plain LoRA on linear layers, found {', '.join(found)}. Use "
-            "LoraConfig(target_modules='all-linear'), or merge the adapter into the policy with merge_and_unload()."
-        )
+        raise not_plain_lora(adapter, found)
+
+
+def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
+    """The error for an adapter that asks for more than row blocks can give."""
+    return ValueError(
+        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. Use "
+        "LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the adapter "
+        "into the policy with merge_and_unload()."
+    )
 
 
 def beyond_plain_lora(config: Any) -> list[str]:

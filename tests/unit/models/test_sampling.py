@@ -62,7 +62,8 @@ def test_a_token_has_the_log_probability_that_generate_drew_it_by(
     mask = torch.cat([prompts()[1], torch.ones_like(expected, dtype=torch.long)], dim=1)
     states = last_hidden_states(model, rows, mask)[:, -9:-1]
     with torch.no_grad():
-        found = chosen_logps(model, states, rows[:, -8:, None], contexts=rows, samplings=(sampling,)).squeeze(-1)
+        contexts = rows.masked_fill(mask == 0, -1)
+        found = chosen_logps(model, states, rows[:, -8:, None], contexts=contexts, samplings=(sampling,)).squeeze(-1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_every_row_has_its_own_sampling() -> None:
 def test_a_constant_reward_has_no_gradient_where_the_adapter_is_zero() -> None:
     """The mean gradient of log p(token) over tokens drawn from p is zero: only for the p that drew them."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0], requires_grad=True)
-    for sampling in (Sampling(temperature=0.5), Sampling(top_k=2), Sampling(candidates=(3, 0.1), temperature=0.7)):
+    for sampling in (Sampling(temperature=0.5), Sampling(top_k=2), Sampling(candidates=(3, 0.05), temperature=0.7)):
         rows, ids = logits.expand(4, -1), torch.arange(4).unsqueeze(-1)
         logps = sampled_logps(rows, ids, sampling).squeeze(-1)
         kept = torch.tensor([sampled_logps(logits.detach()[None], i[None], sampling).item() for i in ids])
