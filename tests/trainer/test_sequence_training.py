@@ -11,7 +11,7 @@ from datasets import Dataset
 from tests.trainer import tiny
 from tests.trainer.test_resume import check_same
 from vgf_llm.models import SequenceValue, VGFModel
-from vgf_llm.trainer.preferences import tokenized_pairs
+from vgf_llm.trainer.choose.pairs import tokenized_pairs
 from vgf_llm.trainer.sequence_objective import best_response_loss, bootstrap_weights, sequence_value_loss
 
 SEQUENCE = {"value_parametrization": "sequence", "value_backbone": "copy", "transport_steps": 2, "step_size": 0.5}

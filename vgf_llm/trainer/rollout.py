@@ -21,7 +21,7 @@ from vgf_llm.models.config import SEQUENCE_SPACES
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.prefetch import RolloutQueue
 from vgf_llm.trainer.rollout_config import settings_dict
-from vgf_llm.trainer.validation import check_prompt_lengths, tokenize_prompts
+from vgf_llm.trainer.choose.prompts import check_prompt_lengths, tokenize_prompts
 from vgf_llm.trainer.vgf_config import VGFConfig
 from vgf_llm.trainer.vllm_engine import Request, VLLMSampler
 

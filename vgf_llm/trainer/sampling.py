@@ -19,10 +19,10 @@ from vgf_llm.models.backbones import evaluating
 from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
-from vgf_llm.trainer.preferences import pair_rollout
+from vgf_llm.trainer.choose.pairs import pair_rows
 from vgf_llm.trainer.prefetch import Lookahead
 from vgf_llm.trainer.prompt_selection import UnsolvedFirst
-from vgf_llm.trainer.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
@@ -193,7 +193,10 @@ class SamplingMixin(_BaseTrainer):
     def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
         """Samples and scores completions of all processes; every process returns all groups in the same order."""
         if self.reads_pairs:
-            rollout = pair_rollout(self.rollout, inputs, self.accelerator.process_index * len(inputs))
+            rows = pair_rows(inputs, self.accelerator.process_index * len(inputs))
+            texts = self.rollout.decode(rows.prompts, rows.completion_ids)
+            extra = {"preferred": rows.labels}
+            rollout = Rollout(rows.prompts, rows.prompt_ids, rows.completion_ids, texts, extra=extra)
         else:
             step = self._step // self._round_steps if mode == "train" else self.state.global_step
             rollout = self.rollout([row["prompt"] for row in inputs], mode=mode, step=step)

@@ -23,7 +23,7 @@ from vgf_llm.trainer.batch_sizes import fit_round
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
 from vgf_llm.trainer.sharding import is_sharded
-from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_tokenizer
+from vgf_llm.trainer.choose.prompts import check_dataset, check_output_dir, check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 

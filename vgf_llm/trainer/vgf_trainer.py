@@ -24,7 +24,7 @@ from vgf_llm.models import VGFModel
 from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.checkpoint import CheckpointMixin
-from vgf_llm.trainer.dataloaders import DataLoaderMixin
+from vgf_llm.trainer.choose.loaders import DataLoaderMixin
 from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import (
@@ -36,17 +36,17 @@ from vgf_llm.trainer.objective import (
     transport_candidates,
     value_loss,
 )
-from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred, tokenized_pairs, with_prompts
+from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.prompt_selection import UnsolvedFirst
-from vgf_llm.trainer.reward_checks import RewardFunc
-from vgf_llm.trainer.rewards import RewardRunner
+from vgf_llm.trainer.score.checks import RewardFunc
+from vgf_llm.trainer.score.rewards import RewardRunner
 from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc, eos_token_ids
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
 from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, check_inputs, load_policy, load_tokenizer
-from vgf_llm.trainer.validation import (
+from vgf_llm.trainer.choose.prompts import (
     check_dataset_prompts,
     check_vocabulary,
     max_prompt_length,
