@@ -9,8 +9,9 @@ from itertools import pairwise
 
 # An answer is short. What is longer is cut here, so that no completion can make matching or arithmetic slow.
 MAX_ANSWER_CHARS = 1000
-# Of the places that may name an answer, so many are looked at; a completion that repeats itself has more.
+# Of the places that may name an answer so many are looked at, the last ones where the last one counts.
 _MAX_PLACES = 100
+_TAIL_CHARS = 100 * MAX_ANSWER_CHARS
 # A text of so few characters may be a number and nothing else.
 _ALONE_CHARS = 40
 
@@ -240,8 +241,9 @@ def _named_number(text: str) -> str | None:
 
 def _named_answers(text: str) -> list[str]:
     """What stands behind `answer is` and `Answer:`, the last first; `A:` counts in the last line alone."""
-    ends = [(match.end(), None) for match in _PHRASE.finditer(text)]
-    ends += [(match.end(), match.group(1)) for match in _REVERSED.finditer(text)]
+    start = max(0, len(text) - _TAIL_CHARS)
+    ends = [(match.end(), None) for match in _PHRASE.finditer(text, start)]
+    ends += [(match.end(), match.group(1)) for match in _REVERSED.finditer(text, start)]
     found = []
     for end, answer in sorted(ends, reverse=True)[:_MAX_PLACES]:
         line = text[end : end + 2 * MAX_ANSWER_CHARS]
@@ -281,7 +283,7 @@ def _held(text: str, box: re.Match[str]) -> str | None:
         token = re.compile(r"[^\s$\\,]+").match(text, start)
         return token[0].rstrip(".") if token else None
     depth = 0
-    for brace in _BRACE.finditer(text, start):
+    for brace in _BRACE.finditer(text, start, start + 10 * MAX_ANSWER_CHARS):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
             return text[start + 1 : brace.start()].strip()

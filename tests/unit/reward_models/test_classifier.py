@@ -11,7 +11,7 @@ from reward_models.classifier import ClassifierReward
 from tests.trainer.tiny import tokenizer
 from tests.unit.reward_models.classifiers import classifier
 from vgf_llm.models.sequence_value import SequenceValue
-from vgf_llm.trainer.rewards import RewardRunner
+from vgf_llm.trainer.score.rewards import RewardRunner
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
 COMPLETIONS = [" w8", " w9 w10 w11", " w12", " w1 w1"]

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from vgf_llm.trainer.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
 
 NAN = math.nan
 BATCH = {

@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MambaConfig, PreTrainedTokenizerFast
 
-from vgf_llm.trainer import validation
-from vgf_llm.trainer.validation import (
+from vgf_llm.trainer.choose import prompts as validation
+from vgf_llm.trainer.choose.prompts import (
     check_dataset,
     check_dataset_prompts,
     check_output_dir,

@@ -6,7 +6,8 @@ with. They are tokenized once, before training starts.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import PartialState
@@ -14,7 +15,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template, is_conversational, maybe_extract_prompt
 
-from vgf_llm.trainer.choose.prompts import check_chat_template, tokenize_prompts
+from vgf_llm.trainer.choose.prompts import check_chat_template, plain_messages, tokenize_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,11 @@ def check_pairs(args: Any, rollout_func: Any, eval_dataset: Any) -> None:
                 f"`{name}` must be 2 with preference pairs, got {size}: a pair is a group of two responses. Set it to "
                 "2, or pass `reward_funcs` to sample responses instead of reading pairs."
             )
-    sampled = args.rollout_policy is not None or args.rollout_prefetch > 0
+    sampled = args.rollout_policy in ("value", "transport") or args.rollout_prefetch > 0
     if args.distill_coef > 0 or sampled or rollout_func is not None:
         raise ValueError(
-            "`distill_coef`, `rollout_policy`, `rollout_prefetch` and `rollout_func` ask "
-            "for sampled responses, but preference pairs are read and not sampled. Train the value on pairs first, "
-            "then pass `reward_funcs`."
+            "`distill_coef`, `rollout_policy`, `rollout_prefetch` and `rollout_func` ask for sampled responses, but "
+            "preference pairs are read and not sampled. Train the value on pairs first, then pass `reward_funcs`."
         )
 
 
@@ -83,26 +83,31 @@ def with_prompts(dataset: Any) -> Any:
     """
     if isinstance(dataset, Mapping):
         return {name: with_prompts(part) for name, part in dataset.items()}
-    return dataset.map(_with_prompt) if has_pairs(dataset) else dataset
+    return dataset.map(_with_prompt, with_indices=True) if has_pairs(dataset) else dataset
 
 
-def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+def _with_prompt(row: dict[str, Any], index: int) -> dict[str, Any]:
     pair = {name: row[name] for name in ("prompt", *COLUMNS) if row.get(name) is not None}
     for name in COLUMNS:
         response = pair.get(name)
         if isinstance(response, str) and is_conversational({"prompt": pair.get("prompt")}):
             response = pair[name] = [{"role": "assistant", "content": response}]
-        texts = [message.get("content") for message in response] if isinstance(response, list) else [response]
-        if not any(texts):
+        messages = response if isinstance(response, list) else [{"content": response}]
+        if not isinstance(response, (str, list, type(None))) or not all(isinstance(part, dict) for part in messages):
+            raise TypeError(
+                f"Row {index} of the preference pairs: `{name}` must be a text or a list of messages, got "
+                f"{str(response)[:80]} ({type(response).__name__})."
+            )
+        if not any(message.get("content") for message in messages):
             raise ValueError(
-                f"A preference pair of the dataset has an empty response, `{name}` (prompt "
+                f"Row {index} of the preference pairs has an empty response, `{name}` (prompt "
                 f"{str(pair.get('prompt'))[:80]!r}); it has no value. Filter such pairs out."
             )
     pair = maybe_extract_prompt(pair)
     if not pair["prompt"]:
         raise ValueError(
-            f"A preference pair has no prompt and its responses begin with nothing in common: {str(pair)[:200]}. Add a "
-            "column `prompt`, or filter such pairs out."
+            f"Row {index} of the preference pairs has no prompt and its responses begin with nothing in common: "
+            f"{str(pair)[:200]}. Add a column `prompt`, or filter such pairs out."
         )
     return pair
 
@@ -129,11 +134,14 @@ def tokenized_pairs(
         name: Name of the argument, for messages.
 
     Returns:
-        The dataset. What was left out is counted in a warning; of a stream the first such pair is told.
+        The dataset; one that has the columns already, as it is. What was left out is counted in a warning; of a stream
+        the first such pair is told.
 
     Raises:
         ValueError: If no pair is left, or a prompt has no tokens.
     """
+    if "chosen_ids" in (dataset.column_names or ()):
+        return dataset
     encoding = {"tokenizer": tokenizer, "eos_token_ids": list(eos_token_ids), "template_kwargs": chat_template_kwargs}
     limits = f"`max_completion_length` ({max_completion_length})"
     if max_prompt_length is not None:
@@ -190,7 +198,7 @@ def _encode(
     """Tokenizes a pair as a policy samples: prompt and response of a text apart, of a conversation what is rendered."""
     if is_conversational({"prompt": row["prompt"]}):
         check_chat_template(tokenizer, template_kwargs)
-        pair = {name: row[name] for name in ("prompt", *COLUMNS)}
+        pair = {name: plain_messages(row[name]) for name in ("prompt", *COLUMNS)}
         texts = apply_chat_template(pair, tokenizer, **template_kwargs)
         prompt_ids = tokenizer(texts["prompt"], add_special_tokens=False)["input_ids"]
         wholes = [tokenizer(texts["prompt"] + texts[name], add_special_tokens=False)["input_ids"] for name in COLUMNS]
@@ -199,7 +207,10 @@ def _encode(
         prompt_ids = tokenize_prompts([row["prompt"]], tokenizer)[0]
         wholes = [[], []]
     if not prompt_ids:
-        raise ValueError(f"A prompt has no tokens, so nothing can follow it: {str(row)[:200]}. Filter such pairs out.")
+        raise ValueError(
+            f"A prompt of a preference pair has no tokens, so nothing can follow it: {str(row)[:200]}. Filter such "
+            "pairs out."
+        )
     encoded = {"prompt_ids": prompt_ids}
     for name, whole in zip(COLUMNS, wholes, strict=True):
         if whole[: len(prompt_ids)] == prompt_ids:
@@ -226,3 +237,30 @@ def pair_labels(count: int, first_row: int) -> list[float]:
         first_row: The number of the first row among those of all processes.
     """
     return [1.0 - (first_row + index) % 2 for index in range(count)]
+
+
+@dataclass
+class PairRows:
+    """Responses of preference pairs in the place of samples: texts or messages, token ids, and which was chosen."""
+
+    prompts: list[Any]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    labels: list[float]
+
+
+def pair_rows(inputs: Sequence[dict[str, Any]], first_row: int) -> PairRows:
+    """Turns rows of a dataset of pairs, each repeated twice, into chosen and rejected responses in turn.
+
+    Args:
+        inputs: Rows that `tokenized_pairs` prepared.
+        first_row: The number of the first row among those of all processes.
+
+    Example:
+        >>> row = {"prompt": "a", "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
+        >>> pair_rows([row, row], first_row=0).completion_ids
+        [[2], [3]]
+    """
+    labels = pair_labels(len(inputs), first_row)
+    ids = [row["chosen_ids" if label else "rejected_ids"] for row, label in zip(inputs, labels, strict=True)]
+    return PairRows([row["prompt"] for row in inputs], [row["prompt_ids"] for row in inputs], ids, labels)

@@ -1,34 +1,35 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Checks of datasets, prompts, tokenizer, model and output folder, made before anything expensive starts."""
+"""Prompts as token ids, and checks of datasets, tokenizer, model and output folder before anything expensive starts."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from trl import is_conversational
 
 logger = logging.getLogger(__name__)
 
-# Prompts whose length is checked before training; the others are checked when completions are sampled.
+# Prompts that are tokenized before training; of the others, those whose texts are long enough to be too long.
 NUM_CHECKED_PROMPTS = 1000
 _SHOWN_CHARACTERS = 200
+# Columns that hold prompts in common datasets, the likeliest first.
+_PROMPT_COLUMNS = ("prompts", "question", "problem", "query", "instruction", "messages", "conversations", "input", "text")
 
 
 def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
-    """Refuse a dataset that is of the wrong type, empty, or without prompts.
+    """Refuse a dataset that is of the wrong type, empty, or has a row without a prompt.
 
     Args:
-        dataset: A `Dataset` or `IterableDataset`, or a dict of them for evaluation. Of a stream, one row is read.
+        dataset: A `Dataset` or `IterableDataset`, or, for evaluation, a dict of them. Of a stream, one row is read.
         name: Name of the argument, for errors.
 
     Raises:
-        TypeError: If it is no dataset, or if its prompts are neither texts nor lists of messages.
+        TypeError: If it is no dataset, several for training, or if a prompt is neither a text nor a list of messages.
         ValueError: If it is missing, empty, or has no column `prompt`.
 
     Example:
@@ -44,6 +45,11 @@ def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
     if isinstance(dataset, Mapping):
         if not dataset:
             raise ValueError(f"`{name}` is an empty dict; give at least one dataset.")
+        if name == "train_dataset":
+            raise TypeError(
+                f"`train_dataset` is a {type(dataset).__name__} with the parts {list(dataset)}; training takes one "
+                f"dataset. Pass one of them, e.g. `dataset[{next(iter(dataset))!r}]`."
+            )
         for key, part in dataset.items():
             check_dataset(part, f"{name}[{key!r}]")
         return
@@ -54,16 +60,67 @@ def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
         raise ValueError(f"`{name}` is empty. Check the path, the split and any filter applied to it.")
     if "prompt" not in row:
         columns = sorted(row)
-        raise ValueError(
-            f"`{name}` has no column `prompt`; its columns are {columns}. Rename one, e.g. "
-            f"`dataset.rename_column({columns[0] if columns else 'question'!r}, 'prompt')`."
-        )
-    prompt = row["prompt"]
-    if not isinstance(prompt, str) and not is_conversational({"prompt": prompt}):
-        raise TypeError(
-            f"`prompt` in `{name}` must be a text or a list of messages (dicts with 'role' and 'content'), got "
-            f"{_show(prompt)} ({type(prompt).__name__})."
-        )
+        likely = next((column for column in _PROMPT_COLUMNS if column in row), None)
+        likely = likely or next((column for column in columns if column.lower().startswith("prompt")), None)
+        hint = f"Rename one, e.g. `dataset.rename_column({likely!r}, 'prompt')`." if likely else "Add one of that name."
+        raise ValueError(f"`{name}` has no column `prompt`; its columns are {columns}. {hint}")
+    prompts = _column(dataset) if isinstance(dataset, Dataset) else iter([row["prompt"]])
+    check_prompts(prompts, f"`{name}`")
+
+
+def check_prompts(prompts: Iterator[Any] | Sequence[Any], where: str) -> None:
+    """Refuse prompts that are neither all texts nor all lists of messages.
+
+    Args:
+        prompts: The prompts.
+        where: What holds them, for errors.
+
+    Raises:
+        TypeError: For the first one that is something else; the row is named.
+
+    Example:
+        >>> check_prompts(["a", None], "`train_dataset`")
+        Traceback (most recent call last):
+        ...
+        TypeError: Row 1 of `train_dataset`: `prompt` must be a text or a list of messages (dicts with 'role' and
+        'content'), got None (NoneType). Correct the row, or filter such rows out.
+    """
+    first = None
+    for row, prompt in enumerate(prompts):
+        problem = None if isinstance(prompt, str) else _problem_of_messages(prompt)
+        if problem is None and row > 0 and type(prompt) is not first:
+            problem = "all prompts must be texts, or all lists of messages, as that of row 0 is"
+        if problem is not None:
+            raise TypeError(
+                f"Row {row} of {where}: {problem}, got {_show(prompt)} ({type(prompt).__name__}). Correct the row, or "
+                "filter such rows out."
+            )
+        first = first or type(prompt)
+
+
+def _problem_of_messages(prompt: Any) -> str | None:
+    expected = "`prompt` must be a text or a list of messages (dicts with 'role' and 'content')"
+    if not isinstance(prompt, list) or not prompt:
+        return expected
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return expected
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        if any(not isinstance(part, (str, dict)) for part in parts):
+            return f"{expected}, and each content a text or a list of parts"
+        kinds = {part.get("type", "text") for part in parts if isinstance(part, dict)} - {"text"}
+        if kinds:
+            return f"the `prompt` has content of the type(s) {sorted(map(str, kinds))}, and text models are trained"
+        if not isinstance(content, (str, list)) and not message.get("tool_calls"):
+            return f"{expected}; the message of the role {message['role']!r} has no content"
+    return None
+
+
+def _column(dataset: Dataset) -> Iterator[Any]:
+    """The prompts of a dataset, read in batches."""
+    for batch in dataset.select_columns("prompt").with_format(None).iter(batch_size=1000):
+        yield from batch["prompt"]
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -158,6 +215,9 @@ def tokenize_prompts(
 ) -> list[list[int]]:
     """Turn prompts into token ids as TRL does: the chat template for messages, plain tokenization for texts.
 
+    A conversation that ends with a message of the assistant is continued. An end-of-sequence token that the tokenizer
+    itself puts behind a text is left out, because completions follow it; a warning says so once.
+
     Args:
         prompts: Texts or lists of messages.
         processing_class: Tokenizer or processor.
@@ -167,17 +227,63 @@ def tokenize_prompts(
         Token ids of each prompt, without padding.
 
     Raises:
+        TypeError: If a prompt is neither a text nor a list of messages.
         ValueError: If the prompts are messages and there is no chat template.
     """
     if not prompts:
         return []
-    if not is_conversational({"prompt": prompts[0]}):
-        return processing_class(text=list(prompts))["input_ids"]
-    kwargs = chat_template_kwargs or {}
-    check_chat_template(processing_class, kwargs)
-    return processing_class.apply_chat_template(
-        conversation=list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **kwargs
-    )["input_ids"]
+    check_prompts(prompts, "the batch")
+    end = getattr(processing_class, "eos_token_id", None)
+    if isinstance(prompts[0], str):
+        encoded = processing_class(text=list(prompts))["input_ids"]
+        written = getattr(processing_class, "eos_token", None) or ""
+        added = [
+            len(row) > 1 and row[-1] == end and not text.endswith(written)
+            for text, row in zip(prompts, encoded, strict=True)
+        ]
+        if any(added):
+            _warn_once("The tokenizer puts the end-of-sequence token (eos) behind texts. Prompts are used without it.")
+        ids = [row[:-1] if cut else row for row, cut in zip(encoded, added, strict=True)]
+    else:
+        kwargs = chat_template_kwargs or {}
+        check_chat_template(processing_class, kwargs)
+        ids = [[] for _ in prompts]
+        for continues in (False, True):
+            rows = [row for row, prompt in enumerate(prompts) if (prompt[-1]["role"] == "assistant") is continues]
+            if rows:
+                how = {"continue_final_message": True} if continues else {"add_generation_prompt": True}
+                encoded = processing_class.apply_chat_template(
+                    conversation=[plain_messages(prompts[row]) for row in rows],
+                    **{"tokenize": True, "return_dict": True, **how, **kwargs},
+                )["input_ids"]
+                for row, tokens in zip(rows, encoded, strict=True):
+                    ids[row] = tokens
+    if any(len(row) > 1 and row[-1] == end for row in ids):
+        _warn_once(
+            "Prompts end in the end-of-sequence token (eos), behind which a model has seldom seen a completion. Check the "
+            "chat template's generation prompt, or take the token off the texts."
+        )
+    return ids
+
+
+def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose content is a text, where parts were given: what the chat templates of text models read.
+
+    Example:
+        >>> plain_messages([{"role": "user", "content": [{"type": "text", "text": "1 + 1 ="}]}])
+        [{'role': 'user', 'content': '1 + 1 ='}]
+    """
+    return [
+        {**message, "content": "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)}
+        if isinstance(content := message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+@lru_cache(maxsize=8)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def check_chat_template(processing_class: Any, chat_template_kwargs: dict[str, Any]) -> None:
@@ -195,6 +301,7 @@ def check_prompt_lengths(
     max_completion_length: int | None,
     *,
     prompts: Sequence[Any],
+    rows: Sequence[int] | None = None,
 ) -> None:
     """Refuse prompts that are empty or do not fit the model's context.
 
@@ -203,6 +310,7 @@ def check_prompt_lengths(
         config: Config of the model.
         max_completion_length: Longest completion; `None` counts as one token.
         prompts: The prompts themselves, shown in errors.
+        rows: Where they stand in the dataset, for errors; `None` for their place among `prompts`.
 
     Raises:
         ValueError: If a prompt has no tokens or too many.
@@ -213,11 +321,11 @@ def check_prompt_lengths(
         Traceback (most recent call last):
         ...
         ValueError: A prompt has 3 tokens, but the model's context of 8 leaves room for 2 beside `max_completion_length`
-        (6). Lower `max_completion_length`, or filter long prompts out of the dataset. Prompt 0 of 1: 'a b c'
+        (6). Lower `max_completion_length`, or filter long prompts out of the dataset. Row 0: 'a b c'
     """
     longest = max_prompt_length(config, max_completion_length)
     for row, ids in enumerate(prompt_ids):
-        where = f"Prompt {row} of {len(prompts)}: {_show(prompts[row])}"
+        where = f"Row {row if rows is None else rows[row]}: {_show(prompts[row])}"
         if len(ids) == 0:
             raise ValueError(f"A prompt has no tokens, so nothing can follow it. Remove it from the dataset. {where}")
         if longest is not None and len(ids) > longest:
@@ -236,7 +344,9 @@ def check_dataset_prompts(
     chat_template_kwargs: dict[str, Any] | None = None,
     name: str = "train_dataset",
 ) -> None:
-    """Check the lengths of the first prompts of a dataset; of a stream, only that a completion leaves room for one.
+    """Check the lengths of the prompts of a dataset; of a stream, only that a completion leaves room for one.
+
+    Of a large dataset, the first `NUM_CHECKED_PROMPTS` are tokenized and those whose text may be too long.
 
     Args:
         dataset: A dataset that passed `check_dataset`, or a dict of them.
@@ -247,9 +357,9 @@ def check_dataset_prompts(
         name: Name of the argument, for errors.
 
     Raises:
-        ValueError: If one of the first `NUM_CHECKED_PROMPTS` prompts does not fit, or they cannot be tokenized.
+        ValueError: If a prompt does not fit, or they cannot be tokenized.
     """
-    max_prompt_length(config, max_completion_length)
+    longest = max_prompt_length(config, max_completion_length)
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():
             part_name = f"{name}[{key!r}]"
@@ -257,12 +367,62 @@ def check_dataset_prompts(
                 part, processing_class, config, max_completion_length, chat_template_kwargs, part_name
             )
     elif isinstance(dataset, Dataset):
-        prompts = [row["prompt"] for row in islice(dataset.select_columns("prompt"), NUM_CHECKED_PROMPTS)]
-        prompt_ids = tokenize_prompts(prompts, processing_class, chat_template_kwargs)
-        try:
-            check_prompt_lengths(prompt_ids, config, max_completion_length, prompts=prompts)
-        except ValueError as error:
-            raise ValueError(f"`{name}`: {error}") from None
+        # A token is at least a byte, and a template adds less than half of the room.
+        suspicious = [
+            (row, prompt)
+            for row, prompt in enumerate(_column(dataset))
+            if row < NUM_CHECKED_PROMPTS or not prompt or (longest is not None and 2 * _num_bytes(prompt) > longest)
+        ]
+        for start in range(0, len(suspicious), 1000):
+            rows, prompts = zip(*suspicious[start : start + 1000], strict=True)
+            prompt_ids = tokenize_prompts(prompts, processing_class, chat_template_kwargs)
+            try:
+                check_prompt_lengths(prompt_ids, config, max_completion_length, prompts=prompts, rows=rows)
+            except ValueError as error:
+                raise ValueError(f"`{name}`: {error}") from None
+
+
+def _num_bytes(prompt: Any) -> int:
+    return len((prompt if isinstance(prompt, str) else str(prompt)).encode(errors="replace"))
+
+
+def usable_holdout_ratio(
+    dataset: Any,
+    processing_class: Any,
+    ratio: float,
+    is_held_out: Callable[[Sequence[int]], bool],
+    chat_template_kwargs: dict[str, Any] | None = None,
+    name: str = "train_dataset",
+) -> float:
+    """Keep a small training set from being held out as a whole.
+
+    Args:
+        dataset: A dataset that passed `check_dataset`, or one of tokenized pairs. Streams have prompts enough.
+        processing_class: Tokenizer or processor.
+        ratio: Share of prompts to hold out.
+        is_held_out: Says of a prompt's token ids whether it is held out.
+        chat_template_kwargs: Further arguments of `apply_chat_template`.
+        name: Name of the argument, for the warning.
+
+    Returns:
+        `ratio`, or 0 with a warning where every prompt would be held out.
+    """
+    if ratio == 0 or not isinstance(dataset, Dataset):
+        return ratio
+    known = "prompt_ids" in dataset.column_names
+    for row in range(len(dataset)):  # the first one or two settle it
+        prompt = dataset[row]["prompt_ids" if known else "prompt"]
+        ids = prompt if known else tokenize_prompts([prompt], processing_class, chat_template_kwargs)[0]
+        if not is_held_out(ids):
+            return ratio
+    logger.warning(
+        "All %d prompts of `%s` would be held out by `value_holdout_ratio` (%g) with this seed, and nothing would train. "
+        "None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give more prompts.",
+        len(dataset),
+        name,
+        ratio,
+    )
+    return 0.0
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:

@@ -1,26 +1,38 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Checks of reward functions and of what they return, and the errors that name the function and show the prompt."""
+"""Checks of reward functions and of what they return; the errors name the function and show the prompt."""
 
 import inspect
+import logging
 import math
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vgf_llm._compat import get_callable_name, get_config_model_id
 
+logger = logging.getLogger(__name__)
+
 # A model id or path, a sequence classifier, or a callable that returns one number (or None) per completion.
 RewardFunc = str | nn.Module | Callable[..., Any]
 
 CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-_SHOWN_CHARACTERS = 500
+
+# Shortens what an error shows, and survives objects whose own `__repr__` raises.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 300
+_SHORT.maxdict = 12
+show = _SHORT.repr
 
 
-def as_list_of_funcs(reward_funcs: RewardFunc | list[RewardFunc] | None) -> list[Any]:
+def as_list_of_funcs(reward_funcs: RewardFunc | Sequence[RewardFunc] | None) -> list[Any]:
     """Return the reward functions as a new list, or raise `ValueError` or `TypeError` for what cannot be one."""
-    funcs = [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+    several = isinstance(reward_funcs, (list, tuple))
+    funcs = list(reward_funcs) if several else [] if reward_funcs is None else [reward_funcs]  # type: ignore[arg-type]
     if not funcs:
         raise ValueError(
             f"No reward source provided: `reward_funcs` is {reward_funcs!r}. Pass a reward function, a reward model, "
@@ -41,8 +53,8 @@ def as_list_of_funcs(reward_funcs: RewardFunc | list[RewardFunc] | None) -> list
         refused = [] if accepted is None else [name for name in CALL_ARGUMENTS if name not in accepted]
         if refused:
             raise TypeError(
-                f"The reward function '{func_name(func)}' does not accept the argument(s) {refused} that reward "
-                "functions are called with. Add `**kwargs` to its signature."
+                f"The reward function '{_name(func)}' does not accept the argument(s) {refused} that reward functions "
+                "are called with. Add `**kwargs` to its signature."
             )
     return funcs
 
@@ -62,13 +74,32 @@ def check_weights(reward_weights: Sequence[float] | None, num_funcs: int) -> Ten
     return weights
 
 
+def check_labels(config: Any, name: str) -> None:
+    """Refuse a classifier of several labels, of which none is said to be the reward.
+
+    Args:
+        config: The configuration of the model.
+        name: What the error calls the model.
+
+    Raises:
+        ValueError: If it has not exactly one label.
+    """
+    count = getattr(config, "num_labels", 1)
+    if count != 1:
+        labels = list((getattr(config, "id2label", None) or {}).values())
+        raise ValueError(
+            f"{name} has {count} labels ({show(labels)}), and a reward model has one. Which label pays cannot be told: "
+            "pass a function that returns the score of the label you want, or a model with `num_labels=1`."
+        )
+
+
 def keywords_of(func: Any) -> tuple[list[str], set[str] | None]:
     """Required keywords of a callable, and accepted ones; `None` for the latter where anything is accepted."""
     if isinstance(func, (str, nn.Module)):
         return [], None
     try:
         parameters = inspect.signature(func).parameters.values()
-    except ValueError:  # built-in callables may have no signature to read
+    except (TypeError, ValueError):  # built-in callables may have no signature to read
         return [], None
     named = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
     required = [item.name for item in named if item.default is item.empty]
@@ -76,11 +107,39 @@ def keywords_of(func: Any) -> tuple[list[str], set[str] | None]:
     return required, None if anything else {item.name for item in named}
 
 
-def func_name(func: Any) -> str:
-    """Return the name of a reward function in metrics, which is TRL's."""
+def unique_names(funcs: Sequence[Any]) -> list[str]:
+    """Return the names of reward functions in metrics: TRL's, numbered where several functions share one.
+
+    Example:
+        >>> unique_names([len, len, max])
+        ['len', 'len_2', 'max']
+    """
+    names = [_name(func) for func in funcs]
+    shared = [name for name, count in Counter(names).items() if count > 1]
+    taken = set(names)
+    for name in shared:
+        number = 2
+        for index in [index for index, other in enumerate(names) if other == name][1:]:
+            while f"{name}_{number}" in taken:
+                number += 1
+            names[index] = f"{name}_{number}"
+            taken.add(names[index])
+    if shared:
+        logger.warning(
+            "Several reward functions are called %s; metrics name them, in their order, %s. Give a function another "
+            "name by its `__name__`.",
+            show(shared),
+            names,
+        )
+    return names
+
+
+def _name(func: Any) -> str:
     if isinstance(func, nn.Module):
-        return get_config_model_id(func.config).split("/")[-1]
-    return get_callable_name(func)
+        origin = get_config_model_id(func.config) or ""
+        return str(origin).rstrip("/").split("/")[-1] or type(func).__name__
+    name = func.rstrip("/").split("/")[-1] if isinstance(func, str) else get_callable_name(func)
+    return name if isinstance(name, str) and name else type(func).__name__
 
 
 def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
@@ -107,77 +166,48 @@ def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
         if inspect.iscoroutine(output):
             output.close()
         raise TypeError(f"The reward function '{name}' returned an awaitable. Define it with `async def`.")
-    if hasattr(output, "tolist"):  # tensors and arrays
-        output = output.tolist()
-    if isinstance(output, (str, bytes)) or not isinstance(output, Sequence):
-        raise TypeError(
-            f"The reward function '{name}' returned {show(output)} ({type(output).__name__}); a list of {expected} "
-            "numbers (or None) is expected, one per completion."
-        )
-    if len(output) != expected:
+    problem = f"The reward function '{name}' returned {show(output)} ({type(output).__name__})"
+    kind = getattr(getattr(output, "dtype", None), "kind", "f")
+    numbers: Any = output
+    # Arrays of dates, texts and records would turn into numbers or texts without a word.
+    if kind in "biufO" and hasattr(output, "tolist") and not isinstance(output, memoryview):
+        try:
+            numbers = output.tolist()
+        except Exception as error:  # of a tensor without data, or of a class of the user's
+            raise TypeError(f"{problem}, which has no values to read: {error}. Return a list of numbers.") from error
+    readable = isinstance(numbers, Sequence) and not isinstance(numbers, (str, bytes, bytearray, memoryview))
+    if not readable or kind not in "biufO":
+        raise TypeError(f"{problem}; a list of {expected} numbers (or None) is expected, one per completion.")
+    if len(numbers) != expected:
         raise ValueError(
-            f"The reward function '{name}' returned {len(output)} rewards, but {expected} were expected (one per "
+            f"The reward function '{name}' returned {len(numbers)} rewards, but {expected} were expected (one per "
             "prompt-completion pair). Make it return exactly one reward per completion."
         )
-    return [_check_reward(reward, name, row, rows) for row, reward in enumerate(output)]
+    return [_check_reward(reward, name, row, rows) for row, reward in enumerate(numbers)]
 
 
 def _check_reward(reward: Any, name: str, row: int, rows: dict[str, list]) -> float:
     if reward is None:
         return math.nan
-    where = f"prompt {show(rows['prompts'][row])} and completion {show(rows['completions'][row])}"
+    where = f"for prompt {show(rows['prompts'][row])} and completion {show(rows['completions'][row])}"
     try:
-        value = float(reward)
-    except (TypeError, ValueError):
+        number = reward.item() if isinstance(reward, (np.ndarray, np.generic, Tensor)) else reward
+        # float() also reads texts, and NumPy's dates are numbers of nanoseconds.
+        text = isinstance(number, (str, bytes, bytearray)) or isinstance(reward, (np.datetime64, np.timedelta64))
+        value = None if text else float(number)
+    except OverflowError:
+        value = math.inf
+    except Exception:  # `__float__` is the user's code
         value = None
-    if value is None or isinstance(reward, str):  # float() also reads text
+    if value is None:
         raise TypeError(
-            f"The reward function '{name}' returned {show(reward)} ({type(reward).__name__}) for {where}; a number or "
-            "None is expected."
+            f"The reward function '{name}' returned {show(reward)} ({type(reward).__name__}) {where}; a number or None "
+            "is expected."
         )
     # Rewards are kept in float32, where larger numbers are infinite.
     if not abs(value) <= torch.finfo(torch.float32).max:
         raise ValueError(
-            f"The reward function '{name}' returned {value} for {where}. Rewards must be finite; return None where the "
+            f"The reward function '{name}' returned {value} {where}. Rewards must be finite; return None where the "
             "function does not apply."
         )
     return value
-
-
-def call_func(func: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """Call a synchronous reward function; one that yields its rewards is run to the end, so that it raises here."""
-    output = func(**arguments)
-    return list(output) if inspect.isgenerator(output) else output
-
-
-def find_failing_row(func: Any, rows: dict[str, list], shared: dict[str, Any]) -> int | None:
-    """The first row that fails alone. Logging is off, so that nothing is logged twice."""
-    silent = {**shared, "log_extra": ignore, "log_metric": ignore}
-    for row in range(len(rows["prompts"])):
-        try:
-            call_func(func, {**{name: [values[row]] for name, values in rows.items()}, **silent})
-        except Exception:  # the one that is looked for
-            return row
-    return None
-
-
-def describe_failure(name: str, error: Exception, rows: dict[str, list], culprit: int | None) -> str:
-    """Say which function failed, how, and on what: one completion if `culprit` is known, else the batch."""
-    if culprit is None:
-        where = f"First prompt of the batch of {len(rows['prompts'])}: {show(rows['prompts'][0])}"
-    else:
-        where = (
-            f"It fails on completion {culprit} of the batch. Prompt: {show(rows['prompts'][culprit])} Completion: "
-            f"{show(rows['completions'][culprit])}"
-        )
-    return f"The reward function '{name}' raised {type(error).__name__}: {error}. {where}"
-
-
-def show(value: Any) -> str:
-    """Return the representation of a value for an error message, shortened."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(text)} characters)"
-
-
-def ignore(*args: Any) -> None:
-    """Take the place of a logging function that was not given."""

@@ -1,18 +1,27 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Reward functions: loading, naming and calling them as TRL does, with errors that show the prompt they failed on."""
+"""Reward functions: loading and calling them as TRL does. What a function does to its arguments stays there."""
 
 import asyncio
 import atexit
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import apply_chat_template, is_conversational
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import apply_chat_template
 
 from vgf_llm._compat import (
     get_config_model_id,
@@ -21,24 +30,25 @@ from vgf_llm._compat import (
     shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
 )
+from vgf_llm.trainer.choose.prompts import plain_messages
 from vgf_llm.trainer.score.checks import (
     CALL_ARGUMENTS,
     RewardFunc,
     as_list_of_funcs,
-    call_func,
+    check_labels,
     check_output,
     check_weights,
-    describe_failure,
-    find_failing_row,
-    func_name,
-    ignore,
     keywords_of,
+    show,
+    unique_names,
 )
 
 logger = logging.getLogger(__name__)
 
 # Columns that the trainer itself fills; a dataset's columns of these names are not handed to reward functions.
 _RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
+# What ends a run when the user asks for it passes through; everything else that a function raises is named.
+_FAILURES = (Exception, asyncio.CancelledError, SystemExit)
 
 
 class RewardRunner:
@@ -56,11 +66,12 @@ class RewardRunner:
 
     Attributes:
         reward_funcs: The functions, strings replaced by their models.
-        reward_func_names: Names used in metrics: the last part of a model id, or the name of a callable.
+        reward_func_names: Names used in metrics, each once: the last part of a model id, or the name of a callable.
         reward_weights: Weights `[num_funcs]`.
 
     Raises:
-        ValueError: If there is no function, or if the number of weights or processing classes does not match.
+        ValueError: If there is no function, if the number of weights or processing classes does not match, or if a
+            model has several labels or no trained head.
         TypeError: If a function is not callable, or does not accept the arguments it is called with.
 
     Example:
@@ -74,7 +85,7 @@ class RewardRunner:
 
     def __init__(
         self,
-        reward_funcs: RewardFunc | list[RewardFunc] | None,
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None,
         *,
         reward_weights: Sequence[float] | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
@@ -100,7 +111,7 @@ class RewardRunner:
         self.device = torch.device(device)
         self._profile = profile or (lambda name: nullcontext())
         self._load_models({"trust_remote_code": trust_remote_code, **(model_init_kwargs or {})}, trust_remote_code)
-        self.reward_func_names = [func_name(func) for func in self.reward_funcs]
+        self.reward_func_names = unique_names(self.reward_funcs)
         self._loop: asyncio.AbstractEventLoop | None = None
         if any(is_async_callable(func) for func in self.reward_funcs):
             self._thread, self._loop, ready = start_event_loop_in_daemon(name="VGFTrainer-AsyncRewardLoop")
@@ -183,13 +194,9 @@ class RewardRunner:
             TypeError: If a function returned something else than a list of numbers and `None`.
         """
         columns = [name for name in inputs[0] if name not in _RESERVED_COLUMNS]
-        rows = {name: [example[name] for example in inputs] for name in columns}
+        rows = {name: [example.get(name) for example in inputs] for name in columns}
         rows |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
-        shared = {
-            "trainer_state": trainer_state,
-            "log_extra": log_extra or ignore,
-            "log_metric": log_metric or ignore,
-        }
+        shared = {"trainer_state": trainer_state, "log_extra": log_extra or _ignore, "log_metric": log_metric or _ignore}
         rewards = torch.full((len(prompts), len(self.reward_funcs)), math.nan, device=self.device)
         waiting = []
         for index, (func, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
@@ -210,42 +217,46 @@ class RewardRunner:
             revision = None
             if isinstance(func, str):
                 revision = init_kwargs.get("revision")
-                func = AutoModelForSequenceClassification.from_pretrained(func, num_labels=1, **init_kwargs)
-                self.reward_funcs[index] = func
-            if isinstance(func, PreTrainedModel):
-                tokenizer = self.reward_processing_classes[index]
-                if tokenizer is None:
-                    tokenizer = AutoTokenizer.from_pretrained(
-                        get_config_model_id(func.config), revision=revision, trust_remote_code=trust_remote_code
-                    )
-                if tokenizer.pad_token_id is None:
-                    tokenizer.pad_token = tokenizer.eos_token
-                # A classifier scores the last token that is not padding, so both have to agree on what padding is.
-                func.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-                self.reward_processing_classes[index] = tokenizer
-            elif isinstance(func, nn.Module) and self.reward_processing_classes[index] is None:
+                func = self.reward_funcs[index] = load_reward_model(func, **init_kwargs)
+            if not isinstance(func, nn.Module):
+                continue
+            check_labels(func.config, f"`reward_funcs[{index}]` ({type(func).__name__})")
+            func.eval()
+            tokenizer = self.reward_processing_classes[index]
+            if tokenizer is None and not isinstance(func, PreTrainedModel):
                 raise ValueError(
                     f"`reward_funcs[{index}]` is a {type(func).__name__}, for which no tokenizer can be looked up. "
                     "Pass it in `reward_processing_classes`."
                 )
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    get_config_model_id(func.config), revision=revision, trust_remote_code=trust_remote_code
+                )
+            if isinstance(func, PreTrainedModel):
+                if tokenizer.pad_token_id is None:
+                    tokenizer.pad_token = tokenizer.eos_token
+                # A classifier scores the last token that is not padding, so both have to agree on what padding is.
+                func.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+            self.reward_processing_classes[index] = tokenizer
 
     def _call(self, index: int, func: Any, name: str, rows: dict[str, list], shared: dict[str, Any]) -> Any:
-        # Reward functions are the user's code and may raise anything; the cause stays chained.
         try:
             if isinstance(func, nn.Module):
                 return self._score(func, self.reward_processing_classes[index], rows)
-            return call_func(func, {**rows, **shared})
-        except Exception as error:
-            culprit = None if isinstance(func, nn.Module) else find_failing_row(func, rows, shared)
-            raise RuntimeError(describe_failure(name, error, rows, culprit)) from error
+            output = func(**_copied(rows), **shared)
+            # A generator runs to its end here, so that it raises here, and to one reward too many, so that it ends.
+            return list(islice(output, len(rows["prompts"]) + 1)) if inspect.isgenerator(output) else output
+        except _FAILURES as error:
+            raise RuntimeError(_describe_failure(name, error, rows)) from error
 
     def _score(self, model: nn.Module, tokenizer: Any, rows: dict[str, list]) -> Tensor:
         pairs = list(zip(rows["prompts"], rows["completions"], strict=True))
-        texts = [prompt + completion for prompt, completion in pairs]
-        if is_conversational({"prompt": pairs[0][0]}):
+        if isinstance(pairs[0][0], str):
+            texts = [prompt + completion for prompt, completion in pairs]
+        else:
             texts = [
-                apply_chat_template({"messages": messages}, tokenizer, **self.chat_template_kwargs)["text"]
-                for messages in texts
+                apply_chat_template({"messages": _conversation(*pair)}, tokenizer, **self.chat_template_kwargs)["text"]
+                for pair in pairs
             ]
         encoded = tokenizer(
             text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
@@ -262,10 +273,9 @@ class RewardRunner:
         async def call(index: int, func: Any, name: str) -> tuple[int, str, Any]:
             try:
                 with self._profile(name):
-                    return index, name, await func(**{**rows, **shared})
-            except Exception as error:
-                # Not called again row by row: an asynchronous function usually asks a service that counts calls.
-                raise RuntimeError(describe_failure(name, error, rows, None)) from error
+                    return index, name, await func(**_copied(rows), **shared)
+            except _FAILURES as error:
+                raise RuntimeError(_describe_failure(name, error, rows)) from error
 
         async def call_all() -> list[tuple[int, str, Any]]:
             return await asyncio.gather(*(call(*item) for item in waiting))
@@ -281,14 +291,40 @@ class RewardRunner:
                 "Make at least one reward function return a number for it.",
                 len(unscored),
                 len(rewards),
-                example,
+                show(example),
             )
+
+
+def load_reward_model(name: str, **init_kwargs: Any) -> PreTrainedModel:
+    """Load a sequence classifier of one label whose head was trained.
+
+    Args:
+        name: A folder or a hub id.
+        **init_kwargs: Keyword arguments of `from_pretrained`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the checkpoint is a classifier of several labels, or lacks weights that a classifier has.
+    """
+    kept = {key: init_kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in init_kwargs}
+    config = AutoConfig.from_pretrained(name, **kept)
+    if any("SequenceClassification" in architecture for architecture in config.architectures or ()):
+        check_labels(config, f"The reward model {name!r}")
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name, num_labels=1, output_loading_info=True, **init_kwargs
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The reward model {name!r} lacks the weights {show(sorted(info['missing_keys']))}, which would start at "
+            "random values. Pass a trained sequence classifier; a language model has no reward head."
+        )
+    return model
 
 
 def combine(rewards_per_func: Tensor, reward_weights: Tensor | Sequence[float] | None = None) -> Tensor:
     """Add the weighted rewards of the functions, leaving out those that returned `None`.
-
-    Call it on rewards gathered over all processes, so that every process sees the same error.
 
     Args:
         rewards_per_func: Rewards `[rows, num_funcs]`, NaN for `None`.
@@ -298,7 +334,7 @@ def combine(rewards_per_func: Tensor, reward_weights: Tensor | Sequence[float] |
         Rewards `[rows]`, NaN for rows that no function scored.
 
     Raises:
-        ValueError: If no row was scored by any function, or if the number of weights does not match.
+        ValueError: If the number of weights does not match.
 
     Example:
         >>> combine(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), [1.0, 0.5]).tolist()
@@ -311,9 +347,32 @@ def combine(rewards_per_func: Tensor, reward_weights: Tensor | Sequence[float] |
             "functions. Give one weight per function."
         )
     unscored = rewards_per_func.isnan().all(dim=1)
-    if bool(unscored.all()):
-        raise ValueError(
-            f"All reward functions returned None for all {len(unscored)} completions of the batch, so there is nothing "
-            "to learn from. Check that the reward functions apply to this dataset (columns, answer format)."
-        )
     return (rewards_per_func * weights.to(rewards_per_func)).nansum(dim=1).masked_fill(unscored, math.nan)
+
+
+def _conversation(prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of prompt and completion; a prompt that ends with the assistant is continued by the completion."""
+    prompt, completion = plain_messages(prompt), plain_messages(completion)
+    if prompt[-1]["role"] == "assistant" and completion:
+        whole = f"{prompt[-1].get('content') or ''}{completion[0].get('content') or ''}"
+        return [*prompt[:-1], {**prompt[-1], "content": whole}, *completion[1:]]
+    return prompt + completion
+
+
+def _copied(value: Any) -> Any:
+    """A value whose lists, dicts and arrays may be changed without anyone else seeing it; texts are shared."""
+    if isinstance(value, list):
+        return [_copied(item) if isinstance(item, (list, dict, np.ndarray)) else item for item in value]
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _describe_failure(name: str, error: BaseException, rows: dict[str, list]) -> str:
+    count, first = len(rows["prompts"]), show(rows["prompts"][0])
+    shown = f"{type(error).__name__}: {error}"
+    return f"The reward function '{name}' raised {shown}. First prompt of the batch of {count}: {first}"
+
+
+def _ignore(*args: Any) -> None:
+    """Take the place of a logging function that was not given."""
