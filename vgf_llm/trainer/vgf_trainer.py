@@ -29,19 +29,20 @@ from vgf_llm._compat import (
 )
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
-from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_labels, preferred, tokenized_pairs, with_prompts
+from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_rows, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import (
     check_dataset_prompts,
     check_prompt_lengths,
     max_prompt_length,
     tokenize_prompts,
+    usable_holdout_ratio,
 )
 from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
 from vgf_llm.trainer.config import VGFConfig, settings_dict
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
 from vgf_llm.trainer.fit.objective import Objective
 from vgf_llm.trainer.keep.buffer import RolloutGroup, pack, unpack
-from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds
+from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds, is_held_out
 from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
 from vgf_llm.trainer.measure.metrics import MetricLog
 from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sampler
@@ -296,7 +297,13 @@ class VGFTrainer(CheckpointedTrainer):
             num_iterations=self.num_iterations,
             buffer_size=args.buffer_size,
             replay_ratio=args.replay_ratio,
-            holdout_ratio=args.value_holdout_ratio,
+            holdout_ratio=usable_holdout_ratio(
+                self.train_dataset,
+                self._tokenizer,
+                args.value_holdout_ratio,
+                lambda ids: is_held_out(ids, args.value_holdout_ratio, args.seed),
+                settings_dict(args.chat_template_kwargs),
+            ),
             seed=args.seed,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
@@ -454,11 +461,10 @@ class VGFTrainer(CheckpointedTrainer):
     def _read_pairs(self, inputs: list[dict[str, Any]], mode: str) -> tuple[Request, Samples]:
         """The responses of preference pairs in the place of samples."""
         first_row = self.accelerator.process_index * len(inputs)
-        labels = pair_labels(len(inputs), first_row)
-        ids = [row["chosen_ids" if label else "rejected_ids"] for row, label in zip(inputs, labels, strict=True)]
-        prompts, prompt_ids = [row["prompt"] for row in inputs], [row["prompt_ids"] for row in inputs]
-        request = Request(prompts, prompt_ids, ["base"] * len(inputs), 2, first_row, mode, 0, self.args.seed)
-        return request, Samples(ids, [True] * len(ids), extra={"preferred": labels})
+        rows = pair_rows(inputs, first_row)
+        who = ["base"] * len(inputs)
+        request = Request(rows.prompts, rows.prompt_ids, who, 2, first_row, mode, 0, self.args.seed)
+        return request, Samples(rows.completion_ids, [True] * len(inputs), extra={"preferred": rows.labels})
 
     def _decode(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[Any]:
         texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 
 from vgf_llm.trainer.config.batch_sizes import fit_round
 from vgf_llm.trainer.config.parser import VGFParser
-from vgf_llm.trainer.config.vgf_config import VGFConfig, settings_dict
+from vgf_llm.trainer.config.resolve import settings_dict
+from vgf_llm.trainer.config.vgf_config import VGFConfig
 
 __all__ = ["VGFConfig", "VGFParser", "fit_round", "settings_dict"]

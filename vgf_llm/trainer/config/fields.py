@@ -2,7 +2,6 @@
 """Checks of single settings by their annotations and by `tables`. Every error names the setting."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -28,11 +27,6 @@ _REMOVED_CHOICES = {
 }
 
 
-@functools.cache
-def _annotations(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def check_fields(config: Any) -> None:
     """Check type and range of every setting of a configuration, before anything is made of them.
 
@@ -43,7 +37,7 @@ def check_fields(config: Any) -> None:
         TypeError: If a setting has the wrong type.
         ValueError: If it has a value out of range.
     """
-    annotations = _annotations(type(config))
+    annotations = get_type_hints(type(config))
     for item in dataclasses.fields(config):
         name, value = item.name, getattr(config, item.name)
         kinds = set(get_args(annotations[name]) or (annotations[name],))
@@ -85,23 +79,21 @@ def check_field(name: str, value: Any, *, like: str | None = None) -> None:
 
 
 def _check_scalar(name: str, value: Any, kinds: set[type]) -> None:
-    """Refuses a value of none of the types; bool is no int, and an int is a number."""
-    if type(value) in kinds or (float in kinds and type(value) is int):
-        return
-    if isinstance(value, bool) or not isinstance(value, tuple(kinds - {bool})):
-        if str in kinds and isinstance(value, os.PathLike):
-            return
+    """Refuses a value of none of the types; bool is no int, an int is a number, and a path is text."""
+    allowed = kinds | ({int} if float in kinds else set()) | ({os.PathLike} if str in kinds else set())
+    fits = bool in kinds if isinstance(value, bool) else isinstance(value, tuple(allowed))
+    if not fits:
         what = " or ".join(text for kind, text in _SCALARS.items() if kind in kinds)
         raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"`{name}` must be within 64 bits, got {shown(value)}.")
 
 
 def _check_member(name: str, value: Any, enum: type[Enum]) -> None:
     try:
         enum(value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"`{name}` must be one of {[member.value for member in enum]}, got {shown(value)}."
-        ) from None
+        raise ValueError(f"`{name}` must be one of {[member.value for member in enum]}, got {shown(value)}.") from None
 
 
 def _check_dict(name: str, value: Any) -> None:

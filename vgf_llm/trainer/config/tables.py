@@ -104,7 +104,7 @@ IGNORED: dict[str, str] = {
     "vllm_importance_sampling_cap": _RATIO,
     **dict.fromkeys(("loss_type", "sapo_temperature_neg", "sapo_temperature_pos"), _LOSS),
     **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), _LOSS),
-    **dict.fromkeys(("scale_rewards", "normalize_advantages"), "rewards are compared or fitted, there are no advantages"),
+    **dict.fromkeys(("scale_rewards", "normalize_advantages"), "rewards are fitted or compared as they are"),
     "reward_clip_range": "rewards are not clipped; clip them in the reward function",
     "multi_objective_aggregation": "the value learns the weighted sum of the rewards (`reward_weights`)",
     **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), _REFERENCE),

@@ -12,26 +12,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
-from transformers import GenerationConfig
 from trl import GRPOConfig, RLOOConfig
 
 from vgf_llm.functional._checks import shown
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.trainer.config.batch_sizes import resolve_batch_sizes
-from vgf_llm.trainer.config.fields import check_field, check_fields
-from vgf_llm.trainer.config.tables import FIXED_SAMPLING, IGNORED, REMOVED, SAMPLING, VALUE_BACKBONES, VALUE_LOSSES
+from vgf_llm.trainer.config.fields import check_fields
+from vgf_llm.trainer.config.resolve import (
+    changed,
+    drop_ignored,
+    refuse_features,
+    resolve_padding,
+    resolve_recomputation,
+    resolve_sampling,
+)
+from vgf_llm.trainer.config.tables import IGNORED, REMOVED, VALUE_BACKBONES, VALUE_LOSSES
 from vgf_llm.trainer.config.transport import TRANSPORT_FIELDS, join_transport, read_transport
 
-# Arguments of `generate` beside those of `GenerationConfig` that `generation_kwargs` may hold.
-_GENERATE_ARGUMENTS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "tokenizer"}
 # The largest learning rate that public scripts of policy gradients set.
 _POLICY_GRADIENT_RATE = 5e-5
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def settings_dict(value: dict | str | None) -> dict[str, Any]:
-    """Returns a setting that is a dict: from the command line it comes as text, which `__post_init__` has read."""
-    return dict(cast(dict[str, Any] | None, value) or {})
 
 
 def refuse_removed(name: str) -> None:
@@ -223,7 +223,7 @@ class VGFConfig(GRPOConfig):
     # Parameters that control the transport and the rounds
     transport: TransportConfig | str | dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "How far and in which space particles move: fields of `TransportConfig`, on a command line JSON."},
+        metadata={"help": "How far and in which space particles move: the fields of `TransportConfig`, or their JSON."},
     )
     rollout_policy: str | None = field(
         default=None,
@@ -259,20 +259,20 @@ class VGFConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if self.rollout_policy == "auto":
             self.rollout_policy = None
-        notes = self._drop_ignored()
+        notes = drop_ignored(self)
         check_fields(self)
         self.transport = self._resolve_transport()
         # Not GRPOConfig's own: its checks of batch sizes name no sizes that would work, and the rest is below.
         super(GRPOConfig, self).__post_init__()
-        self._refuse_features()
-        notes += self._resolve_recomputation()
+        refuse_features(self)
+        notes += resolve_recomputation(self)
         if 0 < self.learning_rate <= _POLICY_GRADIENT_RATE and self.value_learning_rate is None:
             notes.append(
                 f"`learning_rate`={self.learning_rate:g} is kept, but it is a rate for policy gradients; the value's "
                 "losses are supervised, and the default here is 1e-4."
             )
-        self._resolve_padding()
-        self._resolve_sampling()
+        resolve_padding(self)
+        resolve_sampling(self)
         resolve_batch_sizes(self)
         self._check_value()
         self._check_rollouts()
@@ -282,7 +282,7 @@ class VGFConfig(GRPOConfig):
 
     @property
     def samples_from(self) -> str:
-        """Who samples the training completions, `"base"`, `"value"` or `"transport"`: what `rollout_policy` comes to."""
+        """Who samples the training completions: what `rollout_policy` comes to."""
         if self.rollout_policy is not None:
             return self.rollout_policy
         return "value" if self.value_parametrization == "log_ratio" else "base"
@@ -294,7 +294,7 @@ class VGFConfig(GRPOConfig):
 
     @property
     def base_generations(self) -> int:
-        """Completions of each training prompt that the base samples beside the value: what `num_base_generations` comes to."""
+        """Completions of each training prompt that the base samples: what `num_base_generations` comes to."""
         if self.num_base_generations is not None:
             return self.num_base_generations
         return cast(int, self.num_generations) // 2 if self.samples_from == "value" else 0
@@ -338,7 +338,7 @@ class VGFConfig(GRPOConfig):
             value = getattr(config, item.name)
             # Defaults of policy gradients are not settings.
             default = item.name in IGNORED or item.name == "learning_rate"
-            if item.name in own | IGNORED.keys() and not (default and not _changed(value, item.default)):
+            if item.name in own | IGNORED.keys() and not (default and not changed(value, item.default)):
                 settings[item.name] = value
         # TRL resolves both sizes and accepts one.
         settings.pop("generation_batch_size", None)
@@ -346,80 +346,6 @@ class VGFConfig(GRPOConfig):
         if "generation_batch_size" in overrides:
             del settings["steps_per_generation"]
         return cls(**{**settings, **overrides})
-
-    def _drop_ignored(self) -> list[str]:
-        """Sets policy-gradient settings back to TRL's defaults; returns what to say about those that were changed."""
-        given: dict[str, Any] = self.__dict__.pop("_foreign", {})
-        if isinstance(self.scale_rewards, bool):  # TRL's names for them
-            self.scale_rewards = "group" if self.scale_rewards else "none"
-        for item in dataclasses.fields(self):
-            if item.name in IGNORED:
-                if _changed(getattr(self, item.name), item.default):
-                    given[item.name] = getattr(self, item.name)
-                setattr(self, item.name, item.default)
-        if not given:
-            return []
-        by_reason: dict[str, list[str]] = {}
-        for name, value in given.items():
-            by_reason.setdefault(IGNORED[name], []).append(f"`{name}`={shown(value)}")
-        reasons = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-        return [f"Settings of policy gradients have no meaning here and were dropped: {reasons}."]
-
-    def _refuse_features(self) -> None:
-        """Refuses features of TRL and transformers that the trainer cannot have."""
-        if self.use_transformers_continuous_batching or self.use_transformers_paged:
-            name = "use_transformers_paged" if self.use_transformers_paged else "use_transformers_continuous_batching"
-            raise ValueError(
-                f"`{name}=True` is not supported, because the value's adapter shares batches with the policy. Leave "
-                "it False."
-            )
-        if self.use_liger_kernel:
-            raise ValueError(
-                "`use_liger_kernel=True` replaces layers of the model, whose own logits are what values and "
-                "log-probabilities are made of. Leave it False."
-            )
-        # Halving the batch on out-of-memory would leave groups of completions incomplete.
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "`auto_find_batch_size=True` is not supported: a generation batch must hold all `num_generations` "
-                "completions of a prompt, and a reduced batch may not. Set it to False and lower "
-                "`per_device_train_batch_size`."
-            )
-        parallel = self.parallelism_config
-        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
-            raise ValueError(
-                "`parallelism_config` enables sequence parallelism, which cannot be applied: the model inputs are "
-                "built inside the trainer, after generation. Set both `cp_size=1` and `sp_size=1`."
-            )
-        if self.torch_compile and self.gradient_checkpointing:
-            raise ValueError(
-                "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to "
-                "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
-            )
-
-    def _resolve_recomputation(self) -> list[str]:
-        """Makes gradient checkpointing non-reentrant; returns what to say about it."""
-        kwargs = settings_dict(self.gradient_checkpointing_kwargs)
-        if not kwargs.get("use_reentrant"):
-            return []
-        # transformers keeps the setting under both names.
-        kwargs["use_reentrant"] = False
-        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs = kwargs
-        return ["`gradient_checkpointing_kwargs`: `use_reentrant` is False instead of True, as frozen weights need it."]
-
-    def _resolve_padding(self) -> None:
-        value = self.pad_to_multiple_of
-        if value == "auto":
-            # Neuron compiles once per input shape, so padding bounds the number of compilations.
-            value = 128 if self.device.type == "neuron" else None
-        elif isinstance(value, str):  # the command line hands numbers over as text
-            if value.lower() in ("none", "null"):
-                value = None
-            elif value.isdecimal() and len(value) < 10:
-                value = int(value)
-        if value is not None and (isinstance(value, (bool, str)) or value < 1):
-            raise ValueError(f"`pad_to_multiple_of` must be a positive integer, 'auto' or None, got {shown(value)}.")
-        self.pad_to_multiple_of = value
 
     def _resolve_transport(self) -> TransportConfig:
         settings = read_transport(self.transport)
@@ -438,54 +364,23 @@ class VGFConfig(GRPOConfig):
             )
         return transport
 
-    def _resolve_sampling(self) -> None:
-        """Moves the keys of `generation_kwargs` that are settings of their own to those settings."""
-        kwargs = settings_dict(self.generation_kwargs)
-        for key in [key for key in kwargs if key in SAMPLING]:
-            name, value = SAMPLING[key], kwargs.pop(key)
-            check_field(f"generation_kwargs[{key!r}]", value, like=name)
-            setattr(self, name, float(value) if isinstance(getattr(self, name), float) else value)
-        for key in [key for key in kwargs if key in FIXED_SAMPLING]:
-            (fixed, why), value = FIXED_SAMPLING[key], kwargs.pop(key)
-            if _changed(value, fixed):
-                raise ValueError(f"`generation_kwargs[{key!r}]` must be {fixed!r}, got {shown(value)}: {why}.")
-        if self.use_vllm and "seed" in kwargs:
-            raise ValueError(
-                f"`generation_kwargs['seed']` ({shown(kwargs['seed'])}) would give the completions of a prompt the "
-                "same tokens. Leave it out; `seed` decides the seeds of all completions."
-            )
-        known = vars(GenerationConfig()).keys() | _GENERATE_ARGUMENTS
-        unknown = [] if self.use_vllm else [key for key in kwargs if key not in known]
-        if unknown:
-            close = difflib.get_close_matches(str(unknown[0]), known, n=1)
-            raise ValueError(
-                f"`generation_kwargs` has {shown(unknown[0])}, which is no argument of `GenerationConfig`."
-                + (f" Did you mean {close[0]!r}?" if close else "")
-            )
-        self.generation_kwargs = kwargs or None
-        if (self.cache_implementation or "").startswith("offloaded") and self.device.type == "cpu":
-            raise ValueError(
-                f"`cache_implementation` ({self.cache_implementation!r}) moves the cache between an accelerator and "
-                "the CPU, but training runs on the CPU. Leave it None, or set 'static'."
-            )
-
     def _check_value(self) -> None:
         """Refuses a value that does not exist, and settings of another one."""
-        kind, backbone = self.value_parametrization, self.value_backbone
+        kind, backbone = self.value_parametrization, os.fspath(self.value_backbone)
+        self.value_backbone = backbone
         if backbone not in VALUE_BACKBONES:
             if backbone.lower() in VALUE_BACKBONES:
                 raise ValueError(f"`value_backbone` is written {backbone.lower()!r}, got {backbone!r}.")
-            if not _HUB_ID.fullmatch(backbone) and not ("\0" not in backbone and os.path.isdir(backbone)):
+            if not _HUB_ID.fullmatch(backbone) and ("\0" in backbone or not os.path.isdir(backbone)):
                 raise ValueError(
                     f"`value_backbone` must be one of {list(VALUE_BACKBONES)}, a hub id or the folder of a model; "
                     f"{shown(backbone)} is none of them."
                 )
-        if kind in ("log_ratio", "sequence"):
-            if self.value_head_hidden_size is not None:
-                raise ValueError(
-                    f"`value_head_hidden_size` ({self.value_head_hidden_size}) is for heads on hidden states, and "
-                    f"`value_parametrization={kind!r}` has none. Leave it None, or choose 'bilinear' or 'vocab'."
-                )
+        if kind in ("log_ratio", "sequence") and self.value_head_hidden_size is not None:
+            raise ValueError(
+                f"`value_head_hidden_size` ({self.value_head_hidden_size}) is for heads on hidden states, and "
+                f"`value_parametrization={kind!r}` has none. Leave it None, or choose 'bilinear' or 'vocab'."
+            )
         if kind == "log_ratio" and backbone == "policy":
             raise ValueError(
                 "`value_backbone='policy'` gives frozen features of the policy, but "
@@ -598,12 +493,6 @@ class VGFConfig(GRPOConfig):
                 "between the processes that train, which could then wait for each other for ever. Use "
                 "`vllm_mode='server'` or `vllm_tensor_parallel_size=1`, or set `rollout_prefetch=0`."
             )
-
-
-def _changed(value: Any, default: Any) -> bool:
-    """Whether a setting differs from its default; of values of another type (tensors, say) no comparison is asked."""
-    plain = isinstance(value, (bool, int, float, str, type(None)))
-    return not plain or value != default
 
 
 def _callers_level() -> int:
