@@ -4,7 +4,7 @@
 One dimension is doubled at a time, the others stay. Sizes take turns, so that load on the machine falls on all of them;
 the median of each goes into a least-squares line through the logarithms, whose slope b says cost ~ size^b: 0 is free, 1
 is proportional. The exponent of plain `generate` stands beside it, and that of what transport adds, where that is more
-than a tenth of a percent of the whole. `flow_direction` and the two metrics of `simplex_flow` are fitted the same way.
+than a tenth of a percent of the whole. `flow_direction` and `simplex_flow` are fitted the same way.
 
     python -m benchmarks.scaling --json scaling.json --markdown scaling.md
     python -m benchmarks.scaling --device cuda --dtype bfloat16 --size qwen2.5-0.5b
@@ -135,16 +135,15 @@ def flows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     logits, q_values = torch.randn(2, 512, 40, **options)
 
-    def simplex(steps: int, metric: Any) -> Callable[[], Any]:
-        return lambda: simplex_flow(logits, q_values, step_size=0.125, num_steps=steps, metric=metric)
+    def simplex(steps: int) -> Callable[[], Any]:
+        return lambda: simplex_flow(logits, q_values, step_size=0.125, num_steps=steps)
 
     width = 2**14 // args.shrink
     lengths = DIMENSIONS["L"]
     return {
         "flow_direction over N": fitted({n: particles(n, width) for n in (2, 4, 8, 16, 32)}, args, 3),
         "flow_direction over D": fitted({d: particles(8, d) for d in (width, 2 * width, 4 * width)}, args, 3),
-        "simplex_flow, fisher, over L": fitted({n: simplex(n, "fisher") for n in lengths}, args, 20),
-        "simplex_flow, euclidean, over L": fitted({n: simplex(n, "euclidean") for n in lengths}, args, 5),
+        "simplex_flow over L": fitted({n: simplex(n) for n in lengths}, args, 20),
     }
 
 
@@ -157,9 +156,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| `VGFModel.generate` | {dimension} | {sizes} | {exponents[0]} | {exponents[1]} |")
     for name, row in result["flows"].items():
         what, over = name.rsplit(" over ", 1)
-        lines.append(
-            f"| `{what.rstrip(',')}` | {over} | {', '.join(map(str, row['sizes']))} | {row['exponent']:.2f} | |"
-        )
+        lines.append(f"| `{what}` | {over} | {', '.join(map(str, row['sizes']))} | {row['exponent']:.2f} | |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,9 +20,8 @@ from eval.sampling import Draw, Samples, sample
 from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm._compat import online_dpo_classes
-from vgf_llm.models import VGFModel, build_value
+from vgf_llm.models import TransportConfig, VGFModel, build_value
 from vgf_llm.models.merging import save_merged
-from vgf_llm.trainer.setup import transport_config
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,11 @@ class Job:
     def completions(self) -> int:
         """Sampled completions of the run."""
         return len(self.task.problems) * self.num_generations
+
+    @property
+    def model_init_kwargs(self) -> dict[str, Any]:
+        """How every method loads the base: with the attention of the recipe's YAML file, or with transformers' own."""
+        return recipe_init_kwargs(self.vgf_config)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -108,6 +112,7 @@ def _policy_gradient(trainer_class: Any, config_class: Any, job: Job) -> None:
         num_train_epochs=1,
         num_iterations=job.passes,
         cache_implementation="static" if job.static_cache else None,
+        model_init_kwargs=job.model_init_kwargs,
     )
     trainer = trainer_class(
         model=job.base,
@@ -134,8 +139,8 @@ def train_online_dpo(job: Job) -> None:
         cache_implementation="static" if job.static_cache else None,
     )
     trainer = trainer_class(
-        model=AutoModelForCausalLM.from_pretrained(job.base),
-        ref_model=AutoModelForCausalLM.from_pretrained(job.base),
+        model=AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs),
+        ref_model=AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs),
         reward_funcs=job.task.gold,
         args=args,
         train_dataset=job.task.problems,
@@ -161,6 +166,7 @@ def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) 
         per_device_train_batch_size=max(1, job.batch_size // 2),
         num_train_epochs=job.passes,
         max_length=None,
+        model_init_kwargs=job.model_init_kwargs,
     )
     trainer = trainer_class(model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer)
     trainer.train()
@@ -217,9 +223,14 @@ def train_vgf_on_rft(job: Job) -> None:
     with tempfile.TemporaryDirectory() as folder:
         train_rft(replace(job, directory=Path(folder)))
         tuned = AutoModelForCausalLM.from_pretrained(folder)
+    if job.vgf_config is None:
+        raise ValueError("`vgf_config` is missing: VGF's settings come from its recipe's YAML file.")
+    settings = recipe_settings(job.vgf_config, job.num_generations)
+    known = {item.name for item in fields(TransportConfig)}
+    transport = TransportConfig(**{name: value for name, value in settings.items() if name in known})
     base = AutoModelForCausalLM.from_pretrained(job.base)
     value = build_value("log_ratio", width=base.config.hidden_size, vocab_size=base.config.vocab_size)
-    model = VGFModel(base, value, value_model=tuned, transport=transport_config(vgf_settings(job)))
+    model = VGFModel(base, value, value_model=tuned, transport=transport)
     model.save_pretrained(job.directory)
     job.tokenizer.save_pretrained(job.directory)
 
@@ -241,11 +252,19 @@ def vgf_settings(job: Job, **overrides: Any) -> VGFConfig:
     settings |= {"num_train_epochs": job.num_generations // at_a_time / settings.get("rollout_fraction", 1)}
     settings |= {"max_completion_length": job.task.max_new_tokens, "disable_tqdm": True, "save_strategy": "no"}
     settings["use_cpu"] = not torch.cuda.is_available()
+    settings["model_init_kwargs"] = {**(settings.get("model_init_kwargs") or {}), **job.model_init_kwargs}
     return VGFConfig(**{**settings, **overrides})
 
 
+def recipe_init_kwargs(path: Path | None) -> dict[str, Any]:
+    """Reads how a recipe's YAML file loads models: its `attn_implementation`, flat or inside `model_init_kwargs`."""
+    given = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
+    attention = {**given, **(given.get("model_init_kwargs") or {})}.get("attn_implementation")
+    return {} if attention is None else {"attn_implementation": attention}
+
+
 def recipe_settings(path: Path, num_generations: int) -> dict[str, Any]:
-    """Reads what of a recipe's YAML file is `VGFConfig`'s.
+    """Reads what of a recipe's YAML file is `VGFConfig`'s, transport settings by their own names included.
 
     Args:
         path: The file.
@@ -255,6 +274,7 @@ def recipe_settings(path: Path, num_generations: int) -> dict[str, Any]:
         ValueError: If the file's own `num_generations` does not divide them.
     """
     known = {item.name for item in fields(VGFConfig) if item.init}
+    known |= {item.name for item in fields(TransportConfig)} - {"num_particles"}  # which is the recipe script's
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings = {name: value for name, value in given.items() if name in known}
     at_a_time = settings.setdefault("num_generations", num_generations)
@@ -268,9 +288,9 @@ def recipe_settings(path: Path, num_generations: int) -> dict[str, Any]:
 
 def sample_base(job: Job) -> Samples:
     """Samples the completions of the offline methods from the base."""
-    model = VGFModel(AutoModelForCausalLM.from_pretrained(job.base)).eval()
+    model = VGFModel(AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs)).eval()
     cache = {"cache_implementation": "static", "disable_compile": True} if job.static_cache else {}
-    draw = Draw("base", {"do_sample": True, "top_k": 0, "top_p": 1.0})
+    draw = Draw("base", {"do_sample": True})
     return sample(
         model,
         job.tokenizer,

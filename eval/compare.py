@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from eval import compare_measure as measured
 from eval import compare_report
-from eval.baselines import TRAINABLE, Job, recipe_settings, sample_base
+from eval.baselines import TRAINABLE, Job, recipe_init_kwargs, recipe_settings, sample_base
 from eval.compare_measure import UNTRAINED
-from eval.sampling import Samples
-from eval.store import fingerprint, write_json
+from eval.loading import tokenizer_mark
+from eval.sampling import PLAIN_SAMPLING, Samples
+from eval.store import differences, fingerprint, write_json
 from eval.tasks import TASKS, Task, TaskOptions, load_task
 
 RECIPE_DIR = Path(__file__).parent.parent / "recipes"
@@ -154,7 +156,7 @@ class Comparison:
         args: What `parse` returned.
 
     Raises:
-        ValueError: If the folder holds runs of another base or other sizes.
+        ValueError: If the folder holds runs of another base, tokenizer, attention, problems, rewards or sizes.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -163,16 +165,21 @@ class Comparison:
         self.runs = Path(args.output_dir) / "runs"
         self.runs.mkdir(parents=True, exist_ok=True)
         self.num_train = args.num_train or self.recipe.num_train
+        self.validation = self._task("validation", args.num_validation, 0)
+        self.test = self._task("test", args.num_test, 0)
         self.settings = {
             "recipe": args.recipe,
             "base": fingerprint(self.recipe.base),
+            "tokenizer": tokenizer_mark(AutoTokenizer.from_pretrained(self.recipe.base)),
+            "attention": recipe_init_kwargs(self.vgf_config).get("attn_implementation", "the default"),
+            "sampling": PLAIN_SAMPLING,
+            "validation": self.validation.marks,
+            "test": self.test.marks,
             "num_train": self.num_train,
             **{name: getattr(args, name) for name in ("num_validation", "num_test", "num_generations", "num_votes",
                                                       "steps", "batch_size")},
         }  # fmt: skip
         self._claim()
-        self.validation = self._task("validation", args.num_validation, 0)
-        self.test = self._task("test", args.num_test, 0)
         self._base_samples: dict[int, tuple[Samples, Stopwatch]] = {}
         self._chosen: dict[str, tuple[float | None, int | None]] = {}
 
@@ -180,10 +187,11 @@ class Comparison:
         path = Path(self.args.output_dir) / "compare.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            names = [name for name in self.settings if found.get(name) != self.settings[name]]
-            if names:
-                pairs = "; ".join(f"{name}: {found.get(name)!r} there, {self.settings[name]!r} now" for name in names)
+            pairs = differences(found, self.settings)
+            if pairs:
                 raise ValueError(f"{self.args.output_dir} holds another comparison ({pairs}). Name another folder.")
+        elif any(self.runs.glob("*.json")):
+            raise ValueError(f"{self.runs} holds runs, and no {path.name} says what they are of. Name another folder.")
         write_json(path, self.settings)
 
     def _task(self, split: str, size: int, seed: int) -> Task:

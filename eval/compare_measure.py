@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from eval.baselines import TRAINABLE
+from eval.baselines import TRAINABLE, recipe_init_kwargs
 from eval.methods import Method, PlanOptions, abilities, plan
-from eval.run import PLAIN_SAMPLING
 from eval.sampling import Samples, sample
 from eval.scaling import choose_steps, measure
 from eval.tasks import Task
@@ -31,6 +30,7 @@ class Problems(Protocol):
 
     args: Any
     recipe: Any
+    vgf_config: Path
     validation: Task
     test: Task
 
@@ -50,9 +50,9 @@ def validate(problems: Problems, name: str, folder: Path, seed: int) -> dict[str
     """
     if name == UNTRAINED or not TRAINABLE[name].has_value:
         return {"validation": _score(problems, _policy(problems, name, folder), folder, seed)}
-    model = VGFModel.from_pretrained(folder)
+    model = VGFModel.from_pretrained(folder, **recipe_init_kwargs(problems.vgf_config))
     able = abilities(model, problems.test)
-    options = PlanOptions(steps=problems.args.steps, num_particles=(1, 4), sampling=PLAIN_SAMPLING)
+    options = PlanOptions(steps=problems.args.steps, num_particles=(1, 4))
     sampler = _sampler(model, _tokenizer(folder), problems.validation)
     methods = plan([f"vgf_{able.spaces[0]}"], able, options)
     steps = choose_steps(sampler, methods, seed=seed)
@@ -91,9 +91,9 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
         found[name] = _rows(problems, policy, folder, _plain_methods(policy, problems.test, (votes,), (1.0,)), seed)
     if not method.has_value:
         return found
-    model = VGFModel.from_pretrained(folder)
+    model = VGFModel.from_pretrained(folder, **recipe_init_kwargs(problems.vgf_config))
     able = abilities(model, problems.test)
-    options = PlanOptions(steps=(chosen["steps"],), num_particles=(1, votes), sampling=PLAIN_SAMPLING)
+    options = PlanOptions(steps=(chosen["steps"],), num_particles=(1, votes))
     space = f"vgf_{able.spaces[0]}"
     modes = _transported_methods(plan([space], able, options), votes)
     if able.has_proxy:
@@ -108,7 +108,7 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
         found["base, chosen by VGF's value"] = _rows(problems, model, folder, by_value_rows, seed)
     if merging_obstacle(model) is None:
         exported = _beside_base(problems, model.merge_value())
-        sampling = {"top_p": 1.0, **{name: getattr(exported.generation_config, name) for name in CANDIDATE_DEFAULTS}}
+        sampling = {name: getattr(exported.generation_config, name) for name in CANDIDATE_DEFAULTS}
         plain = _plain_methods(exported, problems.test, (votes,), (1.0,), sampling)
         found[f"{name}{EXPORTED}"] = _rows(problems, exported, folder, plain, seed)
     return found
@@ -116,15 +116,17 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
 
 def _beside_base(problems: Problems, policy: PreTrainedModel) -> VGFModel:
     """A trained policy; divergences are to the base that every method started from."""
-    reference = AutoModelForCausalLM.from_pretrained(problems.recipe.base)
+    reference = AutoModelForCausalLM.from_pretrained(
+        problems.recipe.base, **recipe_init_kwargs(problems.vgf_config)
+    )
     return VGFModel(policy, ref_model=reference).eval()
 
 
 def _policy(problems: Problems, name: str, folder: Path) -> VGFModel:
     """The base, or the plain policy that a method saved."""
-    if name == UNTRAINED:
-        return VGFModel(AutoModelForCausalLM.from_pretrained(problems.recipe.base)).eval()
-    return _beside_base(problems, AutoModelForCausalLM.from_pretrained(folder))
+    source = problems.recipe.base if name == UNTRAINED else folder
+    policy = AutoModelForCausalLM.from_pretrained(source, **recipe_init_kwargs(problems.vgf_config))
+    return VGFModel(policy).eval() if name == UNTRAINED else _beside_base(problems, policy)
 
 
 def _tokenizer(folder: Path | str) -> Any:
@@ -141,7 +143,7 @@ def _score(problems: Problems, model: VGFModel, folder: Path, seed: int, *, step
     task = problems.validation
     able = abilities(model, task, has_value=steps is not None)
     name = "temperature" if steps is None else f"vgf_{able.spaces[0]}"
-    options = PlanOptions(steps=(steps or 0,), num_particles=(1, 4), temperatures=(1.0,), sampling=PLAIN_SAMPLING)
+    options = PlanOptions(steps=(steps or 0,), num_particles=(1, 4), temperatures=(1.0,))
     methods = [m for m in plan([name], able, options) if m.selection == "single" and m.draw.options.get("do_sample")]
     tokenizer = _tokenizer(folder if folder.is_dir() else problems.recipe.base)
     row = measure(_sampler(model, tokenizer, task), methods[-1:], seeds=[seed]).rows[0]
@@ -170,11 +172,11 @@ def _plain_methods(
     task: Task,
     votes: Sequence[int],
     temperatures: Sequence[float],
-    sampling: dict[str, Any] = PLAIN_SAMPLING,
+    sampling: dict[str, Any] | None = None,
 ) -> dict[str, Method]:
     """Greedy, sampled and voted rows of a policy, by mode."""
     able = abilities(model, task, has_value=False)
-    options = PlanOptions(num_particles=(1, *votes), temperatures=temperatures, sampling=sampling)
+    options = PlanOptions(num_particles=(1, *votes), temperatures=temperatures, sampling=sampling or {})
     names = [name for name in ("greedy", "temperature", "majority", "best_of_n_proxy") if able.missing(name) is None]
     return {method.label.replace("sampled, T=1", "sampled"): method for method in plan(names, able, options)}
 

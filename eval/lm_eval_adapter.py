@@ -28,6 +28,8 @@ except ImportError as error:
     raise ImportError('This adapter needs lm-evaluation-harness: pip install "vgf-llm[lm-eval]".') from error
 
 from eval.loading import load_model
+from eval.sampling import PLAIN_GREEDY, PLAIN_SAMPLING
+from eval.tasks import template_switches
 from vgf_llm.generation.options import TRANSPORT_OPTIONS
 from vgf_llm.models.language_model import inner_model
 
@@ -43,6 +45,7 @@ class VGFLM(HFLM):
         device: Where it runs; CUDA where there is one, by default.
         dtype: Of the weights; as saved by default.
         seed: Seed of the sampling.
+        chat_template_kwargs: Switches of the chat template, as in training; a dict or its JSON text.
         **kwargs: Every transport setting of `VGFModel.generate` (`transport_steps`, `num_particles`, `selection`, ...)
             and `temperature`; all others go to the harness's own `HFLM`, such as `batch_size`.
 
@@ -59,6 +62,7 @@ class VGFLM(HFLM):
         device: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
+        chat_template_kwargs: dict[str, Any] | str | None = None,
         **kwargs: Any,
     ) -> None:
         transport = {name: kwargs.pop(name) for name in [*TRANSPORT_OPTIONS, "temperature"] if name in kwargs}
@@ -73,6 +77,8 @@ class VGFLM(HFLM):
         kinds = {name: option.kind for name, option in TRANSPORT_OPTIONS.items()}
         self._transport = {name: kinds[name](value) for name, value in transport.items()}
         self._generator_seed = seed
+        if chat_template_kwargs is not None:
+            kwargs["chat_template_args"] = template_switches(chat_template_kwargs)
         super().__init__(
             pretrained=inner_model(loaded.model.policy), tokenizer=loaded.tokenizer, backend="causal", **kwargs
         )
@@ -89,8 +95,8 @@ class VGFLM(HFLM):
         # Tasks ask for greedy decoding; several particles differ only if they are sampled.
         wanted = kwargs.pop("do_sample", None)
         sampled = num_particles > 1 or self._temperature is not None or bool(wanted and temperature)
-        if sampled:
-            kwargs |= {"temperature": temperature or 1.0, "top_k": 0, "top_p": 1.0} | kwargs
+        # What the task does not ask for is plain, whatever the checkpoint's own generation config says.
+        plain = {**PLAIN_SAMPLING, "temperature": temperature or 1.0} if sampled else PLAIN_GREEDY
         # A fixed seed per batch content: the harness orders requests itself, and may leave cached ones out.
         torch.manual_seed(self._generator_seed + int(context.sum()))
         return self.vgf_model.generate(
@@ -99,10 +105,9 @@ class VGFLM(HFLM):
             max_length=max_length,
             stopping_criteria=StoppingCriteriaList(criteria),
             pad_token_id=self.tokenizer.pad_token_id,
-            do_sample=sampled,
             use_cache=True,
             **self._transport,
-            **kwargs,
+            **{**plain, **kwargs},
         )
 
 

@@ -1,14 +1,16 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Loading what an evaluation runs on: a saved VGF model, or a plain language model as a baseline."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from eval.store import fingerprint
+from eval.store import digest, fingerprint
 from vgf_llm.models import VGFModel
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 
@@ -23,6 +25,7 @@ class LoadedModel:
         has_value: Whether the value was learned.
         name: What the user called it.
         fingerprint: Hash of its files.
+        base: What the policy is where the folder does not hold it: its origin and a hash of its files.
     """
 
     model: VGFModel
@@ -30,11 +33,36 @@ class LoadedModel:
     has_value: bool
     name: str
     fingerprint: str
+    base: str | None = None
 
     @property
     def identity(self) -> str:
         """Name and fingerprint, as results folders keep it."""
         return f"{self.name} ({self.fingerprint})"
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What samples of this model depend on, for a results folder: fingerprints of model, base and tokenizer."""
+        return {
+            "fingerprint": self.fingerprint,
+            "base": self.base,
+            "dtype": str(next(self.model.policy.parameters()).dtype).removeprefix("torch."),
+            "tokenizer": tokenizer_mark(self.tokenizer),
+        }
+
+
+def tokenizer_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a short hash of what a tokenizer does: its vocabulary and rules, its special tokens, its template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    for name in ("truncation", "padding"):  # set by the last call
+        rules.pop(name, None)
+    return digest([rules, tokenizer.special_tokens_map, tokenizer.chat_template])
+
+
+def identity(name_or_path: str, revision: str | None = None) -> str:
+    """Returns the hash of a model that is named by a folder or a hub id."""
+    return fingerprint(local_folder(name_or_path, revision))
 
 
 def local_folder(name_or_path: str, revision: str | None = None) -> Path:
@@ -84,19 +112,26 @@ def load_model(
     folder = local_folder(name_or_path, revision)
     mark = fingerprint(folder)
     has_value = (folder / CONFIG_NAME).is_file()
+    base = origin = None
     if has_value:
-        origin = base_model or VGFModelConfig.load(folder).base_model_name_or_path
+        config = VGFModelConfig.load(folder)
+        origin = base_model or config.base_model_name_or_path
+        pinned = None if base_model else config.base_model_revision
         model = VGFModel.from_pretrained(folder, base_model=base_model, dtype=resolved)
+        if origin and (base_model or not (folder / "config.json").is_file()):  # a checkpoint holds no frozen policy
+            base = f"{origin} ({identity(origin, pinned)})"
     else:
-        origin = None
+        pinned = None
         model = VGFModel(AutoModelForCausalLM.from_pretrained(folder, dtype=resolved)).eval()
-    source = tokenizer or (str(folder) if (folder / "tokenizer_config.json").is_file() else origin)
+    inside = (folder / "tokenizer_config.json").is_file()
+    source = tokenizer or (str(folder) if inside else origin)
     if not source:
         raise ValueError(f"{folder} holds no tokenizer and names no base model; pass `--tokenizer`.")
-    loaded = AutoTokenizer.from_pretrained(source, padding_side="left")
+    from_origin = tokenizer is None and not inside
+    loaded = AutoTokenizer.from_pretrained(source, padding_side="left", revision=pinned if from_origin else None)
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
-    return LoadedModel(model.to(place), loaded, has_value, name_or_path, mark)
+    return LoadedModel(model.to(place), loaded, has_value, name_or_path, mark, base)
 
 
 def _device(name: str | None) -> torch.device:

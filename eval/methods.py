@@ -26,9 +26,7 @@ METHODS = {
 }
 # Ways to transport, each a method of its own as `vgf_<name>`.
 SPACES: dict[str, dict[str, Any]] = {
-    "logit": {"space": "logit", "metric": "fisher"},
-    "euclidean": {"space": "logit", "metric": "euclidean"},
-    "hidden": {"space": "hidden"},
+    "logit": {"space": "logit"},
     "sequence_embedding": {"space": "sequence_embedding"},
     "sequence_logit": {"space": "sequence_logit"},
 }
@@ -122,16 +120,14 @@ def abilities(model: VGFModel, task: Task, *, has_value: bool = True) -> Abiliti
 
 
 def _can_move(model: VGFModel, settings: dict[str, Any]) -> bool:
-    space = settings["space"]
     try:
         transport = replace(model.transport, **settings)
-        if space.startswith("sequence"):
+        if settings["space"].startswith("sequence"):
             return getattr(model, "sequence_value", None) is not None
         build_space(model.policy, model.value, transport)
     except ValueError:  # the refusal of the configuration or of the space is the answer
         return False
-    own_features = model.value_model is None and not model.has_value_adapter
-    return space != "hidden" or own_features
+    return True
 
 
 def check_methods(names: Sequence[str] | None, able: Abilities) -> list[str]:
@@ -178,7 +174,7 @@ class PlanOptions:
         control_steps: Budgets of the controls; those of `steps` above 0 if left out.
         vote_temperatures: Temperatures of the base's votes; 1 and the grid's nearest to 0.7 if left out.
         extra_counts: Further counts N for the base's votes and best-of rows.
-        sampling: Further generation arguments of every sampled draw.
+        sampling: Generation arguments of every sampled draw, where it is not plain sampling.
     """
 
     steps: Sequence[int] = (0, 1, 2, 4, 8, 16)

@@ -24,13 +24,11 @@ from eval import plots, report
 from eval.loading import LoadedModel, load_model, local_folder
 from eval.methods import METHODS, PlanOptions, abilities, check_methods, plan
 from eval.metrics import turn_over
-from eval.sampling import Samples, sample
+from eval.sampling import PLAIN_SAMPLING, Samples, sample
 from eval.scaling import Scaling, measure
 from eval.store import SampleStore
 from eval.tasks import TASKS, Task, TaskOptions, load_task
 
-# The base's whole distribution: a model's own top-k and top-p would cut what transport starts from.
-PLAIN_SAMPLING = {"top_k": 0, "top_p": 1.0}
 TRANSPORT_OVERRIDES = {"step_size": float, "top_k_candidates": int, "min_candidate_prob": float, "max_kl": float}
 
 
@@ -65,6 +63,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, split: str = "test") 
         "gold_model": "held-out classifier: then it is gold and `--reward_model` is the proxy",
         "conversational": "prompts are chat messages",
         "system_prompt": "first message of a conversation",
+        "chat_template_kwargs": 'switches of the chat template, as in training: \'{"enable_thinking": false}\'',
         "max_new_tokens": "longest response; the task's own by default",
     }
     kinds = {"num_problems": int, "problem_seed": int, "max_new_tokens": int}
@@ -154,12 +153,13 @@ def open_sampler(
     options = generation_options(args, loaded)
     settings = {
         "model": loaded.name,
-        "fingerprint": loaded.fingerprint,
+        **loaded.marks,
         "task": args.task,
-        "problems": len(task.problems),
         **{name: value for name, value in asdict(task_options(args)).items() if value is not None},
+        **task.marks,
         "batch_size": args.batch_size,
         "max_new_tokens": task.max_new_tokens,
+        "sampling": PLAIN_SAMPLING,
         "generation": options,
     }
     store = SampleStore(directory, settings)
@@ -182,7 +182,6 @@ def run(args: argparse.Namespace) -> Scaling:
         num_particles=args.num_particles,
         temperatures=args.temperatures,
         control_steps=args.control_steps,
-        sampling=PLAIN_SAMPLING,
     )
     loaded = open_model(args)
     task = load_task(args.task, task_options(args))

@@ -1,8 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Sampling responses to a task's problems, and what each way of choosing among them scores.
 
-Problems are sampled in fixed batches, each from a seed of its own, so that an evaluation that was interrupted and goes
-on gives the samples that it would have given at once.
+Problems are sampled in fixed batches, each from a seed of its own. So an evaluation that was interrupted and goes on
+gives the samples that it would have given at once, and several processes together give those of one.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,40 @@ from vgf_llm.generation import mask_after_eos, select
 from vgf_llm.models import VGFModel
 from vgf_llm.models.config import SEQUENCE_SPACES
 
+# Checkpoints carry sampling defaults of their own (temperature 0.7, top_k 20, repetition_penalty 1.1 and others), which
+# transformers applies wherever a call says nothing. These arguments are what "nothing" has to mean in a table: the
+# model's whole distribution. A call's `None` is a setting for transformers, and resets the checkpoint's.
+PLAIN_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "watermarking_config": None,
+    "num_beams": 1,
+}
+PLAIN_SAMPLING: dict[str, Any] = {
+    **PLAIN_GREEDY,
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -32,7 +68,7 @@ class Draw:
 
     Attributes:
         name: Names it in result files; two draws of a folder with one name are the same draw.
-        options: Handed to `VGFModel.generate`.
+        options: Handed to `VGFModel.generate`; what they leave open is plain sampling or plain greedy decoding.
         with_values: Whether responses are valued; transported ones are valued on the way.
     """
 
@@ -144,9 +180,13 @@ def sample(
     batch_size: int = 512,
     store: SampleStore | None = None,
     with_likelihood: bool = True,
+    processes: PartialState | None = None,
     **generate_kwargs: Any,
 ) -> Samples:
     """Samples `num_samples` responses per problem and scores them.
+
+    With several `processes` every one of them has to call this. The batches are shared out, every process calls
+    `generate` as often as every other, and all of them return all samples.
 
     Args:
         model: The model.
@@ -159,6 +199,7 @@ def sample(
         store: Where samples are kept and those of an earlier run are found.
         with_likelihood: Whether the base's log-probabilities and the KL to it are measured, which takes a pass; else
             they are NaN.
+        processes: The processes that share the batches; this one alone if left out.
         **generate_kwargs: Handed to `VGFModel.generate` beside the draw's options.
 
     Returns:
@@ -174,9 +215,14 @@ def sample(
     per_batch = max(1, batch_size // num_samples)
     # The number of samples enters the seed, so it has to be in the name that finds them again.
     name = f"{draw.name} x{num_samples}"
+    count, own = (1, 0) if processes is None else (processes.num_processes, processes.process_index)
+    if count > 1 and store is not None:
+        raise ValueError("`store` keeps the samples of one process; leave it out with several `processes`.")
+    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
     done: list[Record] = []
-    for start in tqdm(range(0, len(order), per_batch), desc=name, leave=False):
-        rows = order[start : start + per_batch]
+    for turn in tqdm(range(0, len(batches), count), desc=name, leave=False, disable=own > 0):
+        # A process without a batch of its own samples the last one too: sharded weights need every process.
+        rows = batches[min(turn + own, len(batches) - 1)]
         records = store.find(name, seed, rows, num_samples) if store is not None else None
         if records is None:
             records = _sample_batch(
@@ -194,8 +240,8 @@ def sample(
             records = [{"draw": name, "seed": seed, **record} for record in records]
             if store is not None:
                 store.append(records)
-        done += records
-    return collect(done, len(prompts), num_samples)
+        done += records if turn + own < len(batches) else []
+    return collect(gather_object(done) if count > 1 else done, len(prompts), num_samples)
 
 
 def collect(records: Sequence[Record], num_problems: int, num_samples: int) -> Samples:
@@ -255,17 +301,20 @@ def _sample_batch(
     generate_kwargs: dict[str, Any],
 ) -> list[Record]:
     """Samples and scores the responses of some problems."""
-    inputs = encode(tokenizer, [prompts[i] for i in rows]).to(model.device)
+    inputs = encode(tokenizer, [prompts[i] for i in rows], task.chat_template_kwargs).to(model.device)
+    plain = PLAIN_SAMPLING if draw.options.get("do_sample") else PLAIN_GREEDY
+    ends = {"eos_token_id": end_token_ids(model, tokenizer) or None}
+    options = {"transport_steps": 0, **plain, **ends, "max_new_tokens": task.max_new_tokens, **generate_kwargs}
+    options |= draw.options
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # an evaluation inside a training run leaves its randomness alone
         torch.manual_seed(seed)
-        batch = _generate(model, inputs, draw, num_samples, {"max_new_tokens": task.max_new_tokens, **generate_kwargs})
+        batch = _generate(model, inputs, draw, num_samples, options)
     responses = batch.sequences[:, inputs["input_ids"].shape[1] :]
     ids = [row[mask.bool()].tolist() for row, mask in zip(responses.cpu(), batch.mask.cpu(), strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     problems = [i for i in rows for _ in range(num_samples)]
     scores = task.score(problems, texts, ids)
-    options = {**generate_kwargs, **draw.options}
     kl: list[float | None] = [None] * len(texts)
     base_logps = [math.nan] * len(texts)
     if with_likelihood:
@@ -274,7 +323,7 @@ def _sample_batch(
             batch.sequences,
             batch.attention,
             batch.mask,
-            greedy=not options.get("do_sample", False),
+            greedy=not options["do_sample"],
             temperature=options.get("temperature", 1.0),
             transport_kl=batch.transport_kl,
             group_size=num_samples,
@@ -320,12 +369,12 @@ def _generate(model: VGFModel, inputs: Any, draw: Draw, num_samples: int, option
             num_particles=num_samples,
             selection="none",
             return_dict_in_generate=draw.values_itself,
-            **{"transport_steps": 0, **options, **draw.options},
+            **options,
         )
         seconds = _now(model) - began
     sequences = output.sequences if draw.values_itself else output
     prompt_mask = inputs["attention_mask"].repeat_interleave(num_samples, dim=0)
-    mask = mask_after_eos(sequences[:, prompt_mask.shape[1] :], _eos_ids(model, options))
+    mask = _completion_mask(output, sequences[:, prompt_mask.shape[1] :], options["eos_token_id"])
     attention = torch.cat([prompt_mask, mask], dim=1)
     batch = _Batch(sequences, attention, mask, seconds, counter.tokens, memory.megabytes)
     if draw.values_itself:
@@ -349,13 +398,36 @@ def _now(model: VGFModel) -> float:
     return time.perf_counter()
 
 
-def _eos_ids(model: VGFModel, options: dict[str, Any]) -> list[int]:
-    eos: int | list[int] | None = options.get("eos_token_id", model.generation_config.eos_token_id)
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+def _completion_mask(output: Any, tokens: Tensor, eos: int | list[int] | None) -> Tensor:
+    """Marks the response tokens `[R, T]` up to where each response ended, as `generate` reports it where it does."""
+    lengths = getattr(output, "lengths", None)
+    if lengths is None:
+        return mask_after_eos(tokens, [] if eos is None else [eos] if isinstance(eos, int) else eos)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    return (places < lengths.to(tokens.device).view(-1, 1)).long()
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> Any:
-    """Tokenizes texts or conversations, padded left."""
+def end_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns every token that ends a response, as in training: the tokenizer's, and those that the model declares."""
+    declared = model.generation_config.eos_token_id
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = tokenizer.eos_token_id
+    return declared if own is None or own in declared else [own, *declared]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Any], chat_template_kwargs: dict[str, Any] | None = None
+) -> Any:
+    """Tokenizes texts or conversations, padded left.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompts: Texts, or lists of messages.
+        chat_template_kwargs: Switches of the chat template, such as `{"enable_thinking": False}`.
+
+    Returns:
+        `input_ids` and `attention_mask`, `[B, P]` each.
+    """
     if isinstance(prompts[0], str):
         return tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     return tokenizer.apply_chat_template(
@@ -366,6 +438,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: list[Any]) -> Any:
         return_tensors="pt",
         padding=True,
         tokenizer_kwargs={"padding_side": "left"},
+        **(chat_template_kwargs or {}),
     )
 
 

@@ -66,23 +66,32 @@ def measure(sampler: Sampler, methods: Sequence[Method], *, seeds: Sequence[int]
     """
     if not methods or not seeds:
         raise ValueError(f"Need at least one method and one seed, got {len(methods)} and {len(seeds)}.")
-    counts: dict[str, int] = {}
-    draws: dict[str, Draw] = {}
-    for method in methods:
-        counts[method.draw.name] = max(counts.get(method.draw.name, 1), method.num_samples, method.draws)
-        kept = draws.setdefault(method.draw.name, method.draw)
-        if method.draw.with_values and not kept.with_values:
-            draws[method.draw.name] = method.draw
     drawn: dict[str, list[Samples]] = {}
-    for name, draw in draws.items():
+    for name, (draw, count) in _draws(methods).items():
         # Greedy decoding has no randomness: one seed is all seeds.
         used = seeds if draw.options.get("do_sample") else seeds[:1]
-        drawn[name] = [sampler(draw=draw, num_samples=counts[name], seed=seed) for seed in used]
+        drawn[name] = [sampler(draw=draw, num_samples=count, seed=seed) for seed in used]
     result = Scaling()
     for method in methods:
         _add(result, method, drawn[method.draw.name])
     _add_pass_at(result, drawn.get("base", []))
     return result
+
+
+def responses_per_problem(methods: Sequence[Method]) -> int:
+    """Returns how many responses `measure` samples for each problem and seed."""
+    return sum(count for _, count in _draws(methods).values())
+
+
+def _draws(methods: Sequence[Method]) -> dict[str, tuple[Draw, int]]:
+    """The draws that methods name, each with the most responses that one of them needs."""
+    found: dict[str, tuple[Draw, int]] = {}
+    for method in methods:
+        draw, count = found.get(method.draw.name, (method.draw, 1))
+        if method.draw.with_values and not draw.with_values:
+            draw = method.draw
+        found[method.draw.name] = draw, max(count, method.num_samples, method.draws)
+    return found
 
 
 def choose_steps(
@@ -100,8 +109,7 @@ def choose_steps(
     Raises:
         ValueError: If no method transports.
     """
-    tried = [m for m in methods if m.selection == "single" and m.steps and m.draw.options.get("do_sample")]
-    tried = [m for m in tried if "control" not in m.draw.options and m.family == tried[0].family]
+    tried = budget_methods(methods)
     if not tried:
         raise ValueError("Nothing to choose: no method transports one particle with L above 0.")
     scores = {}
@@ -109,6 +117,12 @@ def choose_steps(
         samples = sampler(draw=method.draw, num_samples=num_samples, seed=seed)
         scores[method.steps] = float(samples.pick(samples.gold, selection).mean())
     return max(sorted(scores, key=lambda steps: steps or 0), key=scores.__getitem__) or 0
+
+
+def budget_methods(methods: Sequence[Method]) -> list[Method]:
+    """Returns the methods that `choose_steps` tries: one transported particle at each L above 0."""
+    tried = [m for m in methods if m.selection == "single" and m.steps and m.draw.options.get("do_sample")]
+    return [m for m in tried if "control" not in m.draw.options and m.family == tried[0].family]
 
 
 def _add(result: Scaling, method: Method, drawn: Sequence[Samples]) -> None:

@@ -20,6 +20,9 @@ _WHOLE_FILE = 256 * 2**20  # larger weights are fingerprinted by blocks of them
 _BLOCK = 2**16
 _NUM_BLOCKS = 64
 _VERSIONS = ("torch", "transformers", "trl", "vgf-llm")
+_MODEL_FILES = ("*config.json", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+# Names, which may be paths that are written in several ways: fingerprints beside them say what they are of.
+_NAMES = {"model", "reward_model", "gold_model", "prompts_file", "dataset"}
 
 Record = dict[str, Any]
 Key = tuple[str, int, int, int]
@@ -29,6 +32,7 @@ def fingerprint(directory: str | Path) -> str:
     """Returns a short hash of a saved model: its configuration and its weights.
 
     Files above 256 MB enter with their size and 64 blocks spread over them; that is enough to tell two trainings apart.
+    Checkpoints inside the folder are no part of the model; a folder that is itself a checkpoint is one.
 
     Args:
         directory: The model's folder.
@@ -40,10 +44,9 @@ def fingerprint(directory: str | Path) -> str:
         FileNotFoundError: If there is no such folder, or neither configuration nor weights in it.
     """
     directory = Path(directory)
-    files = sorted(path for suffix in ("*.json", "*.safetensors") for path in directory.rglob(suffix))
+    files = sorted(path for pattern in _MODEL_FILES for path in directory.rglob(pattern))
     # Results and trainer states may lie in the folder; they are no part of the model.
-    files = [path for path in files if path.suffix == ".safetensors" or path.name.endswith("config.json")]
-    files = [path for path in files if not any(part.startswith("checkpoint-") for part in path.parts)]
+    files = [p for p in files if not any(part.startswith("checkpoint-") for part in p.relative_to(directory).parts)]
     if not files:
         raise FileNotFoundError(f"{directory} holds no saved model: there is no config.json and no safetensors file.")
     digest = hashlib.sha256()
@@ -58,6 +61,24 @@ def fingerprint(directory: str | Path) -> str:
                 file.seek(block * (size - _BLOCK) // (_NUM_BLOCKS - 1))
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()[:16]
+
+
+def digest(data: object) -> str:
+    """Returns a short hash of JSON data.
+
+    Example:
+        >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
+        True
+    """
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(found: dict[str, Any], now: dict[str, Any]) -> str:
+    """Names the settings of two runs that differ, with both values; empty where none does."""
+    names = [name for name in dict.fromkeys([*now, *found]) if name not in _NAMES]
+    differ = [name for name in names if found.get(name) != now.get(name)]
+    return "; ".join(f"{name}: {found.get(name)!r} there, {now.get(name)!r} now" for name in differ)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -83,8 +104,8 @@ class SampleStore:
 
     Args:
         directory: The results folder; created if absent.
-        settings: What the samples depend on, JSON values: the model's fingerprint, the task, lengths, batches; and
-            `model`, its name, which may differ.
+        settings: What the samples depend on, JSON values: the fingerprints of model, base, tokenizer, problems and
+            reward models, the dtype, lengths, batches. Names of models and files may differ.
 
     Attributes:
         records: Every sample, by draw, seed, problem and number.
@@ -152,11 +173,8 @@ class SampleStore:
             found = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no metadata of an evaluation ({error!r}); name another folder.") from error
-        # The fingerprint says which model it is; its name may be a path that is written in several ways.
-        names = sorted({*found, *settings} - {"model"})
-        different = [name for name in names if found.get(name) != settings.get(name)]
-        if different:
-            pairs = "; ".join(f"{name}: {found.get(name)!r} there, {settings.get(name)!r} now" for name in different)
+        pairs = differences(found, settings)
+        if pairs:
             raise ValueError(
                 f"The results folder {str(self.directory)!r} holds samples of {found.get('model')!r}, not of "
                 f"{settings.get('model')!r} as set up now ({pairs}). Name another `--output_dir`, or remove it."

@@ -15,6 +15,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from eval.loading import identity
+from eval.store import digest
 from recipes.data import load_math_dataset
 from recipes.embedded_math import BASE_DIR as MATH_BASE_DIR
 from recipes.embedded_math import make_problems
@@ -26,6 +28,38 @@ from reward_models.verifiable import gsm8k_reward, math_reward
 from vgf_llm.trainer.score.rewards import RewardRunner, combine
 
 AnswerOf = Callable[[str], str | None]
+
+
+def template_switches(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Reads the switches of a chat template, which command lines give as JSON.
+
+    Raises:
+        ValueError: If they are no JSON object.
+
+    Example:
+        >>> template_switches('{"enable_thinking": false}')
+        {'enable_thinking': False}
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`chat_template_kwargs` {given!r} is not JSON ({error}).") from error
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f'`chat_template_kwargs` must be a JSON object such as {{"thinking": false}}, got {given!r}.')
+    return given
+
+
+def reward_mark(reward: Any) -> str:
+    """Returns what tells a reward from others: the hash of a model, by name or in memory, or a function's name."""
+    if isinstance(reward, str | Path):
+        return identity(str(reward))
+    module = reward if isinstance(reward, nn.Module) else getattr(reward, "model", None)
+    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    if not isinstance(module, nn.Module):
+        return f"{getattr(reward, '__module__', '')}.{name}"
+    sums = {key: [list(p.shape), float(p.detach().double().sum())] for key, p in module.named_parameters()}
+    return f"{name} ({digest([sums, getattr(reward, 'lower_bound_coef', None)])})"
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,8 @@ class TaskOptions:
         gold_model: A second, held-out classifier: then it is gold and `reward_model` is the proxy.
         conversational: Whether prompts are chat messages.
         system_prompt: First message of a conversation.
+        chat_template_kwargs: Switches of the chat template, as a dict or its JSON text, such as
+            `{"enable_thinking": false}`; those that the model was trained with.
         max_new_tokens: Longest response; the task's own if left out.
     """
 
@@ -56,6 +92,7 @@ class TaskOptions:
     gold_model: str | None = None
     conversational: bool = False
     system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +100,7 @@ class TaskOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, or left out; got {value}.")
+        object.__setattr__(self, "chat_template_kwargs", template_switches(self.chat_template_kwargs))
 
 
 @dataclass(frozen=True)
@@ -77,6 +115,7 @@ class Task:
         answer_of: Extracts the answer that votes compare; `None` if responses have none.
         binary: Whether gold is 0 or 1: then it is an accuracy, and pass@k is defined.
         max_new_tokens: Longest response.
+        chat_template_kwargs: Switches of the chat template, for the prompts and for reward models that read chats.
     """
 
     name: str
@@ -86,6 +125,7 @@ class Task:
     answer_of: AnswerOf | None = None
     binary: bool = True
     max_new_tokens: int = 256
+    chat_template_kwargs: dict[str, Any] | None = None
     _runners: dict[str, RewardRunner] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +133,16 @@ class Task:
             raise ValueError(f"The task {self.name!r} has no problems; an evaluation needs at least one.")
         for kind in ("gold", "proxy"):
             if getattr(self, kind) is not None:
-                self._runners[kind] = RewardRunner(getattr(self, kind))
+                self._runners[kind] = RewardRunner(
+                    getattr(self, kind), chat_template_kwargs=self.chat_template_kwargs
+                )
                 self._runners[kind].check_columns(self.problems.column_names)
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What samples of this task depend on, for a results folder: hashes of the problems and of the rewards."""
+        rewards = {kind: reward_mark(getattr(self, kind)) for kind in self._runners}
+        return {"problems": f"{len(self.problems)} ({digest(list(self.problems))})", "rewards": rewards}
 
     @property
     def score_name(self) -> str:
@@ -278,6 +326,6 @@ def load_task(name: str, options: TaskOptions | None = None) -> Task:
     if options.split not in entry.splits:
         raise ValueError(f"The task {name!r} has the splits {', '.join(entry.splits)}; got {options.split!r}.")
     task = entry.load(options)
-    if options.max_new_tokens is not None:
-        task = replace(task, max_new_tokens=options.max_new_tokens, _runners={})
-    return task
+    given = {name: getattr(options, name) for name in ("max_new_tokens", "chat_template_kwargs")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return replace(task, **changes, _runners={}) if changes else task

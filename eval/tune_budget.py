@@ -110,7 +110,7 @@ def choose(
     ordered = sorted(set(budgets), key=lambda budget: (budget[0] * budget[1], budget[0]))
     golds, proxies, tried = [], [], []
     for steps, step_size in ordered:
-        options: dict[str, Any] = {"do_sample": True, **run.PLAIN_SAMPLING}
+        options: dict[str, Any] = {"do_sample": True}
         if steps > 0:
             options |= {**SPACES[space], "transport_steps": steps, "step_size": step_size}
         name = f"VGF {space} L={steps} epsilon={step_size:g}" if steps > 0 else "base"

@@ -53,6 +53,7 @@ class RewardModelJudge:
         reward: A sequence classifier (path, hub id or model) or a reward function in TRL's signature.
         margin: Rewards that differ by no more than this are a tie.
         device: Where a classifier runs.
+        chat_template_kwargs: Switches of the chat template, for classifiers that read conversations.
 
     Example:
         >>> judge = RewardModelJudge(lambda completions, **kwargs: [float(len(text)) for text in completions])
@@ -60,10 +61,17 @@ class RewardModelJudge:
         [0, -1]
     """
 
-    def __init__(self, reward: Any, *, margin: float = 0.0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        reward: Any,
+        *,
+        margin: float = 0.0,
+        device: str = "cpu",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         if margin < 0:
             raise ValueError(f"`margin` must be >= 0, got {margin}.")
-        self._runner = RewardRunner(reward, device=device)
+        self._runner = RewardRunner(reward, device=device, chat_template_kwargs=chat_template_kwargs)
         self.margin = margin
 
     def __call__(self, prompts: list[Any], pairs: list[tuple[str, str]]) -> list[int]:
@@ -175,8 +183,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sides = [_responses(store, draw, args.seed) for draw in (args.first, args.second)]
         problems = sorted(sides[0].keys() & sides[1].keys())
         options = {name: settings[name] for name in TaskOptions.__dataclass_fields__ if name in settings}
-        prompts = load_task(settings["task"], TaskOptions(**options)).problems["prompt"]
-        judge = RewardModelJudge(args.reward_model, margin=args.margin)
+        task = load_task(settings["task"], TaskOptions(**options))
+        if task.marks["problems"] != settings["problems"]:
+            raise ValueError(
+                f"The problems of {args.samples!r} are {settings['problems']!r}; its settings load "
+                f"{task.marks['problems']!r} now, so prompts and responses would not belong together."
+            )
+        prompts = task.problems["prompt"]
+        switches = task.chat_template_kwargs
+        judge = RewardModelJudge(args.reward_model, margin=args.margin, chat_template_kwargs=switches)
         texts = [[side[i] for i in problems] for side in sides]
         result = win_rate(judge, [prompts[i] for i in problems], *texts)
     except (ValueError, OSError) as error:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -32,9 +33,8 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from eval import plots, report, scaling
 from eval.methods import PlanOptions, abilities, check_methods, plan
 from eval.metrics import paired_difference
-from eval.run import PLAIN_SAMPLING
 from eval.sampling import sample
-from eval.tasks import Task
+from eval.tasks import Task, template_switches
 from recipes.data import load_math_dataset
 from recipes.embedded_math import BASE_DIR, make_problems
 from reward_models.answers import extract_answer
@@ -63,7 +63,11 @@ class MathScriptArguments(ScriptArguments):
     )
     eval_particles: int = field(default=4, metadata={"help": "Particles N of the transported rows of the table."})
     eval_baseline_samples: int = field(default=8, metadata={"help": "Samples of the base's votes and best-of rows."})
-    eval_rows: int = field(default=512, metadata={"help": "Responses sampled at a time in evaluation."})
+    eval_rows: int = field(default=512, metadata={"help": "Responses that a process samples at a time in evaluation."})
+    max_eval_responses: int = field(
+        default=30000,
+        metadata={"help": "Most responses that the table may take; problems beyond that are left out of it."},
+    )
     reward: str = field(
         default="auto", metadata={"help": "`gsm8k` (exact numbers), `math` (math-verify), or `auto` by the golds."}
     )
@@ -140,26 +144,59 @@ def choose_reward(name: str, answer: str) -> Any:
     return functions[name]
 
 
-def measure(trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args: MathScriptArguments) -> Any:
-    """Measures every method on the test problems; validation problems choose L."""
+def affordable(task: Task, per_problem: int, most: int, length: int, console: Console) -> Task:
+    """Returns the task with as many of its problems as `most` responses allow, and says what it takes.
+
+    Raises:
+        ValueError: If `most` is too small for two problems.
+    """
+    count = min(len(task.problems), most // per_problem)
+    if count < min(2, len(task.problems)):
+        raise ValueError(
+            f"`max_eval_responses` is {most}, but one problem takes {per_problem} responses. Raise it, or measure less "
+            "by `budget_steps`, `eval_particles` and `eval_baseline_samples`."
+        )
+    left_out = len(task.problems) - count
+    console.print(
+        f"evaluation: {count} problems x {per_problem} responses = {count * per_problem}, of up to {length} tokens"
+        + (f"; {left_out} problems are left out (`max_eval_responses` {most})" if left_out else "")
+    )
+    return task.select(range(count)) if left_out else task
+
+
+def measure(
+    trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args: MathScriptArguments, console: Console
+) -> scaling.Scaling:
+    """Measures every method on the test problems; validation problems choose L.
+
+    Every process has to call it: the problems are shared out among them, and sharded weights are gathered by all.
+    """
     model = trainer.vgf_model.eval()
     tokenizer = trainer.processing_class
     length = trainer.args.max_completion_length
     tasks = {
-        split: Task("math", dataset, reward, answer_of=extract_answer, max_new_tokens=length)
-        for split, dataset in problems.items()
+        split: Task(
+            "math",
+            problems[split],
+            reward,
+            answer_of=extract_answer,
+            max_new_tokens=length,
+            chat_template_kwargs=template_switches(trainer.args.chat_template_kwargs),
+        )
+        for split in ("validation", "test")
     }
 
-    def bound(split: str) -> Any:
+    def bound(task: Task) -> Any:
         return partial(
             sample,
             model,
             tokenizer,
-            tasks[split],
+            task,
             batch_size=args.eval_rows,
             pad_token_id=tokenizer.pad_token_id,
             cache_implementation=trainer.args.cache_implementation,
             disable_compile=True,
+            processes=PartialState(),
         )
 
     able = abilities(model, tasks["test"])
@@ -168,16 +205,22 @@ def measure(trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args
         num_particles=(1, args.eval_particles),
         temperatures=(0.7, 1.0),
         extra_counts=(args.eval_baseline_samples,),
-        sampling=PLAIN_SAMPLING,
     )
     transported = f"vgf_{able.spaces[0]}"
     seed = trainer.args.seed
-    best = scaling.choose_steps(bound("validation"), plan([transported], able, options), seed=seed)
+    began, budgets = time.perf_counter(), plan([transported], able, options)
+    tried = 2 * len(scaling.budget_methods(budgets))
+    validation = affordable(tasks["validation"], tried, args.max_eval_responses, length, console)
+    best = scaling.choose_steps(bound(validation), budgets, seed=seed, num_samples=2)
+    seconds = (time.perf_counter() - began) / (tried * len(validation.problems))
     names = ("greedy", "temperature", "majority", "best_of_n", "best_of_m", "oracle", transported, "random_direction")
     methods = plan(check_methods(names, able), able, replace(options, control_steps=(best,)))
     # Greedy transport is one more decoding of every problem: at the chosen budget alone.
     methods = [m for m in methods if not m.family.endswith("greedy") or m.steps in (None, best)]
-    result = scaling.measure(bound("test"), methods, seeds=[seed])
+    each = scaling.responses_per_problem(methods)
+    test = affordable(tasks["test"], each, args.max_eval_responses, length, console)
+    console.print(f"estimate by the validation problems: {seconds * each * len(test.problems):.0f} s")
+    result = scaling.measure(bound(test), methods, seeds=[seed])
     result.chosen_steps = best
     return result
 
@@ -211,7 +254,7 @@ def main(argv: list[str]) -> None:
     began = time.perf_counter()
     args, training_args, model_args = parse(argv)
     use_all_cores(args.num_threads)
-    console = Console()
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # the first process speaks
     problems = load_problems(args, training_args.seed)
     reward = choose_reward(args.reward, problems["train"]["answer"][0])
     name = model_args.model_name_or_path or (str(BASE_DIR) if args.dataset_name == EMBEDDED else None)
@@ -240,13 +283,17 @@ def main(argv: list[str]) -> None:
         resume = get_last_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    if not args.skip_evaluation and trainer.accelerator.is_main_process:
-        result = measure(trainer, problems, reward, args)
+    result = None
+    if not args.skip_evaluation:
+        with trainer.generation_context():  # sharded weights are gathered once
+            result = measure(trainer, problems, reward, args, console)
+    if result is not None and trainer.accelerator.is_main_process:
         result_dir = Path(training_args.output_dir)
         meta = {"seed": training_args.seed, "model": Path(name).name, "dataset": args.dataset_name}
         accuracy = trainer.rounds.gate.accuracy
         report.save(result.rows, result_dir, {**meta, "within_prompt_accuracy": accuracy, "L": result.chosen_steps})
-        report.print_table(result.rows, f"{len(problems['test'])} test problems, seed {training_args.seed}")
+        count = len(next(iter(result.scores.values())))
+        report.print_table(result.rows, f"{count} test problems, seed {training_args.seed}")
         summarize(result, args, console)
         n, best = args.eval_baseline_samples, result.chosen_steps
         names = ("greedy", f"majority@{n}", f"best-of-{n} by value", f"random direction, L={best}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.methods import Method
-from eval.run import PLAIN_SAMPLING
 from eval.sampling import Draw
 
 # Spaces with what they are called in tables.
@@ -15,7 +14,7 @@ SPACES = {
     "sequence_embedding": "VGF sequence_embedding",
     "sequence_logit": "VGF sequence_logit",
 }
-_SAMPLING = {"do_sample": True, **PLAIN_SAMPLING}
+_SAMPLING = {"do_sample": True}
 # Every step is written as text, its gradient taken there, and each response keeps its best text: a move of many steps
 # that becomes text once hardly raises even the proxy here.
 _WHOLE = {"rescore": True, "relift": True}

@@ -13,12 +13,14 @@ Every field of `VGFConfig` is an option; `--help` lists them.
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import TrlParser
@@ -151,8 +153,8 @@ class StandardProxy:
 
 def train_value(
     args: PreferenceScriptArguments, training_args: VGFConfig, proxy: StandardProxy
-) -> tuple[VGFModel, str]:
-    """Trains the token-level value on the proxy's rewards and saves the model; returns it and its accuracy."""
+) -> tuple[VGFTrainer, str]:
+    """Trains the token-level value on the proxy's rewards and saves the model; returns the trainer and the accuracy."""
     trainer = VGFTrainer(
         model=str(BASE_DIR),
         reward_funcs=proxy,
@@ -162,22 +164,26 @@ def train_value(
     )
     trainer.train()
     trainer.save_model()
-    return trainer.vgf_model, f"{trainer.rounds.gate.accuracy:.3f}"
+    return trainer, f"{trainer.rounds.gate.accuracy:.3f}"
 
 
 def build_model(
     args: PreferenceScriptArguments, training_args: VGFConfig, proxy: StandardProxy
-) -> tuple[VGFModel, str]:
-    """Returns the base with a token-level value (where logit space needs one) and the proxy as its sequence value."""
-    accuracy = "not measured in this run"
+) -> tuple[VGFModel, str, VGFTrainer | None]:
+    """Returns the base with a token-level value (where logit space needs one) and the proxy as its sequence value.
+
+    The value's accuracy and its trainer, if it was trained, are returned beside it.
+    """
+    accuracy, trainer = "not measured in this run", None
     if args.value is not None:
         model = VGFModel.from_pretrained(args.value)
     elif "logit" in args.spaces:
-        model, accuracy = train_value(args, training_args, proxy)
+        trainer, accuracy = train_value(args, training_args, proxy)
+        model = trainer.vgf_model
     else:
         model = VGFModel(AutoModelForCausalLM.from_pretrained(BASE_DIR))
     model.sequence_value = load_reward_value(args.proxy)
-    return model.eval(), accuracy
+    return model.eval(), accuracy, trainer
 
 
 def make_task(split: str, count: int, seed: int, proxy: StandardProxy) -> Task:
@@ -223,13 +229,22 @@ def choose(sampler: Sampler, budget: Budget, n: int, seed: int, prompt_length: f
 def measure(
     model: VGFModel, tokenizer: PreTrainedTokenizerBase, args: PreferenceScriptArguments, seed: int, proxy: Any
 ) -> tuple[scaling.Scaling, list[Choice]]:
-    """Chooses every space's budget on validation prompts and measures all rows on test prompts."""
+    """Chooses every space's budget on validation prompts and measures all rows on test prompts.
+
+    Every process has to call it: the prompts are shared out among them.
+    """
     samplers, n = {}, args.num_particles
     for split, size in (("validation", args.num_validation_prompts), ("test", args.num_test_prompts)):
         # Prompts do not depend on the seed: the tables of two seeds are of the same problems.
         task = make_task(split, size, 0, proxy)
         samplers[split] = partial(
-            sample, model, tokenizer, task, batch_size=args.eval_rows, pad_token_id=tokenizer.pad_token_id
+            sample,
+            model,
+            tokenizer,
+            task,
+            batch_size=args.eval_rows,
+            pad_token_id=tokenizer.pad_token_id,
+            processes=PartialState(),
         )
     length = len(tokenizer(make_prompts(1, split="test")[0]).input_ids)
     choices = [choose(samplers["validation"], budget, n, seed, length) for budget in args.budgets()]
@@ -284,9 +299,12 @@ def main(argv: list[str]) -> None:
     prompts = make_prompts(args.num_validation_prompts, split="validation")
     base = AutoModelForCausalLM.from_pretrained(BASE_DIR).eval()
     proxy = StandardProxy(args.proxy, prompts, sample_reviews(base, tokenizer, prompts, 4, seed=training_args.seed))
-    model, accuracy = build_model(args, training_args, proxy)
+    model, accuracy, trainer = build_model(args, training_args, proxy)
     trained = time.perf_counter() - began
-    result, choices = measure(model, tokenizer, args, training_args.seed, proxy)
+    with nullcontext() if trainer is None else trainer.generation_context():  # sharded weights are gathered once
+        result, choices = measure(model, tokenizer, args, training_args.seed, proxy)
+    if not PartialState().is_main_process:
+        return
     folder = Path(training_args.output_dir)
     meta = {
         "seed": training_args.seed,

@@ -8,26 +8,27 @@ with the response that the data's annotators chose.
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from eval.run import PLAIN_SAMPLING
-from eval.sampling import Draw, Samples, sample
+from eval.sampling import Draw, Samples, encode, sample
 from eval.store import write_atomically, write_json
-from eval.tasks import Task
+from eval.tasks import Task, template_switches
 from eval.win_rate import RewardModelJudge, WinRate, win_rate
 from recipes.gsm8k_vgf import use_all_cores
 from recipes.sources import load_rows
 from reward_models.bradley_terry import load_reward_value
 from reward_models.classifier import ClassifierReward
 from reward_models.pairs import split_transcripts
-from vgf_llm import VGFConfig, VGFModel, VGFTrainer
+from vgf_llm import TransportConfig, VGFConfig, VGFModel, VGFTrainer
 
 SPACES = ("logit", "sequence_embedding", "sequence_logit")
 # Win rates in percent over reference and chosen responses, as arXiv 2604.14265 reports them; nothing of this recipe.
@@ -72,9 +73,9 @@ class PairScriptArguments(ScriptArguments):
                 f"{self.num_test_prompts} and {self.num_particles}."
             )
 
-    def draws(self) -> dict[str, Draw]:
-        """How the base and every space sample, by name."""
-        plain: dict[str, Any] = {"do_sample": True, **PLAIN_SAMPLING}
+    def draws(self, transport: TransportConfig) -> dict[str, Draw]:
+        """How the base and every space sample, by name; token by token with the budget of `transport`."""
+        plain: dict[str, Any] = {"do_sample": True}
         moved = {
             "step_size": self.sequence_step_size,
             "decode_strength": self.decode_strength,
@@ -84,9 +85,11 @@ class PairScriptArguments(ScriptArguments):
         }
         found = {"base": Draw("base", {**plain, "transport_steps": 0})}
         for space in self.spaces:
-            options = {**plain, "space": space}
-            if space != "logit":
-                options |= {"transport_steps": self.sequence_steps, **moved}
+            if space == "logit":
+                budget = {"transport_steps": transport.transport_steps, "step_size": transport.step_size}
+            else:
+                budget = {"transport_steps": self.sequence_steps, **moved}
+            options = {**plain, "space": space, **budget}
             found[f"VGF {space}"] = Draw(f"VGF {space}", options, with_values=True)
         return found
 
@@ -99,7 +102,12 @@ def parse(argv: Sequence[str], config: Path) -> tuple[PairScriptArguments, VGFCo
 
 
 def load_prompts(
-    args: PairScriptArguments, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None, seed: int
+    args: PairScriptArguments,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    seed: int,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Dataset:
     """Returns prompts with the columns `prompt` and `chosen`, in random order, without repeats and long ones.
 
@@ -113,8 +121,8 @@ def load_prompts(
     for pair in pairs:
         if len(rows) == limit:
             break
-        key = str(pair["prompt"])
-        if key not in rows and _prompt_length(tokenizer, pair["prompt"]) <= args.max_prompt_tokens:
+        key, length = str(pair["prompt"]), _prompt_length(tokenizer, pair["prompt"], chat_template_kwargs)
+        if key not in rows and length <= args.max_prompt_tokens:
             rows[key] = {"prompt": pair["prompt"], "chosen": pair["chosen"]}
     if not rows:
         raise ValueError(
@@ -123,10 +131,10 @@ def load_prompts(
     return Dataset.from_list(list(rows.values()))
 
 
-def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt).input_ids)
-    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False))
+def _prompt_length(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_template_kwargs: dict[str, Any] | None
+) -> int:
+    return encode(tokenizer, [prompt], chat_template_kwargs)["input_ids"].shape[1]
 
 
 def build_model(
@@ -136,8 +144,9 @@ def build_model(
     model_args: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
     reward: ClassifierReward,
-) -> VGFModel:
+) -> tuple[VGFModel, VGFTrainer | None]:
     """Trains the token-level value, where logit space asks for one, and adds the reward model as the sequence value."""
+    trainer = None
     init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -146,7 +155,9 @@ def build_model(
     }
     if "logit" in args.spaces:
         training_args.model_init_kwargs = init_kwargs
-        train = load_prompts(args, args.dataset_train_split, tokenizer, args.num_train_prompts, training_args.seed)
+        switches = template_switches(training_args.chat_template_kwargs)
+        limit, seed = args.num_train_prompts, training_args.seed
+        train = load_prompts(args, args.dataset_train_split, tokenizer, limit, seed, switches)
         trainer = VGFTrainer(
             model=name,
             reward_funcs=reward,
@@ -163,7 +174,7 @@ def build_model(
         model = VGFModel(AutoModelForCausalLM.from_pretrained(name, **init_kwargs).to(training_args.device))
     if any(space.startswith("sequence") for space in args.spaces):
         model.sequence_value = load_reward_value(str(args.reward_model)).to(model.device)
-    return model.eval()
+    return model.eval(), trainer
 
 
 def best_texts(samples: Samples) -> list[str]:
@@ -177,19 +188,29 @@ def compare(
     problems: Dataset,
     args: PairScriptArguments,
     reward: ClassifierReward,
-    max_new_tokens: int,
-    seed: int,
+    training_args: VGFConfig,
 ) -> dict[str, dict[str, WinRate]]:
     """Samples every method's responses and judges them against reference and chosen ones.
+
+    Every process has to call it: the prompts are shared out among them.
 
     Returns:
         Win rates by method, then by what it is compared with: `"reference"` and `"chosen"`.
     """
     judge_func = reward if args.judge_model is None else ClassifierReward(args.judge_model)
-    task = Task("preferences", problems, judge_func, reward, binary=False, max_new_tokens=max_new_tokens)
+    seed, switches = training_args.seed, template_switches(training_args.chat_template_kwargs)
+    task = Task(
+        "preferences",
+        problems,
+        judge_func,
+        reward,
+        binary=False,
+        max_new_tokens=training_args.max_completion_length,
+        chat_template_kwargs=switches,
+    )
     chosen = [text if isinstance(text, str) else text[-1]["content"] for text in problems["chosen"]]
     texts: dict[str, list[str]] = {}
-    for name, draw in args.draws().items():
+    for name, draw in args.draws(model.transport).items():
         # The last of the base's samples is the reference, the others its best-of-N.
         count = args.num_particles + (name == "base")
         drawn = sample(
@@ -201,6 +222,7 @@ def compare(
             seed=seed,
             batch_size=args.eval_rows,
             pad_token_id=tokenizer.pad_token_id,
+            processes=PartialState(),
         )
         if name == "base":
             reference = [row[-1] for row in drawn.responses]
@@ -208,7 +230,7 @@ def compare(
             texts[f"best-of-{args.num_particles}"] = best_texts(drawn.take(args.num_particles))
         else:
             texts[f"{name}, best of {args.num_particles}"] = best_texts(drawn)
-    judge, prompts = RewardModelJudge(judge_func), list(problems["prompt"])
+    judge, prompts = RewardModelJudge(judge_func, chat_template_kwargs=switches), list(problems["prompt"])
     return {
         name: {
             "reference": win_rate(judge, prompts, responses, reference, seed=seed),
@@ -247,15 +269,19 @@ def main(argv: Sequence[str], config: Path) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     reward = ClassifierReward(str(args.reward_model), lower_bound_coef=1.0)
     reward.model.to(training_args.device)
-    problems = load_prompts(args, args.dataset_test_split, tokenizer, args.num_test_prompts, training_args.seed)
-    model = build_model(name, args, training_args, model_args, tokenizer, reward)
-    length = training_args.max_completion_length
-    rates = compare(model, tokenizer, problems, args, reward, length, training_args.seed)
+    switches = template_switches(training_args.chat_template_kwargs)
+    limit, seed = args.num_test_prompts, training_args.seed
+    problems = load_prompts(args, args.dataset_test_split, tokenizer, limit, seed, switches)
+    model, trainer = build_model(name, args, training_args, model_args, tokenizer, reward)
+    with nullcontext() if trainer is None else trainer.generation_context():  # sharded weights are gathered once
+        rates = compare(model, tokenizer, problems, args, reward, training_args)
+    if not PartialState().is_main_process:
+        return
     folder, table = Path(training_args.output_dir), to_markdown(rates)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "win_rates.md", table)
     points = {row: {side: rate.interval.mean for side, rate in sides.items()} for row, sides in rates.items()}
-    meta = {"prompts": len(problems), "seed": training_args.seed, "judge": args.judge_model or args.reward_model}
+    meta = {"prompts": len(problems), "seed": seed, "judge": args.judge_model or args.reward_model}
     write_json(folder / "win_rates.json", {"meta": meta, "win_rates": points})
     if args.judge_model is None:
         print("The reward model that moved the responses judges them too: these are proxy win rates.")

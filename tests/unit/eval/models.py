@@ -14,8 +14,6 @@ def save_vgf(folder: Path, parametrization: str = "bilinear", *, seed: int = 1, 
     """The embedded base under a random value, with its tokenizer."""
     base = AutoModelForCausalLM.from_pretrained(BASE_DIR)
     transport = TransportConfig(transport_steps=2, step_size=0.5)
-    if parametrization == "v_head":
-        transport = TransportConfig(transport_steps=2, step_size=0.1, space="hidden")
     vgf_model(base, parametrization, seed=seed, std=std, transport=transport).save_pretrained(folder)
     AutoTokenizer.from_pretrained(BASE_DIR).save_pretrained(folder)
     return str(folder)

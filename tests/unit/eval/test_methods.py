@@ -7,8 +7,8 @@ from eval.methods import DEFAULT_METHODS, METHODS, SPACES, Abilities, PlanOption
 from eval.tasks import Task, TaskOptions, load_task
 from tests.layouts import tiny_model, vgf_model
 
-HEAD = Abilities(has_value=True, spaces=("logit", "euclidean"), forwards=1)
-RATIO = Abilities(has_value=True, spaces=("logit", "euclidean"), forwards=2)
+HEAD = Abilities(has_value=True, spaces=("logit", "sequence_embedding"), forwards=1)
+RATIO = Abilities(has_value=True, spaces=("logit", "sequence_embedding"), forwards=2)
 PLAIN = Abilities(has_value=False)
 SMALL = PlanOptions(steps=(0, 2, 4), num_particles=(1, 4), temperatures=(0.3, 0.7, 1.0))
 
@@ -25,9 +25,9 @@ def labels(names: list[str], able: Abilities = HEAD, options: PlanOptions = SMAL
 def test_spaces_are_those_that_the_value_can_move_in(task: Task) -> None:
     found = {
         name: abilities(vgf_model(tiny_model(), name, backbone), task).spaces
-        for name, backbone in (("bilinear", "policy"), ("vocab", "policy"), ("v_head", "policy"))
+        for name, backbone in (("bilinear", "policy"), ("vocab", "policy"))
     }
-    assert found == {"bilinear": ("logit", "euclidean"), "vocab": ("logit", "euclidean"), "v_head": ("hidden",)}
+    assert found == {"bilinear": ("logit",), "vocab": ("logit",)}
     ratio = vgf_model(tiny_model(), "log_ratio", value_model=tiny_model(seed=2))
     assert abilities(ratio, task).forwards == 2
     assert abilities(ratio, task, has_value=False).spaces == ()
@@ -55,16 +55,16 @@ def test_transport_has_a_row_for_every_budget_and_choice() -> None:
     rows = labels(["vgf"])
     assert "VGF, one particle, L=0" in rows
     assert "VGF, majority of 4, L=4" in rows
-    assert "VGF euclidean, best of 4 by value, L=2" in rows
-    assert "VGF euclidean, one particle, L=0" not in rows  # the base once is enough
+    assert "VGF sequence_embedding, best of 4 by value, L=2" in rows
+    assert "VGF sequence_embedding, one particle, L=0" not in rows  # the base once is enough
     assert "VGF greedy, L=4" in rows
     assert labels(["random_direction"]) == ["random direction, L=2", "random direction, L=4"]
 
 
 def test_controls_move_in_the_space_of_the_model() -> None:
-    able = Abilities(has_value=True, spaces=("hidden",))
+    able = Abilities(has_value=True, spaces=("sequence_logit",))
     for method in plan(["random_direction", "shuffled_value"], able, SMALL):
-        assert method.draw.options["space"] == "hidden"
+        assert method.draw.options["space"] == "sequence_logit"
         assert method.draw.options["control"] in ("random", "shuffled")
         assert method.draws == 4
 
@@ -81,7 +81,7 @@ def test_interacting_particles_are_drawn_for_each_count() -> None:
         (["ppo"], HEAD, "`methods` must be among greedy, temperature, .*, or all; got ppo"),
         ([], HEAD, "`methods` is empty"),
         (["vgf"], PLAIN, "'vgf' needs a learned value; this is a plain language model.*Possible here: greedy"),
-        (["vgf_hidden"], HEAD, "needs another kind of value; this model's moves in logit, euclidean"),
+        (["vgf_sequence_logit"], HEAD, "needs another kind of value; this model's moves in logit, sequence_embedding"),
         (["best_of_n_proxy"], HEAD, "needs a proxy reward"),
         (["majority"], Abilities(has_value=False, has_answers=False), "needs answers to vote on"),
         (["oracle"], Abilities(has_value=False, binary=False), "needs right and wrong answers"),

@@ -93,7 +93,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(
     cases = [
         ({"task": "chess"}, "`--task` must be one of embedded_math"),
         ({"methods": ["ppo"]}, "`--methods` must be among greedy"),
-        ({"methods": ["vgf_hidden"]}, "this model's moves in logit, euclidean"),
+        ({"methods": ["vgf_sequence_logit"]}, "this model's moves in logit"),
         ({"model": str(BASE_DIR), "methods": ["vgf"]}, "needs a learned value"),
         ({"model": str(tmp_path / "nowhere")}, "is neither a folder nor a hub id"),
         ({"num_problems": 0}, "`num_problems` must be at least 1"),
@@ -173,9 +173,10 @@ def test_win_rates_of_a_results_folder(
     assert run.main(arguments(model, tmp_path, **options)) == 0
     capsys.readouterr()
     # The judge is a reward model's name on the command line; a function stands in for one here.
-    monkeypatch.setattr(
-        win_rate, "RewardModelJudge", lambda name, margin: lambda prompts, pairs: [0 if a >= b else 1 for a, b in pairs]
-    )
+    def longer(name: str, **options: Any) -> Any:
+        return lambda prompts, pairs: [0 if a >= b else 1 for a, b in pairs]
+
+    monkeypatch.setattr(win_rate, "RewardModelJudge", longer)
     argv = ["--samples", str(tmp_path), "--reward_model", "x", "--second", "greedy x1"]
     assert win_rate.main([*argv, "--first", "VGF logit L=2 x2"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,19 +1,24 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Sampling with a results folder: a killed evaluation goes on as if nothing had happened; choices among samples."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, GenerationMixin
 
+from eval import sampling
 from eval.loading import LoadedModel, load_model
-from eval.sampling import Draw, Samples, _batch_seed, sample
+from eval.sampling import Draw, Samples, _batch_seed, encode, sample
 from eval.store import SampleStore
 from eval.tasks import Task, TaskOptions, load_task
 from tests.unit.eval.models import save_vgf
 
-PLAIN = {"do_sample": True, "top_k": 0, "top_p": 1.0}
+PLAIN = {"do_sample": True}
 BASE, MOVED = Draw("base", PLAIN, with_values=True), Draw("VGF L=2", {**PLAIN, "transport_steps": 2})
 
 
@@ -119,3 +124,116 @@ def test_choices_by_hand() -> None:
 def test_every_batch_has_a_seed_of_its_own() -> None:
     keys = [(name, seed, rows) for name in ("base x2", "base x4") for seed in (0, 1) for rows in ((0, 1), (2, 3), (2,))]
     assert len({_batch_seed(*key) for key in keys}) == len(keys)
+
+
+INSTRUCT = {
+    "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "typical_p": 0.9, "top_h": 0.5,
+    "epsilon_cutoff": 0.01, "eta_cutoff": 0.01, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3,
+    "min_new_tokens": 4, "suppress_tokens": [5], "begin_suppress_tokens": [6], "bad_words_ids": [[7]],
+    "exponential_decay_length_penalty": (2, 1.5), "forced_eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def instruct(loaded: LoadedModel) -> Iterator[LoadedModel]:
+    """The model with the generation config of an Instruct checkpoint, and more."""
+    policy = loaded.model.policy
+    own = policy.generation_config
+    ids = {name: getattr(own, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    policy.generation_config = GenerationConfig(**ids, **INSTRUCT)
+    yield loaded
+    policy.generation_config = own
+
+
+@pytest.mark.parametrize(
+    ("which", "temperature"),
+    [
+        (BASE, 1.0),
+        (Draw("cool", {"do_sample": True, "temperature": 0.5}), 0.5),
+        (Draw("greedy", {"do_sample": False}), None),
+        (MOVED, 1.0),
+        (Draw("greedy VGF", {"do_sample": False, "transport_steps": 2}), None),
+    ],
+    ids=lambda value: value.name if isinstance(value, Draw) else "",
+)
+def test_rows_are_plain_whatever_the_checkpoint_samples_with(
+    which: Draw, temperature: float | None, instruct: LoadedModel, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = GenerationMixin._sample
+
+    def spy(self: Any, ids: Any, **kwargs: Any) -> Any:
+        names = [type(item).__name__ for item in kwargs["logits_processor"]]
+        seen.append((kwargs["generation_config"], [name for name in names if "Transport" not in name]))
+        return real(self, ids, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "_sample", spy)
+    with_config = draw(instruct, task, which, num_samples=1)
+    assert seen
+    for config, processors in seen:
+        assert processors == (["TemperatureLogitsWarper"] if temperature == 0.5 else [])
+        assert bool(config.do_sample) == (temperature is not None)
+        assert temperature is None or config.temperature == temperature
+    instruct.model.policy.generation_config = GenerationConfig(eos_token_id=instruct.tokenizer.eos_token_id)
+    assert draw(instruct, task, which, num_samples=1).responses == with_config.responses
+
+
+def test_processes_share_the_batches_and_all_of_them_have_all_samples(
+    loaded: LoadedModel, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = draw(loaded, task, BASE)
+    calls: dict[int, int] = {0: 0, 1: 0}
+    gathered: dict[int, list[Any]] = {}
+    barrier, found, lock = threading.Barrier(2), {}, threading.Lock()
+    rank = threading.local()
+    real = sampling._sample_batch
+
+    def counted(*args: Any) -> Any:
+        with lock:  # threads share the random state; processes do not
+            calls[rank.index] += 1
+            return real(*args)
+
+    def gather(records: list[Any]) -> list[Any]:
+        gathered[rank.index] = records
+        barrier.wait(timeout=60)
+        return gathered[0] + gathered[1]
+
+    def run(index: int) -> None:
+        rank.index = index
+        state = SimpleNamespace(num_processes=2, process_index=index)
+        found[index] = draw(loaded, task, BASE, processes=state)
+
+    monkeypatch.setattr(sampling, "_sample_batch", counted)
+    monkeypatch.setattr(sampling, "gather_object", gather)
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    # Three batches: both processes sample twice, and what one of them sampled to keep the other company is dropped.
+    assert calls == {0: 2, 1: 2}
+    assert sum(map(len, gathered.values())) == 10
+    assert same(alone, found[0]) and same(alone, found[1])
+    with pytest.raises(ValueError, match="`store` keeps the samples of one process"):
+        sample(
+            loaded.model, loaded.tokenizer, task, BASE, num_samples=1, store=SampleStore(tmp_path, {}),
+            processes=SimpleNamespace(num_processes=2, process_index=0),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def test_lengths_that_generate_reports_are_where_responses_end() -> None:
+    tokens = torch.tensor([[5, 2, 9], [5, 6, 7]])
+    reported = SimpleNamespace(lengths=torch.tensor([[1, 3]]))  # a stop string ended the first one
+    assert sampling._completion_mask(reported, tokens, 2).tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert sampling._completion_mask(tokens, tokens, [2]).tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_conversations_go_through_the_template_with_its_switches(loaded: LoadedModel) -> None:
+    tokenizer = loaded.tokenizer
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if thinking is defined %}7{% endif %}"
+    )
+    chats = [[{"role": "user", "content": text}] for text in ("1", "3")]
+    plain, switched = encode(tokenizer, chats), encode(tokenizer, chats, {"thinking": True})
+    assert tokenizer.batch_decode(plain["input_ids"], skip_special_tokens=True) == ["1", "3"]
+    assert tokenizer.batch_decode(switched["input_ids"], skip_special_tokens=True) == ["17", "37"]

@@ -91,6 +91,35 @@ def test_the_fingerprint_sees_weights_and_settings_and_nothing_else(tmp_path: Pa
         fingerprint(tmp_path / "nowhere")
 
 
+def test_a_checkpoint_is_a_model_and_checkpoints_inside_one_are_not(tmp_path: Path) -> None:
+    tiny_model(seed=0).save_pretrained(tmp_path / "run")
+    mark = fingerprint(tmp_path / "run")
+    tiny_model(seed=1).save_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert fingerprint(tmp_path / "run") == mark
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    assert fingerprint(tmp_path / "run" / "checkpoint-2") == fingerprint(tmp_path / "other")
+
+
+def test_weights_in_the_older_format_are_told_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / name / "pytorch_model.bin").write_bytes(name.encode())
+        (tmp_path / name / "training_args.bin").write_bytes(b"same or not, it is no part of the model")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_paths_may_be_written_in_several_ways_and_contents_may_not_differ(tmp_path: Path) -> None:
+    here = {"fingerprint": "01", "reward_model": "r", "rewards": {"gold": "a1"}, "dtype": "float32"}
+    SampleStore(tmp_path, here)
+    SampleStore(tmp_path, {**here, "reward_model": "./r"})
+    for changed in ({"rewards": {"gold": "b2"}}, {"dtype": "bfloat16"}, {"base": "other (02)"}):
+        with pytest.raises(ValueError) as refused:
+            SampleStore(tmp_path, {**here, **changed})
+        name, value = next(iter(changed.items()))
+        assert f"{name}: {here.get(name)!r} there, {value!r} now" in str(refused.value)
+
+
 def test_large_weights_are_told_apart_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.store._WHOLE_FILE", 1000)
     monkeypatch.setattr("eval.store._BLOCK", 100)
