@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.trainer import tiny
 from vgf_llm import VGFTrainer
 from vgf_llm.models import VGFModel
-from vgf_llm.trainer.sharding import whole_parameters, whole_state_dict
+from vgf_llm.trainer.save.sharding import whole_parameters, whole_state_dict
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 # Completions in a step, over all processes, and the settings of the run.

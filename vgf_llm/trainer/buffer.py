@@ -1,26 +1,17 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """A bounded buffer of scored completions, kept in whole groups: one prompt with all its completions."""
 
-import json
-import os
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vgf_llm._compat import pad
 
 Numbers = Tensor | Sequence[int] | Sequence[float]
 
-FILE_NAME = "value_buffer.safetensors"
-_FORMAT = "vgf-llm value buffer"
-_FORMAT_VERSION = 1
-_METADATA_KEY = "vgf_llm"
 _TENSORS = {
     "prompt_ids": torch.int32,
     "prompt_lengths": torch.int64,
@@ -190,88 +181,71 @@ class ValueBuffer:
             order += torch.randperm(len(pool), generator=generator).tolist()
         return [pool[index] for index in order[:num_groups]]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the contents as `{"tensors": flat tensors for safetensors, "meta": a dict that JSON can hold}`."""
-        groups = self._groups
-        completions = [ids for group in groups for ids in group.completion_ids]
-        logps = [row for group in groups for row in group.ref_logps or ()]
-        values: dict[str, list] = {
-            "prompt_lengths": [len(group.prompt_ids) for group in groups],
-            "group_sizes": [len(group) for group in groups],
-            "completion_lengths": [len(ids) for ids in completions],
-            "has_ref_logps": [group.ref_logps is not None for group in groups],
-            "steps": [group.step for group in groups],
-        }
-        tensors = {name: torch.tensor(value, dtype=_TENSORS[name]) for name, value in values.items()}
-        tensors["prompt_ids"] = _concatenate([group.prompt_ids for group in groups], "prompt_ids")
-        tensors["completion_ids"] = _concatenate(completions, "completion_ids")
-        tensors["rewards"] = _concatenate([group.rewards for group in groups], "rewards")
-        tensors["ref_logps"] = _concatenate(logps, "ref_logps")
-        meta = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "capacity": self.capacity}
-        return {"tensors": tensors, "meta": meta}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the contents by those of `state_dict`; this buffer's capacity stays, and the oldest groups leave.
+    def load(self, groups: Sequence[RolloutGroup]) -> None:
+        """Replace the contents; this buffer's capacity stays, and the oldest groups leave.
 
         Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            ValueError: If the state is of another format or version, or its tensors do not fit together; the buffer is
-                unchanged then.
+            groups: The groups, oldest first.
         """
-        _check_state(state)
-        groups = _unpack(state["tensors"])
-        kept = ValueBuffer(self.capacity)
-        kept.add([group for group in groups if len(group) <= self.capacity])
-        self._groups, self._size = kept._groups, kept._size
+        self._groups, self._size = deque(), 0
+        self.add([group for group in groups if len(group) <= self.capacity])
 
-    def save(self, directory: str | os.PathLike, file_name: str = FILE_NAME) -> Path:
-        """Write the buffer into a folder; an earlier file is replaced only by a complete one.
 
-        Args:
-            directory: Folder, created if missing.
-            file_name: Name of the file; processes that keep buffers of their own need different ones.
+def pack(groups: Sequence[RolloutGroup]) -> dict[str, Tensor]:
+    """Return groups as flat tensors that a safetensors file can hold.
 
-        Returns:
-            Path of the file.
-        """
-        path = Path(directory) / file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = self.state_dict()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(state["tensors"], temporary, metadata={_METADATA_KEY: json.dumps(state["meta"])})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+    Args:
+        groups: The groups.
 
-    def load(self, directory: str | os.PathLike, file_name: str = FILE_NAME) -> None:
-        """Replace the contents by those of a saved file.
+    Returns:
+        Tensors by name, for `unpack`.
+    """
+    completions = [ids for group in groups for ids in group.completion_ids]
+    logps = [row for group in groups for row in group.ref_logps or ()]
+    values: dict[str, list] = {
+        "prompt_lengths": [len(group.prompt_ids) for group in groups],
+        "group_sizes": [len(group) for group in groups],
+        "completion_lengths": [len(ids) for ids in completions],
+        "has_ref_logps": [group.ref_logps is not None for group in groups],
+        "steps": [group.step for group in groups],
+    }
+    tensors = {name: torch.tensor(value, dtype=_TENSORS[name]) for name, value in values.items()}
+    tensors["prompt_ids"] = _concatenate([group.prompt_ids for group in groups], "prompt_ids")
+    tensors["completion_ids"] = _concatenate(completions, "completion_ids")
+    tensors["rewards"] = _concatenate([group.rewards for group in groups], "rewards")
+    tensors["ref_logps"] = _concatenate(logps, "ref_logps")
+    return tensors
 
-        Args:
-            directory: Folder that `save` wrote to.
-            file_name: Name of the file.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated or was not written by `save`; the buffer is unchanged then.
-        """
-        path = Path(directory) / file_name
-        if not path.is_file():
-            raise FileNotFoundError(f"No value buffer at {path}. Resume from a checkpoint that holds {file_name}.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = (file.metadata() or {}).get(_METADATA_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            state = {"tensors": tensors, "meta": {} if meta is None else json.loads(meta)}
-            self.load_state_dict(state)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(
-                f"{path} is no value buffer that can be read: {error} The file may be truncated or foreign; take "
-                "another checkpoint, or remove the file to begin with an empty buffer."
-            ) from error
+def unpack(tensors: dict[str, Tensor]) -> list[RolloutGroup]:
+    """Return the groups that `pack` was given.
+
+    Args:
+        tensors: What it returned.
+
+    Raises:
+        ValueError: If tensors are missing, of other types, or do not fit together.
+    """
+    _check_tensors(tensors)
+    sizes = tensors["group_sizes"].tolist()
+    lengths = tensors["completion_lengths"].tolist()
+    has_logps = tensors["has_ref_logps"].tolist()
+    prompts = tensors["prompt_ids"].split(tensors["prompt_lengths"].tolist())
+    completions = iter(tensors["completion_ids"].split(lengths))
+    rewards = tensors["rewards"].split(sizes)
+    lengths_of_group = torch.tensor(lengths, dtype=torch.int64).split(sizes)
+    logp_lengths = [length for group, has in zip(lengths_of_group, has_logps, strict=True) if has for length in group]
+    logps = iter(tensors["ref_logps"].split([int(length) for length in logp_lengths]))
+    return [
+        RolloutGroup(
+            prompts[index],
+            [next(completions) for _ in range(size)],
+            rewards[index],
+            [next(logps) for _ in range(size)] if has_logps[index] else None,
+            step,
+        )
+        for index, (size, step) in enumerate(zip(sizes, tensors["steps"].tolist(), strict=True))
+    ]
 
 
 def collate(
@@ -342,15 +316,7 @@ def _concatenate(rows: Sequence[Tensor], name: str) -> Tensor:
     return torch.cat(list(rows)) if rows else torch.empty(0, dtype=_TENSORS[name])
 
 
-def _check_state(state: dict[str, Any]) -> None:
-    meta, tensors = state.get("meta"), state.get("tensors", {})
-    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-        raise ValueError(f"Expected the format {_FORMAT!r}, found {meta!r}.")
-    if meta.get("format_version") != _FORMAT_VERSION:
-        raise ValueError(
-            f"Expected format version {_FORMAT_VERSION}, found {meta.get('format_version')!r}. Use the release of "
-            "vgf-llm that wrote it."
-        )
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
     for name, dtype in _TENSORS.items():
         if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
             found = f"{tensors[name].dtype} {tuple(tensors[name].shape)}" if name in tensors else "nothing"
@@ -375,25 +341,3 @@ def _expect_lengths(tensors: dict[str, Tensor], **expected: int) -> None:
     for name, length in expected.items():
         if len(tensors[name]) != length:
             raise ValueError(f"Expected {length} entries in `{name}`, found {len(tensors[name])}.")
-
-
-def _unpack(tensors: dict[str, Tensor]) -> list[RolloutGroup]:
-    sizes = tensors["group_sizes"].tolist()
-    lengths = tensors["completion_lengths"].tolist()
-    has_logps = tensors["has_ref_logps"].tolist()
-    prompts = tensors["prompt_ids"].split(tensors["prompt_lengths"].tolist())
-    completions = iter(tensors["completion_ids"].split(lengths))
-    rewards = tensors["rewards"].split(sizes)
-    lengths_of_group = torch.tensor(lengths, dtype=torch.int64).split(sizes)
-    logp_lengths = [length for group, has in zip(lengths_of_group, has_logps, strict=True) if has for length in group]
-    logps = iter(tensors["ref_logps"].split([int(length) for length in logp_lengths]))
-    return [
-        RolloutGroup(
-            prompts[index],
-            [next(completions) for _ in range(size)],
-            rewards[index],
-            [next(logps) for _ in range(size)] if has_logps[index] else None,
-            step,
-        )
-        for index, (size, step) in enumerate(zip(sizes, tensors["steps"].tolist(), strict=True))
-    ]

@@ -25,8 +25,8 @@ from vgf_llm.trainer.prompt_selection import UnsolvedFirst
 from vgf_llm.trainer.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
+from vgf_llm.trainer.save.sharding import whole_parameters
 from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
-from vgf_llm.trainer.sharding import whole_parameters
 from vgf_llm.trainer.vgf_config import are_outcomes
 
 

@@ -18,11 +18,13 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models import SequenceValue, TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
+from vgf_llm.models.origin import record_origin
+from vgf_llm.models.saving import load_policy_or_vgf
 from vgf_llm.models.vgf_model import BackboneName
 from vgf_llm.trainer.batch_sizes import fit_round
 from vgf_llm.trainer.rollout_config import settings_dict
+from vgf_llm.trainer.save.sharding import is_sharded, whole
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
-from vgf_llm.trainer.sharding import is_sharded
 from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_tokenizer
 from vgf_llm.trainer.vgf_config import VGFConfig
 
@@ -86,7 +88,11 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None  # a device map and a distributed run exclude each other
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return create_model_from_path(model, **kwargs)
+        loaded = load_policy_or_vgf(model, VGFModel, **kwargs)
+        if loaded is None:
+            loaded = create_model_from_path(model, **kwargs)
+            record_origin(loaded, kwargs, whole)
+        return loaded
     if not isinstance(model, (PreTrainedModel, PeftModel, VGFModel)):
         raise TypeError(
             "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "

@@ -23,10 +23,9 @@ from vgf_llm._compat import (
 from vgf_llm.models import VGFModel
 from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.checkpoint import CheckpointMixin
+from vgf_llm.trainer.buffer import pack, unpack
 from vgf_llm.trainer.dataloaders import DataLoaderMixin
-from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
-from vgf_llm.trainer.metrics import MetricLog, logger
+from vgf_llm.trainer.metrics import MetricLog
 from vgf_llm.trainer.objective import (
     Batch,
     mean_over_rows,
@@ -44,6 +43,7 @@ from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc, eos_token_ids
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.rounds import ValueRounds
 from vgf_llm.trainer.sampling import SamplingMixin
+from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
 from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
 from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, check_inputs, load_policy, load_tokenizer
 from vgf_llm.trainer.validation import (
@@ -54,7 +54,7 @@ from vgf_llm.trainer.validation import (
 from vgf_llm.trainer.vgf_config import VGFConfig
 
 
-class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
+class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointedTrainer):
     """
     Trainer for Value Gradient Flow (VGF), proposed in the paper [Reinforcement Learning via Value Gradient
     Flow](https://huggingface.co/papers/2604.14265).
@@ -129,6 +129,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             }"""
         ),
     }
+    fixed_on_resume = ("prompt_selection",)
     # The loss is a mean over micro-batches of equal size; the base class divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -257,8 +258,6 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         self.rounds = ValueRounds(args, accelerator.num_processes, accelerator.process_index, pad_token_id)
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.rollout = RolloutEngine(self, rollout_func)
-        self.sigterm = SaveOnSigterm(accelerator)
-        self.add_callback(self.sigterm)
 
     @property
     def vgf_model(self) -> VGFModel:  # type: ignore[override]
@@ -377,19 +376,45 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 self.args.report_to or [],
             )
 
+    def round_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the model, the optimizer and the groups of completions."""
+        rounds = self.rounds
+        return {
+            "step": self._step,
+            "held_out": rounds.held_out,
+            "gate": rounds.gate.state(),
+            "metrics": self.metrics.state(),
+            "value_loss": rounds.loss_kind,
+            "winner_coef": rounds.winner_coef,
+            "prompts": None if self.prompts is None else self.prompts.state(),
+        }
+
+    def round_tensors(self) -> dict[str, Tensor]:
+        """The groups of completions: those of earlier rounds, and the round in progress."""
+        parts = {"buffer": self.rounds.buffer.groups, "fresh": self.rounds.fresh}
+        return {f"{part}.{name}": tensor for part, groups in parts.items() for name, tensor in pack(groups).items()}
+
+    def load_round_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Puts the state of a checkpoint in place."""
+        parts = {
+            part: unpack({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+            for part in ("buffer", "fresh")
+        }
+        self.rounds.buffer.load(parts["buffer"])
+        self.rounds.restore(parts["fresh"], state["held_out"])
+        self._set_value_loss(state["value_loss"])
+        self.rounds.winner_coef = state["winner_coef"]
+        self.rounds.gate.load(state["gate"])
+        self.metrics.load(state["metrics"])
+        if self.prompts is not None:
+            self.prompts.load(state["prompts"])
+        self._step = state["step"]
+
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         try:
             output = super()._inner_training_loop(*args, **kwargs)
         finally:
             self.rollout.close()
-            self.sigterm.restore()
-        if self.sigterm.received:
-            logger.warning(
-                "SIGTERM ended training after step %d, with a checkpoint in %s; `resume_from_checkpoint=True` goes on.",
-                self.state.global_step,
-                self.args.output_dir,
-            )
-            raise SystemExit(SIGTERM_STATUS)
         # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
         if (self.reads_pairs or not self.args.rolls_out_value) and self.args.distill_coef == 0:
             self.rounds.gate.warn_at_chance()

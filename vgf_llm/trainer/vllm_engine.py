@@ -18,7 +18,7 @@ from torch import nn
 
 from vgf_llm._compat import vllm_client_class, vllm_generation_class
 from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.faults import explained_server
+from vgf_llm.trainer.save.explain import explained_server
 
 if TYPE_CHECKING:
     from vgf_llm.trainer.vgf_trainer import VGFTrainer

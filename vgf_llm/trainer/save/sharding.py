@@ -6,19 +6,17 @@ gather every layer again for every token that is sampled; here they are gathered
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from vgf_llm._compat import unwrap_model_for_generation
-
-# Methods of a `VGFModel` that run its layers outside `forward`.
-FORWARD_METHODS = ("generate", "score", "sequence_scores", "ref_logps", "candidate_values")
 
 
 def is_zero3(accelerator: Accelerator) -> bool:
@@ -53,14 +51,18 @@ def whole_parameters(
 
 @contextmanager
 def _kept_unsharded(model: FSDPModule) -> Iterator[nn.Module]:
-    """Lets the first forward gather each layer, and keeps what it gathered until the context ends."""
+    """Gathers every layer at once and keeps it until the context ends.
+
+    Entering is the one collective: no forward in the context communicates, so that processes may run different numbers
+    of them, or none.
+    """
     root: Any = model
-    for name in FORWARD_METHODS:
-        if hasattr(root, name) and name not in root.__dict__:  # registering twice would nest the hooks
-            register_fsdp_forward_method(root, name)
+    # The first module that runs a forward takes itself for the root, and here that may be a layer.
+    root._get_fsdp_state()._lazy_init()
     shards = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
     try:
         yield root
     finally:
@@ -87,16 +89,22 @@ def whole_state_dict(model: nn.Module, *, keep: bool, wanted: Callable[[str], bo
         if not wanted(name):
             continue
         if id(tensor) not in copies:
-            with _gathered(tensor):
-                copies[id(tensor)] = tensor.detach().to("cpu", copy=True) if keep else torch.empty(0)
+            with whole(tensor) as full:
+                copies[id(tensor)] = full.detach().to("cpu", copy=True) if keep else torch.empty(0)
         if keep:
             state[name] = copies[id(tensor)]
     return state
 
 
-def _gathered(tensor: Tensor) -> AbstractContextManager[Any]:
-    if not is_sharded(tensor):
-        return nullcontext()
-    import deepspeed  # imported where it is needed: its import initialises devices
+@contextmanager
+def whole(tensor: Tensor) -> Iterator[Tensor]:
+    """Gives the whole of a tensor of which every process may hold a shard; every process has to take part."""
+    if isinstance(tensor, DTensor):
+        yield tensor.detach().full_tensor()
+    elif is_sharded(tensor):
+        import deepspeed  # imported where it is needed: its import initialises devices
 
-    return deepspeed.zero.GatheredParameters([tensor])
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor
