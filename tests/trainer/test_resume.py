@@ -262,7 +262,10 @@ POLICIES = {
     "loaded before": (lambda policy: policy, False),
     "in memory": (lambda policy: tiny.llama(), True),
     "merged": (merged, True),
-    "in bfloat16": (lambda policy: policy.to(torch.bfloat16), False),
+    "in bfloat16": (
+        lambda policy: AutoModelForCausalLM.from_pretrained(policy.config._name_or_path, dtype=torch.bfloat16),
+        False,
+    ),
     "adapted": (adapted, False),
 }
 
