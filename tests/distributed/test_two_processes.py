@@ -51,12 +51,13 @@ def test_only_what_trains_has_optimiser_state(folders):
     assert heads_alone == 32 * 32 + 32 + 1
 
 
-def test_fsdp2_gathers_once_for_a_whole_rollout(folders):
+def test_fsdp2_gathers_once_and_lets_a_process_run_nothing(folders):
     found = json.loads((folders[1] / "fsdp2.json").read_text())
     assert found["sharded"] == "DTensor"
     assert found["same"], "sharded generation and scoring differ from the whole model's"
     # one for each of the two layers and one for the rest, however many tokens are sampled and scored
     assert found["counts"] == {"4": 3, "8": 3}
+    assert found["prints"][0] == found["prints"][1], "the fingerprint of shards is not that of the whole"
 
 
 def test_fsdp2_fits_and_measures_whatever_the_ranks_draw(folders):

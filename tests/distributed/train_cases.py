@@ -30,12 +30,13 @@ from vgf_llm import VGFTrainer
 from vgf_llm.models import VGFModel
 from vgf_llm.models import build_value
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.origin import base_tensors, fingerprint
 from vgf_llm.trainer.fit.micro_batch import Row, collate
 from vgf_llm.trainer.fit.objective import Objective
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 from vgf_llm.trainer.keep.rounds import ValueRounds
 from vgf_llm.trainer.measure.gate import measure_gate
-from vgf_llm.trainer.save.sharding import whole_parameters, whole_state_dict
+from vgf_llm.trainer.save.sharding import whole, whole_parameters, whole_state_dict
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -237,9 +238,16 @@ def fsdp2(directory: Path, num_processes: int) -> None:
             found = value.generate(ids, ones, **settings)
             found_scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
         counts[length] = counted.count
+    with torch.no_grad(), whole_parameters(value, None):
+        if torch.distributed.get_rank() == 0:  # the other process has nothing to run
+            alone = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+            found_scores = found_scores if torch.allclose(alone, scores) else alone
+    value(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ids.shape[1]).scores.sum().backward()
+    own = base_tensors(value.policy)
+    prints = [fingerprint(base_tensors(tiny.llama())), fingerprint(own, whole)]
     sharded = type(value.value.head.out.weight).__name__
     same = bool((found == expected).all()) and bool(torch.allclose(found_scores, scores))
-    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded})
+    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded, "prints": prints})
 
 
 def fsdp2_steps(directory: Path, num_processes: int) -> None:

@@ -156,10 +156,10 @@ def find_origin(policy: nn.Module, weights: str) -> Origin | None:
     Returns:
         The origin; `None` where that is not certain, so that the weights have to be saved.
     """
-    inner = inner_model(policy)
-    if getattr(inner, _ATTRIBUTE, None) is None and _files_hold(inner):
-        return _remember(inner, weights)
-    return recorded_origin(policy, weights)
+    origin, inner = recorded_origin(policy, weights), inner_model(policy)
+    if origin is None and _files_hold(inner):
+        origin = _remember(inner, weights)
+    return origin
 
 
 @torch.no_grad()

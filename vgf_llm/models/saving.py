@@ -289,7 +289,7 @@ def _load_origin(
     if config.base_model_fingerprint is None:
         return _load_language_model(origin, directory, kwargs), False
     if model_kwargs.get("quantization_config") is not None:
-        warnings.warn(f"The quantised base of {directory} cannot be compared with the one it was saved over.", stacklevel=5)
+        warnings.warn(f"A quantised base of {directory} cannot be compared with the one before.", stacklevel=5)
         return _load_language_model(origin, directory, kwargs), False
     kwargs["dtype"] = getattr(torch, config.base_model_dtype or "float32")
     policy = _load_language_model(origin, directory, kwargs)

@@ -19,13 +19,14 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
+from vgf_llm.models.origin import record_origin
 from vgf_llm.models.saving import load_policy_or_vgf
 from vgf_llm.models.sequence_value import DifferentiableValue, SequenceValue
 from vgf_llm.models.value import build_value
 from vgf_llm.models.valued_policy import BackboneName
 from vgf_llm.trainer.choose.prompts import check_dataset, check_output_dir, check_tokenizer, check_vocabulary
 from vgf_llm.trainer.config import VGFConfig, fit_round, settings_dict
-from vgf_llm.trainer.save.sharding import is_sharded
+from vgf_llm.trainer.save.sharding import is_sharded, whole
 from vgf_llm.vgf_model import VGFModel
 
 
@@ -78,7 +79,11 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None  # a device map and a distributed run exclude each other
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return load_policy_or_vgf(model, VGFModel, **kwargs) or create_model_from_path(model, **kwargs)
+        loaded = load_policy_or_vgf(model, VGFModel, **kwargs)
+        if loaded is None:
+            loaded = create_model_from_path(model, **kwargs)
+            record_origin(loaded, kwargs, whole)
+        return loaded
     if not isinstance(model, (PreTrainedModel, PeftModel, VGFModel)):
         raise TypeError(
             "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "

@@ -512,7 +512,8 @@ def test_another_base_is_refused(tmp_path: Path, origin: Path) -> None:
     other = tiny_model("llama", seed=1)
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules="all-linear"))
     half = tiny_model("llama").to(torch.bfloat16)
-    for wrong, message in ((other, "other weights"), (half, "in bfloat16, expected .* in float32"), (adapted, "adapter")):
+    cases = ((other, "other weights"), (half, "in bfloat16, expected .* in float32"), (adapted, "adapter"))
+    for wrong, message in cases:
         with pytest.raises(ValueError, match=f"{message}.*strict_base=False"):
             VGFModel.from_pretrained(tmp_path / "saved", base_model=wrong)
     assert VGFModel.from_pretrained(tmp_path / "saved", base_model=other, strict_base=False).policy is not None

@@ -59,7 +59,7 @@ _STAGING = ".incomplete"
 _UNLISTED = {"README.md", "generation_config.json", STATE_NAME}
 # Files in which Python objects are pickled; one that was not written with the checkpoint is not to be read with it.
 _PICKLED = {".pt", ".pth", ".bin", ".pkl", ".distcp"}
-_PACKAGES = ("vgf-llm", "torch", "transformers", "trl", "peft", "accelerate")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 # Settings that say where a run writes and what it shows, not what it computes.
 _SHOWN = (
     *("output_dir", "logging_", "log_", "report_to", "run_name", "project", "trackio", "disable_tqdm"),

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vgf_llm._compat import unwrap_model_for_generation
 
+
 def is_zero3(accelerator: Accelerator) -> bool:
     """Tells whether DeepSpeed shards the parameters themselves."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
