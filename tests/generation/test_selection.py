@@ -233,10 +233,10 @@ def test_mask_after_eos_without_an_end_token() -> None:
         ({"num_particles": 2, "past_key_values": DynamicCache()}, "`past_key_values` has no rows for particles"),
         ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens` runs the model outside"),
         ({"guidance_scale": 1.5}, "`guidance_scale` runs the model outside"),
-        ({"transport_steps": -1}, "`transport_steps` must be an integer >= 0, got -1"),
-        ({"step_size": float("nan")}, "`step_size` must be a finite number > 0, got nan"),
-        ({"step_size": float("inf")}, "`step_size` must be a finite number > 0, got inf"),
-        ({"space": "token"}, "`space` must be one of logit"),
+        ({"transport_steps": -1}, "`transport_steps` must be an integer >= 0 and finite, got -1"),
+        ({"step_size": float("nan")}, "`step_size` must be a number > 0 and finite, got nan"),
+        ({"step_size": float("inf")}, "`step_size` must be a number > 0 and finite, got inf"),
+        ({"space": "token"}, "`space` must be one of 'logit'"),
         ({"selection": "best"}, "`selection` must be one of"),
         ({"control": "noise"}, "`control` must be one of None, 'random', 'shuffled' in `space='logit'`; got 'noise'"),
         (
@@ -261,11 +261,14 @@ def test_prompts_of_no_shape_are_refused(model: VGFModel, ids: Tensor) -> None:
         model.generate(ids, **SAMPLED)
 
 
-def test_a_hidden_output_embedding_is_reported(base: PreTrainedModel) -> None:
+def test_a_forward_without_its_backbone_is_reported(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = vgf_model(base, "bilinear")
-    inner = model.policy
-    lm_head = inner.lm_head
-    inner.get_output_embeddings = lambda: torch.nn.Linear(16, VOCAB)  # not what the forward calls
-    with pytest.raises(RuntimeError, match="did not call its output embedding"):
-        model.generate(*prompts(), **SAMPLED)
-    assert inner.lm_head is lm_head
+    kind = type(model.policy)
+    forward = kind.forward
+
+    def fused(self: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+        return forward(base, input_ids, **kwargs)  # the backbone of another object
+
+    monkeypatch.setattr(kind, "forward", fused)
+    with pytest.raises(RuntimeError, match="did not call its backbone"):
+        model.generate(*prompts(), use_cache=False, **SAMPLED)

@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """One run of a language model's own `generate`, and what is known of its responses afterwards."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,5 +75,10 @@ def run_generate(
         transport.install(copied)
         kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), transport])
     ends = record_ends(copied)
-    raw: Any = copied.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **kwargs)
+    config: GenerationConfig | None = copy.deepcopy(kwargs.pop("generation_config", None))
+    if config is None:
+        kwargs["return_dict_in_generate"] = True
+    else:  # transformers warns of settings beside a configuration
+        config.return_dict_in_generate = True
+    raw: Any = copied.generate(input_ids, attention_mask=attention_mask, generation_config=config, **kwargs)
     return Responses(raw.sequences, input_ids.shape[1], ends, raw.scores, raw.logits)

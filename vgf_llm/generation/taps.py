@@ -41,6 +41,8 @@ class _OwnModel:
         self, model: PreTrainedModel, attention_mask: Tensor, max_cache_len: int | None, num_particles: int
     ) -> None:
         self.model, self.attention_mask, self.num_particles = model, attention_mask, num_particles
+        # transformers looks into a mask at every step, and needs none where nothing is padded.
+        self._padded = not bool(attention_mask.all())
         self.cache: Cache | None = None  # layouts with a cache of their own kind are read anew at every step
         config = model.config.get_text_config(decoder=True)
         if accepts_argument(model, "past_key_values") and model._supports_default_dynamic_cache():
@@ -72,7 +74,7 @@ class _OwnModel:
             more["past_key_values"] = self.cache
         if accepts_argument(self.model, "position_ids"):
             more["position_ids"] = position_ids_from_mask(mask[::n])[:, seen:]
-        found = run(input_ids[::n, seen:], mask[::n], **more)[:, -1]
+        found = run(input_ids[::n, seen:], mask[::n] if self._padded else None, **more)[:, -1]
         if n > 1 and self.cache is not None:
             expand_cache(self.cache, n)
             found = found.repeat_interleave(n, dim=0)

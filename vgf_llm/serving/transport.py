@@ -232,7 +232,7 @@ def _check(allowed: Range, name: str, value: Any) -> None:
 def _check_budget(transport: TransportConfig) -> None:
     if transport.alpha is not None:
         _check(_STEP_TO_TARGET, "step_size", transport.step_size)
-    _check(_BUDGET, "transport_steps * step_size", transport.transport_steps * transport.step_size)
+    _check(_BUDGET, "transport_steps` * `step_size", transport.transport_steps * transport.step_size)
 
 
 def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
