@@ -295,26 +295,27 @@ class RewardRunner:
             )
 
 
-def load_reward_model(name: str, **init_kwargs: Any) -> PreTrainedModel:
-    """Load a sequence classifier of one label whose head was trained.
+def load_reward_model(name: str, num_labels: int | None = 1, **init_kwargs: Any) -> PreTrainedModel:
+    """Load a sequence classifier whose head was trained.
 
     Args:
         name: A folder or a hub id.
+        num_labels: Labels of the classifier; `None` for as many as it has.
         **init_kwargs: Keyword arguments of `from_pretrained`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the checkpoint is a classifier of several labels, or lacks weights that a classifier has.
+        ValueError: If the checkpoint is a classifier of other labels, or lacks weights that a classifier has.
     """
     kept = {key: init_kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in init_kwargs}
     config = AutoConfig.from_pretrained(name, **kept)
-    if any("SequenceClassification" in architecture for architecture in config.architectures or ()):
-        check_labels(config, f"The reward model {name!r}")
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        name, num_labels=1, output_loading_info=True, **init_kwargs
-    )
+    if num_labels is not None:
+        if any("SequenceClassification" in architecture for architecture in config.architectures or ()):
+            check_labels(config, f"The reward model {name!r}")
+        init_kwargs["num_labels"] = num_labels
+    model, info = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **init_kwargs)
     if info["missing_keys"]:
         raise ValueError(
             f"The reward model {name!r} lacks the weights {show(sorted(info['missing_keys']))}, which would start at "
