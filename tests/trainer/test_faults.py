@@ -174,13 +174,13 @@ class DyingServer:
 
 
 GONE = r"http://10\.1\.2\.3:8123 did not answer at step {} .*vllm-serve"
-SERVER = {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
+SERVER = {"use_vllm": True, "rollout_policy": "base", "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
 
 
 @pytest.mark.parametrize(("answers", "step"), [(0, 0), (6, 3)])
 def test_a_vllm_server_that_is_gone_is_named(tmp_path, monkeypatch, answers, step):
     monkeypatch.setattr(DyingServer, "answers", answers)
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: DyingServer)
     with pytest.raises(ConnectionError, match=GONE.format(step)):
         tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
     assert checkpoints(tmp_path) == (["checkpoint-2"] if answers else [])
@@ -189,7 +189,7 @@ def test_a_vllm_server_that_is_gone_is_named(tmp_path, monkeypatch, answers, ste
 def test_a_request_that_a_vllm_server_refuses_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(DyingServer, "answers", 2)
     monkeypatch.setattr(DyingServer, "refusal", Exception("Request failed: 400, too long"))
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: DyingServer)
     with pytest.raises(RuntimeError, match=r"10\.1\.2\.3:8123 refused a request at step 1 .*too long.*--max-model-len"):
         tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
 

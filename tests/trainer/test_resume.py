@@ -85,7 +85,7 @@ def check_same(resumed, whole):
         assert all(torch.equal(state[name], moments[1][index][name]) for name in state)
     assert same_groups(resumed.rounds.buffer.groups, whole.rounds.buffer.groups)
     assert same_groups(resumed.rounds.fresh, whole.rounds.fresh)
-    assert resumed.rounds.gate.state() == whole.rounds.gate.state()
+    assert resumed.gate.state() == whole.gate.state()
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
     prompts = [run.prompts and run.prompts.state() for run in (resumed, whole)]
     assert prompts[0] == prompts[1]
@@ -103,7 +103,7 @@ CASES = {
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
     "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),
-    "head-with-transported-rollouts": (3, {"value_parametrization": "vocab", "rollout_transport_steps": 2}),
+    "head-with-transported-rollouts": (3, {"value_parametrization": "vocab", "rollout_policy": "transport"}),
     "distilled": (7, {"distill_coef": 1.0, "value_backbone": "copy"}),
     "distilled-lora": (4, {"distill_coef": 1.0, "peft_config": LORA, "value_learning_rate": 3e-3}),
     "logged-every-other-step": (4, {"logging_steps": 2, "value_holdout_ratio": 0.4}),

@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""ValueBuffer: bound, drawing, bit-exact saving, and batches padded as TRL pads them."""
+"""ValueBuffer: bound, drawing, bit-exact saving, and micro-batches padded as TRL pads them."""
 
 import math
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vgf_llm.trainer.buffer import RolloutGroup, ValueBuffer, collate, pack, unpack
+from vgf_llm.trainer.fit.micro_batch import Row, collate
+from vgf_llm.trainer.keep.buffer import RolloutGroup, ValueBuffer, pack, unpack
 
 NAN = math.nan
 
@@ -33,7 +34,7 @@ def assert_same(left, right):
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
         assert one.step == other.step and one.is_mixed == other.is_mixed
-        for name in ("prompt_ids", "rewards"):
+        for name in ("prompt_ids", "rewards", "samplers"):
             assert getattr(one, name).dtype == getattr(other, name).dtype
             assert getattr(one, name).view(torch.uint8).equal(getattr(other, name).view(torch.uint8)), name
         for name in ("completion_ids", "ref_logps"):
@@ -99,13 +100,17 @@ def test_drawing_depends_on_the_generator_alone():
     assert draw(0) == first != draw(1)
 
 
-def test_drawing_mixed_groups_only():
+def test_drawing_among_wanted_groups_only():
     buffer = ValueBuffer(100)
     buffer.add([group(step, rewards=[1.0, float(step % 2)]) for step in range(6)])
-    assert sorted(item.step for item in buffer.sample(3, mixed_only=True)) == [0, 2, 4]
+
+    def mixed(item):
+        return item.is_mixed
+
+    assert sorted(item.step for item in buffer.sample(3, wanted=mixed)) == [0, 2, 4]
     uniform = ValueBuffer(100)
     uniform.add([group(rewards=[1.0, 1.0])])
-    assert uniform.sample(2, mixed_only=True) == []
+    assert uniform.sample(2, wanted=mixed) == []
 
 
 def test_drawing_from_nothing_gives_nothing():
@@ -188,55 +193,56 @@ def test_negative_capacity_is_refused():
         ValueBuffer(-1)
 
 
+def rows_of(*groups):
+    return [Row(item, index) for item in groups for index in range(len(item))]
+
+
 def test_collate_pads_prompts_on_the_left_and_completions_on_the_right():
     groups = [
-        RolloutGroup([1, 2, 3], [[4], [5, 6]], [0.0, 1.0], [[-0.1], [-0.2, -0.3]]),
+        RolloutGroup([1, 2, 3], [[4], [5, 6]], [0.0, 1.0], [[-0.1], [-0.2, -0.3]], samplers=[0, 1]),
         RolloutGroup([7], [[8, 9, 10], [11]], [NAN, 0.5], [[-0.4, -0.5, -0.6], [-0.7]]),
     ]
-    batch = collate(groups, pad_token_id=99)
-    assert batch["prompt_ids"].tolist() == [[1, 2, 3], [1, 2, 3], [99, 99, 7], [99, 99, 7]]
-    assert batch["prompt_mask"].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
-    assert batch["completion_ids"].tolist() == [[4, 99, 99], [5, 6, 99], [8, 9, 10], [11, 99, 99]]
-    assert batch["completion_mask"].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    batch = collate(rows_of(*groups), pad_token_id=99, with_reference=True)
+    assert batch.prompt_ids.tolist() == [[1, 2, 3], [1, 2, 3], [99, 99, 7], [99, 99, 7]]
+    assert batch.prompt_mask.tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
+    assert batch.completion_ids.tolist() == [[4, 99, 99], [5, 6, 99], [8, 9, 10], [11, 99, 99]]
+    assert batch.completion_mask.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert batch.input_ids[3].tolist() == [99, 99, 7, 11, 99, 99]
+    assert batch.attention_mask[3].tolist() == [0, 0, 1, 1, 0, 0]
+    assert batch.response_mask[1].tolist() == [0, 0, 0, 1, 1, 0]
     expected = torch.tensor([[-0.1, 0, 0], [-0.2, -0.3, 0], [-0.4, -0.5, -0.6], [-0.7, 0, 0]])
-    torch.testing.assert_close(batch["ref_logps"], expected)
-    torch.testing.assert_close(batch["rewards"], torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
-    assert (batch["group_shape"], batch["group_sizes"]) == ((2, 2), [2, 2])
-    assert batch["prompt_ids"].dtype == batch["completion_mask"].dtype == torch.int64
-    assert batch["rewards"].dtype == batch["ref_logps"].dtype == torch.float32
+    torch.testing.assert_close(batch.ref_logps, expected)
+    torch.testing.assert_close(batch.rewards, torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
+    assert (batch.group_sizes, batch.place.tolist(), batch.sampler.tolist()) == ([2, 2], [0, 1, 0, 1], [0, 1, 0, 0])
+    assert batch.prompt_ids.dtype == batch.completion_mask.dtype == torch.int64
+    assert batch.rewards.dtype == batch.ref_logps.dtype == torch.float32
 
 
-def test_collate_rounds_lengths_up_and_leaves_absent_log_probabilities_out():
-    batch = collate([group(logps=False)], pad_token_id=0, pad_to_multiple_of=4)
-    assert batch["prompt_ids"].shape == batch["completion_ids"].shape == (2, 4)
-    assert "ref_logps" not in batch
+def test_collate_rounds_lengths_up():
+    batch = collate(rows_of(group(logps=False)), pad_token_id=0, pad_to_multiple_of=4)
+    assert batch.prompt_ids.shape == batch.completion_ids.shape == (2, 4)
+    assert batch.ref_logps is None
 
 
-def test_groups_may_differ_in_size_and_then_have_no_common_shape():
-    batch = collate([group(size=2), group(size=3)], pad_token_id=0)
-    assert batch["group_sizes"] == [2, 3]
-    assert len(batch["prompt_ids"]) == len(batch["rewards"]) == 5
-    assert "group_shape" not in batch
+def test_groups_may_differ_in_size_and_what_is_missing_has_no_reward():
+    batch = collate(rows_of(group(size=2), group(size=3)), pad_token_id=0)
+    assert batch.group_sizes == [2, 3]
+    assert len(batch.prompt_ids) == len(batch.rewards) == 5
+    assert batch.group_rewards.isnan().sum(dim=1).tolist() == [1, 1, 0, 0, 0]
 
 
-def test_successes_are_the_completions_of_reward_1():
-    full = RolloutGroup([5], [[1], [2, 3], [4], [6]], [1.0, 0.5, NAN, 1.0], [[-0.1], [-0.2, -0.3], [-0.4], [-0.5]], 7)
-    kept = full.successes()
+def test_some_completions_make_a_group():
+    full = RolloutGroup(
+        [5], [[1], [2, 3], [4], [6]], [1.0, 0.5, NAN, 1.0], [[-0.1], [-0.2, -0.3], [-0.4], [-0.5]], 7, [0, 0, 1, 1]
+    )
+    kept = full.subset([0, 3])
     assert [ids.tolist() for ids in kept.completion_ids] == [[1], [6]]
     assert kept.rewards.tolist() == [1.0, 1.0]
-    assert (kept.prompt_ids.tolist(), kept.step) == ([5], 7)
+    assert (kept.prompt_ids.tolist(), kept.step, kept.samplers.tolist()) == ([5], 7, [0, 1])
     assert [row.tolist() for row in kept.ref_logps] == [pytest.approx([-0.1]), pytest.approx([-0.5])]
-    assert kept.successes() is kept
-    assert RolloutGroup([5], [[1], [2]], [0.0, NAN]).successes() is None
+    assert kept.subset([0, 1]) is kept
 
 
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ([], "`groups` is empty"),
-        ([group(), group(logps=False)], "1 of 2 groups have `ref_logps`"),
-    ],
-)
-def test_collate_refuses_groups_that_make_no_batch(groups, message):
-    with pytest.raises(ValueError, match=message):
-        collate(groups, pad_token_id=0)
+def test_collate_refuses_no_rows():
+    with pytest.raises(ValueError, match="`rows` is empty"):
+        collate([], pad_token_id=0)
