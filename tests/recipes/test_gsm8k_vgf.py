@@ -2,18 +2,25 @@
 """The math recipe: its command line, its YAML files, and the whole of it at a small size."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from eval.tasks import Task
 from recipes import gsm8k_vgf
 from recipes.embedded_math import BASE_DIR
 from vgf_llm import VGFModel, cli
 
+ROOT = Path(gsm8k_vgf.__file__).parents[1]
 CONFIGS = sorted((Path(gsm8k_vgf.__file__).parent / "configs").glob("gsm8k_*.yaml"))
 # A CPU has no bf16 arithmetic that the trainer accepts.
 ON_CPU = ["--bf16", "false", "--dtype", "float32", "--gradient_checkpointing", "false"]
@@ -65,6 +72,64 @@ def test_a_missing_model_and_an_unknown_reward_are_named(tmp_path: Path) -> None
         gsm8k_vgf.choose_reward("judge", "#### 3")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         gsm8k_vgf.main(["--dataset_name", str(tmp_path / "nowhere"), "--model_name_or_path", str(BASE_DIR), *ON_CPU])
+
+
+def test_the_table_is_as_large_as_the_bound_allows(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = Dataset.from_dict({"prompt": [str(i) for i in range(10)]})
+    task = Task("toy", problems, lambda completions, **columns: [0.0] * len(completions))
+    console = Console(width=200)
+    assert len(gsm8k_vgf.affordable(task, 6, 60, 8, console).problems) == 10
+    assert "10 problems x 6 responses = 60, of up to 8 tokens\n" in capsys.readouterr().out
+    assert gsm8k_vgf.affordable(task, 6, 47, 8, console).problems["prompt"] == [str(i) for i in range(7)]
+    assert "7 problems x 6 responses = 42" in (printed := capsys.readouterr().out)
+    assert "3 problems are left out (`max_eval_responses` 47)" in printed
+    with pytest.raises(ValueError, match="`max_eval_responses` is 11, but one problem takes 6 responses"):
+        gsm8k_vgf.affordable(task, 6, 11, 8, console)
+
+
+def _on_two_processes(folder: Path, launcher: list[str], options: list[str]) -> dict[str, float]:
+    """Runs the recipe on two CPU processes; returns the scores of its table."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # DeepSpeed looks for ninja there
+    script = ROOT / "recipes" / "gsm8k_vgf.py"
+    command = [sys.executable, "-m", *launcher, str(script), "--output_dir", str(folder), "--use_cpu", "true", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("One transported sample (L=2") == 1  # the first process alone prints
+    return {row["method"]: row["score"] for row in json.loads((folder / "results.json").read_text())["rows"]}
+
+
+TWO = [
+    *("--num_train_problems", "24", "--num_validation_problems", "3", "--num_test_problems", "5"),
+    *("--budget_steps", "0", "2", "--eval_particles", "2", "--eval_baseline_samples", "2", "--eval_rows", "4"),
+    *("--per_device_train_batch_size", "8", "--steps_per_generation", "2", "--max_steps", "1"),
+    *("--disable_tqdm", "true"),
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_print_the_table_of_one(tmp_path: Path) -> None:
+    still = ["--learning_rate", "1e-30", "--value_holdout_ratio", "0"]  # the value stays where it starts
+    two = _on_two_processes(
+        tmp_path / "two", ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"], [*TWO, *still]
+    )
+    gsm8k_vgf.main(["--output_dir", str(tmp_path / "one"), "--use_cpu", "true", *TWO, *still])
+    one = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
+    assert two == {row["method"]: row["score"] for row in one["rows"]}
+
+
+@pytest.mark.distributed
+@pytest.mark.deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sharded_weights_are_evaluated_on_every_process(tmp_path: Path) -> None:
+    config = ROOT / "recipes" / "accelerate_configs" / "zero3.yaml"
+    launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", "--main_process_port", "0"]
+    scores = _on_two_processes(tmp_path, launcher, [*TWO, "--value_backbone", "lora", "--rollout_fraction", "1.0"])
+    assert "VGF, one particle, L=2" in scores
 
 
 def _check_results(folder: Path) -> dict[str, Any]:

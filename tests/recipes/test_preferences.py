@@ -10,7 +10,7 @@ from datasets import Dataset
 from recipes import hh_vgf, preferences, tldr_vgf
 from tests.trainer.tiny import llama, tokenizer
 from tests.unit.reward_models.classifiers import classifier
-from vgf_llm import VGFModel
+from vgf_llm import TransportConfig, VGFModel
 
 ON_CPU = ["--bf16", "false", "--dtype", "float32", "--gradient_checkpointing", "false", "--disable_tqdm", "true"]
 RECIPES = {"hh": hh_vgf, "tldr": tldr_vgf}
@@ -70,6 +70,13 @@ def test_real_hh_pairs_run_whole(models: dict[str, str], tmp_path: Path, data_di
     table = (out / "win_rates.md").read_text(encoding="utf-8")
     assert "| VGF as the paper reports it, not measured here | 68.1 | 59.0 |" in table
     assert VGFModel.from_pretrained(out).value.parametrization == "log_ratio"
+
+
+def test_every_space_moves_with_a_budget() -> None:
+    args = preferences.PairScriptArguments(dataset_name="x", spaces=list(preferences.SPACES), sequence_steps=3)
+    draws = args.draws(TransportConfig(transport_steps=5, step_size=0.25))
+    assert [draw.options.get("transport_steps") for draw in draws.values()] == [0, 5, 3, 3]
+    assert draws["VGF logit"].options["step_size"] == 0.25
 
 
 def write_pairs(folder: Path, **columns: list[str]) -> str:

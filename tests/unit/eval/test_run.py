@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval import run, tune_budget, win_rate
+from eval import loading, run, tune_budget, win_rate
 from eval.methods import DEFAULT_METHODS
 from eval.metrics import TurnOver
 from eval.sampling import Samples
-from eval.store import SampleStore
+from eval.store import SampleStore, fingerprint
 from recipes.embedded_math import BASE_DIR
+from tests.layouts import vgf_model
 from tests.unit.eval.models import save_vgf
 from vgf_llm import VGFModel
 from vgf_llm.models.config import TransportConfig
@@ -107,6 +108,34 @@ def test_bad_input_is_refused_before_anything_is_sampled(
         assert run.main(arguments(model, tmp_path / "out", **{**SMALL, **options})) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "samples.jsonl").exists()
+
+
+def test_a_checkpoint_is_measured_and_its_folder_knows_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(BASE_DIR)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    vgf_model(base, "bilinear", seed=1, std=0.5).save_pretrained(checkpoint, save_policy=False)
+    assert not (checkpoint / "model.safetensors").exists()
+    argv = arguments(str(checkpoint), tmp_path / "out", methods=["greedy"], num_problems=2)
+    assert run.main(argv) == 0
+    settings = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["base"] == f"{BASE_DIR} ({fingerprint(BASE_DIR)})"
+    assert settings["dtype"] == "float32" and settings["rewards"] == {"gold": "reward_models.verifiable.gsm8k_reward"}
+    assert settings["sampling"]["temperature"] == 1.0
+    capsys.readouterr()
+    assert run.main([*argv, "--dtype", "bfloat16"]) == 1
+    assert "dtype: 'float32' there, 'bfloat16' now" in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(BASE_DIR)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert run.main([*argv, "--tokenizer", str(tmp_path / "tokenizer")]) == 1
+    assert f"tokenizer: {settings['tokenizer']!r} there" in capsys.readouterr().err
+    assert run.main([*argv, "--problem_seed", "1"]) == 1
+    assert f"problems: {settings['problems']!r} there, '2 (" in capsys.readouterr().err
+    monkeypatch.setattr(loading, "identity", lambda name, revision=None: "another")
+    assert run.main(argv) == 1
+    assert f"base: {settings['base']!r} there, '{BASE_DIR} (another)' now" in capsys.readouterr().err
 
 
 def fake_samples(gold: list[float], proxy: list[float] | None) -> Samples:

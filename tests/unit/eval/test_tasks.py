@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from eval.tasks import TASKS, Task, TaskOptions, load_task
+from eval.tasks import TASKS, Task, TaskOptions, load_task, reward_mark
 from recipes.embedded_preference import PROXY_DIR
 from reward_models.accuracy import score_responses
 from tests.trainer.tiny import VOCAB, tokenizer
@@ -24,6 +24,35 @@ def test_unknown_tasks_and_splits_are_listed() -> None:
         load_task("math500", TaskOptions(split="validation"))
     with pytest.raises(ValueError, match="`num_problems` must be at least 1, or left out; got 0"):
         TaskOptions(num_problems=0)
+
+
+def test_switches_of_the_template_are_json_and_reach_the_task() -> None:
+    options = TaskOptions(num_problems=2, chat_template_kwargs='{"enable_thinking": false}')
+    assert options.chat_template_kwargs == {"enable_thinking": False}
+    assert load_task("embedded_math", options).chat_template_kwargs == {"enable_thinking": False}
+    assert load_task("embedded_math", TaskOptions(num_problems=2)).chat_template_kwargs is None
+    with pytest.raises(ValueError, match="`chat_template_kwargs` 'thinking=no' is not JSON"):
+        TaskOptions(chat_template_kwargs="thinking=no")
+    with pytest.raises(ValueError, match="`chat_template_kwargs` must be a JSON object"):
+        TaskOptions(chat_template_kwargs="[1]")
+
+
+def test_problems_and_rewards_are_told_apart_by_content(tmp_path: Path) -> None:
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    def marks(*prompts: str) -> dict[str, Any]:
+        return Task("toy", Dataset.from_dict({"prompt": list(prompts)}), reward).marks
+
+    assert marks("a", "b") == marks("a", "b") != marks("a", "c")
+    assert "test_problems_and_rewards_are_told_apart" in marks("a")["rewards"]["gold"]
+    tiny = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+    first, second = (LlamaForSequenceClassification(tiny) for _ in range(2))
+    assert reward_mark(first) == reward_mark(first) != reward_mark(second)
+    for folder, model in (("first", first), ("again", first), ("second", second)):
+        model.save_pretrained(tmp_path / folder)
+    saved = [reward_mark(str(tmp_path / name)) for name in ("first", "again", "second")]
+    assert saved[0] == saved[1] != saved[2]
 
 
 def test_embedded_math_scores_answers() -> None:
