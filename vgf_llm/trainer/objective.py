@@ -158,3 +158,5 @@ def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     count = scored.sum(dim=-1, keepdim=True) - scored.long()
     rate = (others + 0.5) / (count + 1.0)
     return torch.logit(rate).view(-1, 1) + (scores * mask).cumsum(dim=-1)
+
+
