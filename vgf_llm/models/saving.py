@@ -244,7 +244,7 @@ def _with_adapter(policy: nn.Module, directory: Path, adapted: bool, strict_base
         policy = PeftModel.from_pretrained(cast(Any, policy), str(directory))
         load_adapter(policy, "default", directory / ADAPTER_NAME)
     elif own is not None and strict_base:
-        parameters = adapter_parameters(policy, own)
+        parameters = _by_stored_name(policy, own)
         found = load_tensors(directory / ADAPTER_NAME, parameters) if adapted else {}
         differing = [name for name in parameters if name not in found or not _same(found[name], parameters[name])]
         if differing:
