@@ -31,6 +31,7 @@ from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
 from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_rows, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import (
+    check_dataset,
     check_dataset_prompts,
     check_prompt_lengths,
     max_prompt_length,
@@ -819,7 +820,7 @@ class VGFTrainer(CheckpointedTrainer):
         if self.reads_pairs:
             dataset = with_prompts(dataset)
             check_pairs(self.args, None, dataset)
-        check_inputs(self.args, None, dataset)
+        check_dataset(dataset, "eval_dataset")
         return self._readable(dataset, self.vgf_model.policy, self.args, "eval_dataset")
 
     def prediction_step(
