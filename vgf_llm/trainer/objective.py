@@ -160,3 +160,26 @@ def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     return torch.logit(rate).view(-1, 1) + (scores * mask).cumsum(dim=-1)
 
 
+def policy_loss(policy_logps: Tensor, moved: Transported, batch: Batch) -> Tensor:
+    """KL of the transported distribution to the policy's, at every visited state: the distillation loss.
+
+    Args:
+        policy_logps: `[R, T, K]`, with gradients.
+        moved: The targets.
+        batch: The batch.
+
+    Returns:
+        A scalar.
+    """
+    _, _, mask = sequences(batch)
+    losses = distillation_loss(policy_logps, moved.logits, moved.candidates.mask, mask, reduction="sequence")
+    return losses.sum() / _num_rows(batch)
+
+
+def mean_over_rows(values: Tensor, batch: Batch) -> Tensor:
+    """Mean over completions of the mean of `[R, T]` over the tokens of each."""
+    return masked_mean(values, batch["completion_mask"], dim=-1).sum() / _num_rows(batch)
+
+
+def _num_rows(batch: Batch) -> float:
+    return batch["num_groups"] * batch["group_shape"][1]

@@ -18,7 +18,7 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models import SequenceValue, TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
-from vgf_llm.vgf_model import BackboneName
+from vgf_llm.models.valued_policy import BackboneName
 from vgf_llm.trainer.batch_sizes import fit_round
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
