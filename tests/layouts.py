@@ -129,10 +129,30 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_ch
 BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
     **{
         name: {}
-        for name in (
-            "apertus arcee bitnet ernie4_5 gemma glm glm4 gpt_neox helium hunyuan_v1_dense llama mistral nemotron "
-            "olmo olmo2 phi qwen2 qwen3 seed_oss smollm3 stablelm starcoder2"
-        ).split()
+        for name in [
+            "apertus",
+            "arcee",
+            "bitnet",
+            "ernie4_5",
+            "gemma",
+            "glm",
+            "glm4",
+            "gpt_neox",
+            "helium",
+            "hunyuan_v1_dense",
+            "llama",
+            "mistral",
+            "nemotron",
+            "olmo",
+            "olmo2",
+            "phi",
+            "qwen2",
+            "qwen3",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "starcoder2",
+        ]
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "bloom": {"n_head": 4, "n_layer": 2},

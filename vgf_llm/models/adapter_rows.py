@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class RowBlocks(nn.Module):
         return _restore, (type(self).__mro__[2],), self.__dict__
 
 
-@lru_cache(maxsize=None)
+@cache
 def _extended(kind: type) -> type:
     return type(kind.__name__, (RowBlocks, kind), {"__module__": kind.__module__})
 

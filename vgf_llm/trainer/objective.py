@@ -7,7 +7,7 @@ changes it.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor
