@@ -4,14 +4,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vgf_llm.models import VGFModel
+from vgf_llm import VGFModel
 from vgf_llm.models.adapter_rows import adapter_rows
-from vgf_llm.models.language_model import project_hidden
-from vgf_llm.models.teacher_forcing import Rows
+from vgf_llm.models.language_model import STATES_AT_A_TIME, logits_of_states
+from vgf_llm.models.valued_policy import Rows
 
-_MAX_LOGITS = 2**26  # entries of one block of [R, T, V]
+_MAX_TOKENS = 2**14  # in one block of [R, P + T]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def likelihood(
     transport_kl: Tensor | None = None,
     group_size: int = 1,
 ) -> Likelihood:
-    """Scores finished responses under the reference, in blocks of rows that bound the memory for logits.
+    """Scores finished responses under the reference, in blocks of rows that bound the memory for activations.
 
     The divergence is summed along each sampled path. A plain policy's is exact at every token. A greedy one puts all
     mass on its response, so its divergence is that response's surprise. Transport by `KL(q || p)` from a policy `p`
@@ -60,8 +60,7 @@ def likelihood(
         A `Likelihood`.
     """
     num_tokens = completion_mask.shape[1]
-    vocab = model.vgf_config.vocab_size
-    block = max(1, _MAX_LOGITS // (max(num_tokens, 1) * vocab) // group_size) * group_size
+    block = max(1, _MAX_TOKENS // sequences.shape[1] // group_size) * group_size
     base, spent = [], []
     for start in range(0, len(sequences), block):
         part = slice(start, start + block)
@@ -78,9 +77,7 @@ def likelihood(
         elif temperature == 1.0 and not _trained(model):
             spent.append(torch.zeros_like(base[-1]))
         else:
-            log_p = (_policy_logits(model, rows) / temperature).log_softmax(-1)
-            log_mu = _reference_logits(model, rows).log_softmax(-1)
-            spent.append((((log_p.exp() * (log_p - log_mu)).sum(dim=-1)) * mask).sum(dim=-1))
+            spent.append((_divergence(model, rows, temperature) * mask).sum(dim=-1))
     return Likelihood(torch.cat(base), torch.cat(spent))
 
 
@@ -92,23 +89,25 @@ def _trained(model: VGFModel) -> bool:
 def _policy_excess(model: VGFModel, rows: Rows, mask: Tensor, ref_logps: Tensor) -> Tensor:
     if not _trained(model):
         return torch.zeros(len(mask), device=mask.device)
-    logps = _policy_logits(model, rows).log_softmax(dim=-1)
-    chosen = logps.gather(-1, rows.tokens.unsqueeze(-1)).squeeze(-1)
-    return ((chosen - ref_logps) * mask).sum(dim=-1)
-
-
-def _policy_logits(model: VGFModel, rows: Rows) -> Tensor:
     with adapter_rows(model.policy, model.policy_adapter):
-        return _logits(model.policy, rows)
+        logps = rows.logps(model.policy, rows.states(model.policy))
+    return ((logps - ref_logps) * mask).sum(dim=-1)
 
 
-def _reference_logits(model: VGFModel, rows: Rows) -> Tensor:
-    if model.ref_model is not None:
-        return _logits(model.ref_model, rows)
+def _divergence(model: VGFModel, rows: Rows, temperature: float) -> Tensor:
+    """KL of the policy at a temperature to the reference, `[R, T]`, with the logits of a few states at a time."""
+    reference = model.policy if model.ref_model is None else model.ref_model
+    with adapter_rows(model.policy, model.policy_adapter):
+        policy_states = rows.states(model.policy)
     with adapter_rows(model.policy, None):
-        return _logits(model.policy, rows)
-
-
-def _logits(model: nn.Module, rows: Rows) -> Tensor:
-    """`[R, T, V]`, those that the response's tokens were chosen by."""
-    return project_hidden(model, rows.hidden_states(model)[:, -rows.num_tokens - 1 : -1]).float()
+        ref_states = rows.states(reference)
+    found = []
+    for states, others in zip(
+        policy_states.flatten(0, 1).split(STATES_AT_A_TIME),
+        ref_states.flatten(0, 1).split(STATES_AT_A_TIME),
+        strict=True,
+    ):
+        log_p = (logits_of_states(model.policy, states) / temperature).log_softmax(-1)
+        log_mu = logits_of_states(reference, others).log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_mu)).sum(dim=-1))
+    return torch.cat(found).view(rows.tokens.shape)

@@ -13,13 +13,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 AdapterBlocks = tuple[str | None, ...]
 
@@ -56,7 +57,7 @@ class RowBlocks(nn.Module):
         return _restore, (type(self).__mro__[2],), self.__dict__
 
 
-@lru_cache(maxsize=None)
+@cache
 def _extended(kind: type) -> type:
     return type(kind.__name__, (RowBlocks, kind), {"__module__": kind.__module__})
 
@@ -83,6 +84,22 @@ def _delta(layer: Any, adapter: str, x: Tensor) -> Tensor:
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """Returns the LoRA layers of `model`, in module order."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tells whether a module is a linear layer, adapted or not, and nothing more.
+
+    Some layouts derive routers of experts from linear layers, with a forward of their own that returns more than one
+    tensor. Such a layer is asked.
+    """
+    base: Any = module.base_layer if isinstance(module, LoraLayer) else module
+    if not isinstance(base, nn.Linear | Conv1D):
+        return isinstance(module, LoraLayer)  # a quantized layer that PEFT knows
+    if not type(base).__module__.startswith(("transformers.models.", "transformers_modules.")):
+        return True
+    with torch.no_grad():
+        weight = base.weight
+        return not hasattr(weight, "ds_id") and isinstance(base(weight.new_zeros(1, base.in_features)), Tensor)
 
 
 def prepare_rows(model: nn.Module) -> object:
@@ -206,13 +223,21 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
     output = model.get_output_embeddings()
     if isinstance(output, LoraLayer) and adapter in output.lora_A:
         found.append("the output embedding among the target modules")  # the frozen embedding scores chosen tokens
+    if any(adapter in layer.lora_A and not is_linear(layer) for layer in layers.values()):
+        found.append("a router among the target modules")  # it returns more than one tensor
     if any("experts" in name.split(".") and adapter in layer.lora_A for name, layer in layers.items()):
         found.append("routed experts among the target modules")  # their rows are tokens, in no order of the batch's
     if found:
-        raise ValueError(
-            f"Adapter {adapter!r} must be plain LoRA on linear layers, found {', '.join(found)}. Use "
-            "LoraConfig(target_modules='all-linear'), or merge the adapter into the policy with merge_and_unload()."
-        )
+        raise not_plain_lora(adapter, found)
+
+
+def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
+    """The error for an adapter that asks for more than row blocks can give."""
+    return ValueError(
+        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. Use "
+        "LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the adapter "
+        "into the policy with merge_and_unload()."
+    )
 
 
 def beyond_plain_lora(config: Any) -> list[str]:

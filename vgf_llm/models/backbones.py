@@ -5,14 +5,20 @@ import copy
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from vgf_llm.models.adapter_rows import adapter_rows, beyond_plain_lora, check_plain_lora, lora_layers
-from vgf_llm.models.language_model import evaluating, inner_model, probe_logits, same_logits
+from vgf_llm.models.adapter_rows import (
+    adapter_rows,
+    beyond_plain_lora,
+    check_plain_lora,
+    is_linear,
+    lora_layers,
+    not_plain_lora,
+)
+from vgf_llm.models.language_model import inner_model, probe_logits, same_logits
 from vgf_llm.models.value import ValueModel
 
 VALUE_ADAPTER = "value"
@@ -116,9 +122,7 @@ def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> l
     inner = inner_model(policy)
     output, decoder = inner.get_output_embeddings(), inner.get_decoder()
     inside = None if decoder is None or decoder is inner else {id(module) for module in decoder.modules()}
-    layers = {
-        name: module for name, module in inner.named_modules() if isinstance(module, nn.Linear | Conv1D | LoraLayer)
-    }
+    layers = {name: module for name, module in inner.named_modules() if is_linear(module)}
     wanted = {
         name
         for name, module in layers.items()
@@ -139,15 +143,15 @@ def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> l
 
 
 def _peft_accepts(config: LoraConfig, model: PreTrainedModel, name: str) -> bool:
+    alone: Any = copy.deepcopy(config)
+    alone.target_modules, alone.target_parameters = {name}, None
     try:
         LoraModel._check_target_module_compatiblity(None, config, model, name.rpartition(".")[2])
+        # PEFT reads some names of older mixture-of-experts layouts as the expert parameters that took their place.
+        convert_peft_config_for_transformers(alone, model=model, conversions=None)
     except ValueError:
         return False
-    # PEFT reads some names of old mixture-of-experts layouts as the expert parameters that took their place.
-    from_name = copy.deepcopy(config)
-    from_name.target_modules, from_name.target_parameters = {name}, None
-    convert_peft_config_for_transformers(from_name, model=model, conversions=None)
-    return not from_name.target_parameters
+    return not alone.target_parameters
 
 
 def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConfig | None) -> PeftModel:
@@ -170,10 +174,7 @@ def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConf
     if not found and config.init_lora_weights is False:
         found = ["init_lora_weights=False"]
     if found:
-        raise ValueError(
-            f"The value's adapter must be plain LoRA that starts at zero on linear layers, found {', '.join(found)}. "
-            "Use LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian'."
-        )
+        raise not_plain_lora(VALUE_ADAPTER, found)
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         config.target_modules = linear_targets(policy, config)
     before, own = probe_logits(policy), own_adapter(policy)
@@ -190,10 +191,7 @@ def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConf
         after = probe_logits(policy)
     starts = (layer.lora_B[VALUE_ADAPTER].weight for layer in lora_layers(policy) if VALUE_ADAPTER in layer.lora_B)
     if after is None or not same_logits(after, before, inner_model(policy).dtype) or any(b.any() for b in starts):
-        raise ValueError(
-            "The value's adapter has to start at zero over an untouched base, and this configuration moved the base or "
-            f"starts elsewhere: {lora_config!r}. Use `init_lora_weights` True or 'gaussian'."
-        )
+        raise not_plain_lora(VALUE_ADAPTER, ["a start that moves the base, or is not zero"])
     return policy
 
 

@@ -216,8 +216,8 @@ class VGFModelConfig:
         if set(data) - known or not {"parametrization", "backbone", "hidden_size", "vocab_size"} <= set(data):
             raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
         if data["parametrization"] not in PARAMETRIZATIONS:
-            gone = " Values of a state alone are no longer part of this package." * (data["parametrization"] == "v_head")
-            allowed = ", ".join(PARAMETRIZATIONS)
-            raise ValueError(f"{path} has parametrization {data['parametrization']!r}; expected one of {allowed}.{gone}")
+            found, allowed = data["parametrization"], ", ".join(PARAMETRIZATIONS)
+            gone = " Values of a state alone are no longer part of this package." if found == "v_head" else ""
+            raise ValueError(f"{path} has parametrization {found!r}; expected one of {allowed}.{gone}")
         data["transport"] = TransportConfig.from_dict(data.get("transport", {}), str(path))
         return cls(**data)

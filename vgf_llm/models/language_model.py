@@ -204,8 +204,8 @@ def backbone_name(model: nn.Module) -> str:
 
 def _no_backbone(inner: PreTrainedModel) -> ValueError:
     return ValueError(
-        f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a value "
-        "cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
+        f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a "
+        "value cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
     )
 
 
@@ -298,8 +298,8 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     if not same_logits(found, logits, inner.dtype):
         raise ValueError(
             f"The hidden states of {type(inner).__name__} do not give its logits: the largest difference is "
-            f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be learned "
-            "on a model that computes its logits from anything else; use another layout of AutoModelForCausalLM."
+            f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be "
+            "learned on a model that computes its logits from anything else; use another layout of AutoModelForCausalLM."
         )
     return logits
 
@@ -346,7 +346,8 @@ def chosen_logps(
         model: A causal language model.
         hidden: `[..., D]`; `[B, T, D]` with a sampling that is not the default.
         ids: `[..., K]`, tokens of each state.
-        contexts: `[B, P + T]`, the rows whose last T tokens the states choose; needed for a repetition penalty.
+        contexts: `[B, P + T]`, the rows whose last T tokens the states choose, negative on padding; needed for a
+            repetition penalty.
         samplings: How tokens were drawn.
         sampler: `[B]`, which of `samplings` drew each row; the first where left out.
 
@@ -394,8 +395,8 @@ def _runs(first: int, count: int, steps: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _before(row: Tensor, start: int, end: int, steps: int) -> Tensor:
-    """The tokens `[S, L]` ahead of positions `start` to `end` of a row's last `steps` tokens; later ones are repeats."""
+    """The tokens `[S, L]` ahead of positions `start` to `end` of a row's last `steps` tokens; -1 for later ones."""
     length = row.shape[0] - steps
     ends = torch.arange(length + start, length + end, device=row.device).unsqueeze(-1)
     positions = torch.arange(row.shape[0], device=row.device)
-    return torch.where(positions < ends, row, row[0])
+    return torch.where(positions < ends, row, -1)

@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -76,7 +75,7 @@ def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tens
         logits: `[S, V]`, raw.
         ids: `[S, K]`.
         sampling: How they were drawn.
-        context: `[S, L]`, the tokens before each, in any order and number; for a repetition penalty.
+        context: `[S, L]`, the tokens before each, negative where there is none; for a repetition penalty.
 
     Returns:
         `[S, K]`, normalised over the kept tokens and the token itself.
@@ -93,7 +92,7 @@ def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tens
     if sampling.repetition_penalty != 1.0:
         if context is None:
             raise ValueError("`repetition_penalty` needs the tokens before each state; pass `context`.")
-        scores = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))(context, scores)
+        scores = _penalised(scores, context, sampling.repetition_penalty)
     cut = scores if sampling.candidates is None else keep_candidates(scores, *sampling.candidates)
     if sampling.temperature != 1.0:
         scores, cut = scores / sampling.temperature, TemperatureLogitsWarper(float(sampling.temperature))(ids, cut)
@@ -122,6 +121,13 @@ def keep_candidates(logits: Tensor, top_k: int, min_prob: float) -> Tensor:
     ids, mask = candidate_set(logits.detach(), top_k=top_k, min_prob=min_prob)
     kept = logits.gather(-1, ids).masked_fill(~mask, -torch.inf)
     return torch.full_like(logits, -torch.inf).scatter(-1, ids, kept)
+
+
+def _penalised(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
+    vocab_size = logits.shape[-1]
+    seen = torch.zeros(len(logits), vocab_size + 1, dtype=torch.bool, device=logits.device)
+    seen.scatter_(1, context.to(logits.device).masked_fill(context < 0, vocab_size).clamp(max=vocab_size), True)
+    return torch.where(seen[:, :-1], torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _warpers(sampling: Sampling) -> LogitsProcessorList:

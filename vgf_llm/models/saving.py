@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from vgf_llm.models.adapter_rows import adapter_parameters
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.config import VGFModelConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
@@ -256,9 +257,8 @@ def load_value_adapter(model: ValuedPolicy, directory: Path) -> None:
         ValueError: If it is truncated or of another shape.
     """
     own = {
-        name.replace(f".{VALUE_ADAPTER}.", "."): parameter
-        for name, parameter in model.policy.named_parameters()
-        if ".lora_" in name and f".{VALUE_ADAPTER}." in name
+        ".".join(name.rsplit(f".{VALUE_ADAPTER}.", 1)): parameter  # a layer may bear the adapter's name as well
+        for name, parameter in adapter_parameters(model.policy, VALUE_ADAPTER).items()
     }
     found = load_tensors(directory / VALUE_ADAPTER / "adapter_model.safetensors", own)
     with torch.no_grad():

@@ -115,7 +115,7 @@ class Rows:
             model,
             states,
             self.tokens.unsqueeze(-1),
-            contexts=self.input_ids,
+            contexts=self.input_ids.masked_fill(self.attention_mask == 0, -1),
             samplings=self.samplings,
             sampler=self.sampler,
         )

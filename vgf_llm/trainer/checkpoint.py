@@ -29,7 +29,7 @@ from vgf_llm.models.saving import (
 )
 from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.tensor_files import load_tensors
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.vgf_model import VGFModel
 from vgf_llm.trainer.buffer import ValueBuffer
 from vgf_llm.trainer.faults import explained_save
 from vgf_llm.trainer.sharding import is_zero3, whole_state_dict

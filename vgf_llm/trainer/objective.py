@@ -7,7 +7,7 @@ changes it.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,12 @@ from torch import Tensor
 from vgf_llm.functional import (
     bernoulli_value_loss,
     distillation_loss,
-    expectile_loss,
     kl_divergence,
     masked_mean,
     pairwise_value_loss,
     regression_value_loss,
     simplex_flow,
     success_likelihood_loss,
-    td_lambda_targets,
-    winner_likelihood_loss,
 )
 from vgf_llm.models import LogRatioValue, VGFModel
 from vgf_llm.models.outputs import Candidates
@@ -97,7 +94,6 @@ def transport_candidates(candidates: Candidates, args: VGFConfig) -> Transported
         candidates.q_values,
         step_size=args.step_size,
         num_steps=args.transport_steps,
-        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
         candidate_mask=candidates.mask,
         max_kl=args.max_kl,
     )
@@ -139,9 +135,6 @@ def value_loss(
         sequence_values = model.value.sequence_values(scores, mask).view(batch["group_shape"])
         rewards = rewards.view(batch["group_shape"])
         losses = pairwise_value_loss(sequence_values, rewards, reduction="prompt")
-        weight = args.resolve_winner_coef(rewards) if winner_coef is None else winner_coef
-        if weight > 0 and isinstance(model.value, LogRatioValue):
-            losses = losses + weight * winner_likelihood_loss(sequence_values, rewards, reduction="prompt")
         return losses.sum() / batch["num_groups"]
     trained = ~rewards.isnan()
     mask = mask * trained.unsqueeze(-1)
@@ -149,14 +142,8 @@ def value_loss(
     if kind == "bernoulli" and isinstance(model.value, LogRatioValue):
         scores = _prefix_logits(scores, mask, batch)
     targets = rewards
-    if args.td_lambda != 1.0:
-        targets = _td_targets(kind, rewards, batch, args, moved or transport_batch(model, batch, args))
     if kind == "regression":
-        if args.expectile != 0.5:
-            targets = targets if targets.dim() == 2 else targets.unsqueeze(-1).expand_as(scores)
-            losses = expectile_loss(scores, targets, mask, expectile=args.expectile, reduction="sequence")
-        else:
-            losses = regression_value_loss(scores, targets, mask, reduction="sequence")
+        losses = regression_value_loss(scores, targets, mask, reduction="sequence")
     else:
         losses = bernoulli_value_loss(scores, targets, mask, reduction="sequence")
     return losses.sum() / _num_rows(batch)
@@ -171,16 +158,6 @@ def _prefix_logits(scores: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     count = scored.sum(dim=-1, keepdim=True) - scored.long()
     rate = (others + 0.5) / (count + 1.0)
     return torch.logit(rate).view(-1, 1) + (scores * mask).cumsum(dim=-1)
-
-
-def _td_targets(kind: str, rewards: Tensor, batch: Batch, args: VGFConfig, moved: Transported) -> Tensor:
-    """TD(lambda) targets `[R, T]`, bootstrapped by the expectation of Q under the transported policy."""
-    _, _, mask = sequences(batch)
-    q_values = moved.candidates.q_values.exp() if kind == "bernoulli" else moved.candidates.q_values
-    expected = (moved.logits.exp() * torch.where(moved.candidates.mask, q_values, 0.0)).sum(dim=-1)
-    next_values = torch.nn.functional.pad(expected[:, 1:], (0, 1))
-    last = mask * (mask.cumsum(dim=-1) == mask.sum(dim=-1, keepdim=True))
-    return td_lambda_targets(rewards.unsqueeze(-1) * last, next_values, mask, td_lambda=args.td_lambda)
 
 
 def policy_loss(policy_logps: Tensor, moved: Transported, batch: Batch) -> Tensor:

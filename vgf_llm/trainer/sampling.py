@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from vgf_llm._compat import _BaseTrainer, profiling_context
 from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
-from vgf_llm.models.backbones import evaluating
+from vgf_llm.models.language_model import evaluating
 from vgf_llm.trainer.buffer import RolloutGroup, collate
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch

@@ -18,7 +18,7 @@ from transformers import (
 from vgf_llm._compat import create_model_from_path, get_config_model_id
 from vgf_llm.models import SequenceValue, TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
-from vgf_llm.models.vgf_model import BackboneName
+from vgf_llm.models.valued_policy import BackboneName
 from vgf_llm.trainer.batch_sizes import fit_round
 from vgf_llm.trainer.rollout_config import settings_dict
 from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
@@ -268,11 +268,10 @@ def transport_config(args: VGFConfig) -> TransportConfig:
     return TransportConfig(
         transport_steps=args.transport_steps,
         step_size=args.step_size,
-        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
         top_k_candidates=args.top_k_candidates,
         min_candidate_prob=args.min_candidate_prob,
         max_kl=args.max_kl,
-        space={"v_head": "hidden", "sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
+        space={"sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
     )
 
 

@@ -18,7 +18,7 @@ from vgf_llm.trainer.config_checks import (
     VALUE_PARAMETRIZATIONS,
     VALUE_POOLINGS,
 )
-from vgf_llm.trainer.ranges import Range
+from vgf_llm.functional import Range
 from vgf_llm.trainer.rollout_config import RolloutConfig
 
 _RANGES = {

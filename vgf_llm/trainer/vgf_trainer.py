@@ -21,7 +21,6 @@ from vgf_llm._compat import (
     profiling_decorator,
 )
 from vgf_llm.models import VGFModel
-from vgf_llm.models.backbones import is_value_adapter
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.checkpoint import CheckpointMixin
 from vgf_llm.trainer.dataloaders import DataLoaderMixin
@@ -354,7 +353,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         if not fresh or rate is None:
             return optimizer
         unwrapped = self.vgf_model
-        policy = {id(p) for n, p in unwrapped.policy.named_parameters() if not is_value_adapter(n)}
+        policy = {id(p) for p in unwrapped.policy_parameters().values()}
         groups = []
         for group in optimizer.param_groups:
             for is_policy in (True, False):
