@@ -256,7 +256,7 @@ def load_value_adapter(model: ValuedPolicy, directory: Path) -> None:
         FileNotFoundError: If the adapter's file is missing.
         ValueError: If it is truncated or of another shape.
     """
-    own = {
+    own: dict[str, Tensor] = {
         ".".join(name.rsplit(f".{VALUE_ADAPTER}.", 1)): parameter  # a layer may bear the adapter's name as well
         for name, parameter in adapter_parameters(model.policy, VALUE_ADAPTER).items()
     }
