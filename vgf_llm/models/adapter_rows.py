@@ -58,7 +58,7 @@ class RowBlocks(nn.Module):
 
 
 @cache
-def _extended(kind: type) -> type:
+def _extended(kind: Any) -> type:
     return type(kind.__name__, (RowBlocks, kind), {"__module__": kind.__module__})
 
 
@@ -117,7 +117,8 @@ def prepare_rows(model: nn.Module) -> object:
         for layer in layers:
             if not isinstance(layer, RowBlocks):
                 layer.rows_key = key
-                layer.__class__ = _extended(type(layer))
+                kind: Any = type(layer)
+                layer.__class__ = _extended(kind)
         return key
 
 
@@ -234,9 +235,9 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
 def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
     """The error for an adapter that asks for more than row blocks can give."""
     return ValueError(
-        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. Use "
-        "LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the adapter "
-        "into the policy with merge_and_unload()."
+        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. "
+        "Use LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the "
+        "adapter into the policy with merge_and_unload()."
     )
 
 

@@ -299,7 +299,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
         raise ValueError(
             f"The hidden states of {type(inner).__name__} do not give its logits: the largest difference is "
             f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be "
-            "learned on a model that computes its logits from anything else; use another layout of AutoModelForCausalLM."
+            "learned on a model that computes its logits from anything else; use another layout."
         )
     return logits
 

@@ -163,7 +163,7 @@ def test_merged_adapters_are_refused() -> None:
 
 def test_an_adapter_that_starts_anywhere_is_refused_for_the_value_alone() -> None:
     config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
-    with pytest.raises(ValueError, match="'value' must be plain LoRA.*init_lora_weights=False"):
+    with pytest.raises(ValueError, match=r"'value' must be plain LoRA.*init_lora_weights=False"):
         VGFModel(
             tiny_model("llama"),
             build_value("log_ratio", width=16, vocab_size=VOCAB),
@@ -217,7 +217,7 @@ def test_explicit_targets_on_a_mixture_of_experts_are_taken_or_refused() -> None
     value = build_value("log_ratio", width=64, vocab_size=320)
     VGFModel(broad_model("qwen3_moe"), value, backbone="lora", lora_config=LoraConfig(target_modules=["q_proj"]))
     experts = LoraConfig(target_modules=["gate_proj", "up_proj", "down_proj"])
-    with pytest.raises(ValueError, match="'value' must be plain LoRA.*target_parameters"):
+    with pytest.raises(ValueError, match=r"'value' must be plain LoRA.*target_parameters"):
         VGFModel(broad_model("qwen3_moe"), value, backbone="lora", lora_config=experts)
 
 
