@@ -303,12 +303,12 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
             share = step[rank]
             rows = [Row(*row) for row in share.rows]
             batch = collate(
-                rows or [Row(rounds.any_group(), 0)],
+                rows,
                 0,
                 num_groups=share.num_groups,
                 num_rows=share.num_rows,
-                present=bool(rows),
-                with_reference=bool(rows) and kind == "pairwise",
+                absent=[] if rows else [Row(rounds.any_group(), 0)],
+                with_reference=kind == "pairwise",
             )
             loss, _ = objective(value, value, batch)
             loss.backward()

@@ -66,11 +66,11 @@ def test_micro_steps_run_the_same_forwards_on_every_process(kind, whole_groups, 
             rows = [Row(*row) for row in step[index].rows]
             known = {id(group): torch.zeros(3, 1) for group in rounds.fresh}
             batch = collate(
-                rows or [Row(rounds.any_group(), 0)],
+                rows,
                 0,
-                present=bool(rows),
-                scores=known if rows else None,
-                with_reference=bool(rows) and kind == "pairwise",
+                absent=[] if rows else [Row(rounds.any_group(), 0)],
+                scores=known,
+                with_reference=kind == "pairwise",
             )
             counted.count = 0
             loss, _ = objective(model, model, batch)
