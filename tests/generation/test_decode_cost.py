@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What a decoded token costs beside the model: one synchronisation with the host, and few passes over the vocabulary."""
+"""What a decoded token costs beside the model: one synchronisation with the host, few passes over the vocabulary."""
 
 from collections import Counter
 from typing import Any
@@ -37,9 +37,10 @@ def per_token(model: VGFModel, **settings: Any) -> dict[str, float]:
 
     def counts(tokens: int) -> Counter[str]:
         torch.manual_seed(0)
-        options = {"do_sample": True, "top_k": 0, "min_new_tokens": 0, "eos_token_id": None, "max_new_tokens": tokens, "top_k_candidates": 8}
+        options = {"do_sample": True, "top_k": 0, "eos_token_id": None, "max_new_tokens": tokens, "top_k_candidates": 8}
         with Counted() as counted:
-            model.generate(prompts()[0][2:], **options, **settings)  # into a mask of padding transformers looks once more
+            # No padding: into a mask of it transformers looks once more.
+            model.generate(prompts()[0][2:], **options, **settings)
         return counted.found
 
     short, long = counts(4), counts(12)
@@ -52,7 +53,7 @@ def per_token(model: VGFModel, **settings: Any) -> dict[str, float]:
 )
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"num_particles": 2}, {"alpha": 1.0}, {"max_kl": 0.5}, {"min_entropy": 0.5}, {"num_particles": 2, "max_kl": 1}],
+    [{}, {"num_particles": 2}, {"alpha": 1.0}, {"max_kl": 0.5}, {"min_entropy": 0.5}],
     ids=str,
 )
 def test_a_token_costs_one_synchronisation(kind: tuple[str, str], softmaxes: int, settings: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_lengths_and_values_end_where_responses_do(
     assert out.lengths.shape == out.finished.shape == (3, 6)
     assert out.lengths.flatten().tolist() == lengths
     assert out.finished.flatten().tolist() == finished
-    assert 0 < sum(finished) and len(set(lengths)) > 1, "the case says nothing"
+    assert sum(finished) > 0 and len(set(lengths)) > 1, "the case says nothing"
     # Behind its end a response has neither values nor KL, and its value is that of the response alone.
     mask = response_mask(out.lengths, tokens.shape[1])
     assert not (out.token_scores * (1 - mask)).any() and not (out.kl * (1 - mask)).any()

@@ -69,9 +69,7 @@ class OfEachRow(LogitsProcessor):
 @pytest.mark.parametrize("steps", [0, 2])
 def test_processors_with_rows_have_one_for_each_particle(base: PreTrainedModel, steps: int) -> None:
     model, processor = vgf_model(base), OfEachRow()
-    out = model.generate(
-        *prompts(), transport_steps=steps, num_particles=3, logits_processor=[processor], **SAMPLED
-    )
+    out = model.generate(*prompts(), transport_steps=steps, num_particles=3, logits_processor=[processor], **SAMPLED)
     check_rows(out, 3)
     assert processor.calls == out.shape[1] - 5
     for who in ("base", "transport"):

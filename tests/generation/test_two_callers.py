@@ -25,7 +25,7 @@ def calls_of(model: VGFModel) -> list[Callable[[], Tensor]]:
         lambda: model.generate(*prompts(), transport_steps=4, step_size=0.5, **greedy),
         lambda: model.generate(*prompts(), transport_steps=0, **greedy),
         lambda: inner_model(model.policy).generate(prompts()[0], attention_mask=prompts()[1], **greedy),
-        lambda: sample(model, *prompts(), who="base", num_particles=2, top_k=1, do_sample=True, max_new_tokens=9).tokens,
+        lambda: sample(model, *prompts(), who="base", num_particles=2, do_sample=True, top_k=1, max_length=9).tokens,
     ]
     if model.value.needs_logits:
         found.append(lambda: sample(model, *prompts(), who="value", num_particles=1, **greedy).tokens)

@@ -90,8 +90,9 @@ def check_same(resumed, whole):
     assert same_groups(resumed.rounds.fresh, whole.rounds.fresh)
     assert resumed.gate.state() == whole.gate.state()
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
-    prompts = [run.prompts and run.prompts.state() for run in (resumed, whole)]
+    prompts = [run.schedule.prompts and run.schedule.prompts.state() for run in (resumed, whole)]
     assert prompts[0] == prompts[1]
+    assert resumed.rounds.outcomes.state() == whole.rounds.outcomes.state()
 
 
 CASES = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from vgf_llm.generation.ends import mask_after_eos as mask_after_eos  # its place in release 0.1
 from vgf_llm.models.config import TransportConfig
 
 AnswerFn = Callable[[list[int]], Hashable | None]
@@ -82,8 +83,6 @@ def check_decoding(
     if kwargs.get("streamer") is not None and (n > 1 or input_ids.shape[0] > 1):
         raise ValueError("`streamer` needs `num_particles=1` and one prompt: a stream is one response.")
     if n > 1 and not config.do_sample:
-        raise ValueError(
-            f"`num_particles={n}` with greedy decoding gives {n} equal responses; pass `do_sample=True`."
-        )
+        raise ValueError(f"`num_particles={n}` with greedy decoding gives {n} equal responses; pass `do_sample=True`.")
     if kwargs.get("past_key_values") is not None:
         raise ValueError("`past_key_values` has no rows for particles or for a value's adapter; leave it out.")

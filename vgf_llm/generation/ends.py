@@ -94,7 +94,7 @@ def record_ends(model: PreTrainedModel) -> Ends:
         ends.extend(prepare(*args, **kwargs))
         return ends
 
-    model._get_stopping_criteria = prepared  # type: ignore[method-assign]
+    model._get_stopping_criteria = prepared
     return ends
 
 

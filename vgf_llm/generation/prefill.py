@@ -13,9 +13,7 @@ _ROW_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", 
 _ROWLESS_INPUTS = ("cache_position",)
 
 
-def over_rows(
-    kwargs: dict[str, Any], num_rows: int, change: Callable[[Tensor, int], Tensor]
-) -> dict[str, Any] | None:
+def over_rows(kwargs: dict[str, Any], num_rows: int, change: Callable[[Tensor, int], Tensor]) -> dict[str, Any] | None:
     """Changes the arguments of a forward that have a row for each sequence.
 
     Args:

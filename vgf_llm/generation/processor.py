@@ -2,7 +2,7 @@
 """Token-level transport as an ordinary LogitsProcessor, so that every `generate` feature works with it."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,8 @@ class TransportProcessor(LogitsProcessor):
         control: str | None = None,
         record: bool = True,
     ) -> None:
-        self._value: Any = _ReadOnce(value)
-        self.space = build_space(policy, self._value, transport, control=control)
+        self._value = _ReadOnce(value)
+        self.space = build_space(policy, cast(ValueModel, self._value), transport, control=control)
         self.tap = tap
         self.transport = transport
         self.record = record
@@ -90,7 +90,7 @@ class TransportProcessor(LogitsProcessor):
             self._reads_raw_logits = found[0] is self
             return found
 
-        copied._get_logits_processor = prepared  # type: ignore[method-assign]
+        copied._get_logits_processor = prepared
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Maps the base's logits `[R, V]` to the transported ones; tokens that are no candidates get `-inf`."""
@@ -145,6 +145,7 @@ class TransportProcessor(LogitsProcessor):
         kl = torch.where(probs > 0, probs * (logits - state.logits), torch.zeros_like(probs)).sum(dim=-1).clamp(min=0)
         if untouched is not None:
             kl = torch.where(untouched, torch.zeros_like(kl), kl)
+        assert self._value.scores is not None
         self._records.append(_Record(state.candidate_ids, self._value.scores, kl))
 
     def token_kl(self, mask: Tensor) -> Tensor:

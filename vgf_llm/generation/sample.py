@@ -79,8 +79,8 @@ def sample(
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         >>> ids = torch.tensor([[1, 5]])
-        >>> found = sample(ValuedPolicy(LlamaForCausalLM(config)), ids, torch.ones_like(ids), who="base", num_particles=3,
-        ...                do_sample=True, min_new_tokens=2, max_new_tokens=2)
+        >>> found = sample(ValuedPolicy(LlamaForCausalLM(config)), ids, torch.ones_like(ids), who="base",
+        ...                num_particles=3, do_sample=True, min_new_tokens=2, max_new_tokens=2)
         >>> found.tokens.shape, found.lengths.tolist(), found.finished.tolist()
         (torch.Size([3, 2]), [2, 2, 2], [False, False, False])
     """

@@ -3,7 +3,8 @@
 
 The hidden state that a head reads is seen by a hook on the policy's backbone. A value with an adapter on the policy
 rides in the same forward: hooks repeat the batch, one row block per adapter, and hand `generate` the policy's rows
-alone. A value with a model of its own keeps its own cache. The hooks stand on a copy of the model's object for one call.
+alone. A value with a model of its own keeps its own cache. The hooks stand on a copy of the model's object for one
+call.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.layouts import LAYOUTS, VOCAB, prompts, tiny_model, vgf_model
 from vgf_llm.functional import simplex_flow
-from vgf_llm.generation import generate_from_value
+from vgf_llm.generation import sample
 from vgf_llm.models import TransportConfig, VGFModel
 
 
@@ -47,13 +47,13 @@ def test_defaults_sample_the_candidates_of_transport(backbone: str, tmp_path: Pa
     model = vgf_model(tiny_model("llama"), "log_ratio", backbone, transport=transport)
     ids, mask = prompts()
     torch.manual_seed(0)
-    candidates = {"top_k_candidates": VOCAB, "min_candidate_prob": 0.05}
-    expected = generate_from_value(model, ids, mask, num_particles=8, max_new_tokens=6, do_sample=True, **candidates)
+    options = {"max_new_tokens": 6, "do_sample": True, "top_k": 0}
+    expected = sample(model, ids, mask, who="value", num_particles=8, **options).tokens
     model.merge_value().save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.manual_seed(0)
     rows = {"input_ids": ids.repeat_interleave(8, 0), "attention_mask": mask.repeat_interleave(8, 0)}
-    found = loaded.generate(**rows, max_new_tokens=6)
+    found = loaded.generate(**rows, max_new_tokens=6)[:, ids.shape[1] :]
     assert found.tolist() == expected.tolist()
     assert (loaded.generation_config.top_k, loaded.generation_config.epsilon_cutoff) == (VOCAB, 0.05)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from tests.layouts import prompts, tiny_model, vgf_model
-from vgf_llm.generation.value_policy import CandidateProcessor
+from vgf_llm.generation.candidates import CandidateProcessor
 from vgf_llm.models import language_model
 from vgf_llm.models.language_model import chosen_logps, last_hidden_states
 from vgf_llm.models.sampling import Sampling, sampled_logps
