@@ -17,14 +17,14 @@ from vgf_llm.functional import within_prompt_accuracy
 from vgf_llm.models import VGFModel
 from vgf_llm.models.backbones import evaluating
 from vgf_llm.trainer.buffer import RolloutGroup, collate
+from vgf_llm.trainer.choose.pairs import pair_rows
 from vgf_llm.trainer.metrics import MetricLog, logger
 from vgf_llm.trainer.objective import Batch, mean_over_rows, sequences, transport_batch
-from vgf_llm.trainer.choose.pairs import pair_rows
 from vgf_llm.trainer.prefetch import Lookahead
 from vgf_llm.trainer.prompt_selection import UnsolvedFirst
-from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.rollout import Rollout, RolloutEngine, prompts_in_a_row
 from vgf_llm.trainer.rounds import ValueRounds
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.sequence_objective import gate_values, is_sequence
 from vgf_llm.trainer.sharding import whole_parameters
 from vgf_llm.trainer.vgf_config import are_outcomes
