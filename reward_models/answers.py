@@ -5,7 +5,6 @@ import re
 import unicodedata
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from itertools import pairwise
 
 # An answer is short. What is longer is cut here, so that no completion can make matching or arithmetic slow.
 MAX_ANSWER_CHARS = 1000
@@ -67,7 +66,8 @@ _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 # What may stand between "the answer is" and the number.
 _LEAD = re.compile(
     r"(?:(?:approximately|about|around|roughly|nearly|exactly|only|just|simply|thus|therefore|then|indeed|equal to|"
-    r"equals|a total of|an?|the number)[\s,:]+|\\approx\s*|[\u2248~=:]\s*|(?:USD|US|EUR|GBP|INR|AUD|CAD|Rs\.?)(?![a-z])\s*)+",
+    r"equals|a total of|an?|the number)[\s,:]+|\\approx\s*|[\u2248~=:]\s*"
+    r"|(?:USD|US|EUR|GBP|INR|AUD|CAD|Rs\.?)(?![a-z])\s*)+",
     re.IGNORECASE,
 )
 
@@ -90,9 +90,7 @@ _CONTINUES = re.compile(
 )
 # The sides of an equation: a name, or arithmetic that ends in a number.
 _NAME_SIDE = re.compile(r"[^\d=,;<>!]*")
-_SUM_SIDE = re.compile(
-    r"(?:[\d.,\s+\-*/\u00f7()%^]|(?<![a-z])(?:x|(?!or\b|and\b)[a-z]{2,})(?![a-z]))*", re.IGNORECASE
-)
+_SUM_SIDE = re.compile(r"(?:[\d.,\s+\-*/\u00f7()%^]|(?<![a-z])(?:x|(?!or\b|and\b)[a-z]{2,})(?![a-z]))*", re.IGNORECASE)
 
 
 def normalize_number(text: str) -> str | None:
@@ -138,14 +136,15 @@ def last_boxed(text: str) -> str | None:
         ('\\frac{1}{2}', '1, 2')
     """
     held: str | None = None
-    for box, after in pairwise([*_BOX.finditer(text)][::-1][:_MAX_PLACES] + [None]):
+    start = None  # of the box that follows
+    for box in [*_BOX.finditer(text)][: -_MAX_PLACES - 1 : -1]:
+        if start is not None and not _JOINED.fullmatch(text[box.end() : start].rpartition("}")[2]):
+            break
         part = _held(text, box)
         if part is None:
-            return held
-        held = part if held is None else f"{part}, {held}"
-        between = "" if after is None else text[after.end() : box.start()].rpartition("}")[2]
-        if not _JOINED.fullmatch(between):
             break
+        held = part if held is None else f"{part}, {held}"
+        start = box.start()
     return held
 
 
@@ -236,8 +235,8 @@ def _named_number(text: str) -> str | None:
         number = normalize_number(line)
         if number is not None:
             return number
-        if re.match(r"[-+$\\(]*\d", _plain(line)):  # an expression, a list or a range: this is the answer, and no number
-            return None
+        if re.match(r"[-+$\\(]*\d", _plain(line)):
+            return None  # an expression, a list or a range is the answer, and no number
         number = _stated(line)
         if number is not None:
             return number
@@ -247,7 +246,7 @@ def _named_number(text: str) -> str | None:
 def _named_answers(text: str) -> list[str]:
     """What stands behind `answer is` and `Answer:`, the last first; `A:` counts in the last line alone."""
     start = max(0, len(text) - _TAIL_CHARS)
-    ends = [(match.end(), None) for match in _PHRASE.finditer(text, start)]
+    ends = [(match.end(), "") for match in _PHRASE.finditer(text, start)]
     ends += [(match.end(), match.group(1)) for match in _REVERSED.finditer(text, start)]
     found = []
     for end, answer in sorted(ends, reverse=True)[:_MAX_PLACES]:

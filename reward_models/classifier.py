@@ -30,8 +30,8 @@ class ClassifierReward:
         tokenizer: Its tokenizer; by default loaded from where the model is.
         batch_size: Texts a forward pass.
         label: Of a classifier with several labels, the one that pays, by name or number: the reward is its log-odds.
-        lower_bound_coef: With several labels of `reward_models/train.py` (an ensemble), the reward is their mean minus this many standard
-            deviations; 0 is the mean.
+        lower_bound_coef: With several labels of `reward_models/train.py` (an ensemble), the reward is their mean minus
+            this many standard deviations; 0 is the mean.
         append_eos: Whether a text that is not a conversation is closed by the end-of-sequence token before a
             classifier's own `forward` reads it, as TRL's RewardTrainer does in training.
         name: Name in the trainer's metrics; the last part of the model's id by default.

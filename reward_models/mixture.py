@@ -4,6 +4,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -56,6 +57,10 @@ class WeightedMixture:
         if len(weights) != len(reward_funcs) or not all(map(math.isfinite, weights)):
             raise ValueError(f"weights must be {len(reward_funcs)} finite numbers, one per function; got {weights}.")
         self.reward_funcs = list(reward_funcs)
+        names = [_name(func) for func in reward_funcs]
+        # Functions of one name are numbered, so that each has a metric of its own.
+        counts = [names[: index + 1].count(func_name) for index, func_name in enumerate(names)]
+        self.reward_func_names = [n if count == 1 else f"{n}_{count}" for n, count in zip(names, counts, strict=True)]
         self.weights = weights
         self.__name__ = name
 
@@ -72,17 +77,17 @@ class WeightedMixture:
         Raises:
             ValueError: A function returns another number of rewards than the others.
         """
-        columns = []
-        for func in self.reward_funcs:
+        columns: list[list[float | None]] = []
+        for func, func_name in zip(self.reward_funcs, self.reward_func_names, strict=True):
             rewards = [None if reward is None or math.isnan(reward) else float(reward) for reward in func(**kwargs)]
             if columns and len(rewards) != len(columns[0]):
                 raise ValueError(
-                    f"The reward function {_name(func)!r} returned {len(rewards)} rewards, "
-                    f"{_name(self.reward_funcs[0])!r} {len(columns[0])}. Return one per completion, None to skip a row."
+                    f"The reward function {func_name!r} returned {len(rewards)} rewards, "
+                    f"{self.reward_func_names[0]!r} {len(columns[0])}. Return one per completion, None to skip a row."
                 )
             scored = [reward for reward in rewards if reward is not None]
             if log_metric is not None and scored:
-                log_metric(f"{self.__name__}/{_name(func)}/mean", sum(scored) / len(scored))
+                log_metric(f"{self.__name__}/{func_name}/mean", sum(scored) / len(scored))
             columns.append(rewards)
         return [self._combine(row) for row in zip(*columns, strict=True)]
 
@@ -92,4 +97,6 @@ class WeightedMixture:
 
 
 def _name(func: RewardFunction) -> str:
+    while isinstance(func, partial):
+        func = func.func
     return getattr(func, "__name__", type(func).__name__)

@@ -154,14 +154,14 @@ def _is_equal(found: str, gold: str, prompt: Any, timeout_seconds: float) -> boo
     if set(_OPERATION.findall(found)) - set(_OPERATION.findall(gold)):
         return False
     if "%" in found and "%" not in gold:
-        number = _PERCENT_SIGN.sub("", found)
+        bare = _PERCENT_SIGN.sub("", found)
         asked = re.search(r"percent|%", prompt if isinstance(prompt, str) else completion_text(prompt), re.IGNORECASE)
-        found = number if asked else rf"\frac{{{number}}}{{100}}"
-    sides = [Fraction(number) for side in _EQUALS.split(found) if (number := normalize_number(side))]
+        found = bare if asked else rf"\frac{{{bare}}}{{100}}"
+    sides = [Fraction(side) for side in map(normalize_number, _EQUALS.split(found)) if side is not None]
     if len(sides) > 1 and "=" not in gold:
-        # `5 = 7` names two numbers; `1/3 = 0.333` is one number twice.
-        exact = "=" in found and not re.search(r"\\approx|\\simeq|\u2248", found)
-        if max(sides) - min(sides) > (0 if exact else abs(max(sides, key=abs)) / 100):
+        # `5 = 7` names two numbers; `1/3 \\approx 0.333` is one number twice.
+        rounded = set(_EQUALS.findall(found)) != {"="}
+        if max(sides) - min(sides) > (abs(max(sides, key=abs)) / 100 if rounded else 0):
             return False
     if not re.search("[a-zA-Z!]", _BESIDE_A_NUMBER.sub("", found)):
         number = normalize_number(found)
@@ -292,11 +292,11 @@ def _gold_column(
         raise ValueError(f"The column {name!r} has {len(golds)} rows for {len(completions)} completions.")
     for gold in golds:
         number = isinstance(gold, (Real, Decimal)) and not isinstance(gold, bool)
-        if not (gold is None or isinstance(gold, str) or (number and math.isfinite(gold))):  # type: ignore[arg-type]
+        if not (gold is None or isinstance(gold, str) or (number and math.isfinite(gold))):
             error = ValueError if number else TypeError
             raise error(
-                f"A gold answer in the column {name!r} is {str(gold)[:200]} ({type(gold).__name__}); a text or a finite "
-                "number is expected. Correct the row, or set it to None to skip it."
+                f"A gold answer in the column {name!r} is {str(gold)[:200]} ({type(gold).__name__}); a text or a "
+                "finite number is expected. Correct the row, or set it to None to skip it."
             )
     return [None if gold is None else str(gold) for gold in golds]
 

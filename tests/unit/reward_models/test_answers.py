@@ -203,7 +203,14 @@ def test_golds_come_in_the_same_forms(gold: Any) -> None:
 @pytest.mark.parametrize("reward", [gsm8k_reward, math_reward])
 @pytest.mark.parametrize(
     ("gold", "error"),
-    [(True, TypeError), (["42"], TypeError), ({"a": 1}, TypeError), (b"42", TypeError), (math.nan, ValueError), ("", ValueError)],
+    [
+        (True, TypeError),
+        (["42"], TypeError),
+        ({"a": 1}, TypeError),
+        (b"42", TypeError),
+        (math.nan, ValueError),
+        ("", ValueError),
+    ],
     ids=repr,
 )
 def test_golds_that_are_none_are_named(reward: Any, gold: Any, error: type[Exception]) -> None:
@@ -238,7 +245,11 @@ def test_expressions(completion: str, gold: str, reward: float) -> None:
 
 
 def test_a_percent_sign_is_a_unit_where_the_prompt_asks_for_a_percentage() -> None:
-    prompts = ["By what percent does it grow?", [{"role": "user", "content": "By how many % does it grow?"}], "What is x?"]
+    prompts = [
+        "By what percent does it grow?",
+        [{"role": "user", "content": "By how many % does it grow?"}],
+        "What is x?",
+    ]
     assert math_reward(["\\boxed{7\\%}"] * 3, answer=[7] * 3, prompts=prompts) == [1.0, 1.0, 0.0]
 
 
@@ -282,7 +293,13 @@ def test_any_text_is_read(text: str) -> None:
 def test_equal_numbers_are_equal_in_every_form(number: Decimal) -> None:
     gold = str(number)
     top, bottom = Fraction(number).as_integer_ratio()
-    forms = [f"{number:,}", f"{number:,}".replace(",", " "), f"{number:e}", f"\\frac{{{top}}}{{{bottom}}}", f"${number}"]
+    forms = [
+        f"{number:,}",
+        f"{number:,}".replace(",", " "),
+        f"{number:e}",
+        f"\\frac{{{top}}}{{{bottom}}}",
+        f"${number}",
+    ]
     for form in forms:
         assert gsm8k_reward([f"#### {form}", f"\\boxed{{{form}}}", f"Answer: {form}."], answer=[gold] * 3) == [1.0] * 3
     assert gsm8k_reward([f"#### {number + 1}"], answer=[gold]) == [0.0]

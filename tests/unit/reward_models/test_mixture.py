@@ -2,6 +2,7 @@
 """Weighted sums of rewards, with the rows that functions skip."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_parts_are_logged_and_columns_handed_over() -> None:
         8.0,
     ]
     assert seen == {"mix/length/mean": 1.5, "mix/only_b/mean": 1.0, "mix/column/mean": 4.0}
+
+
+def test_parts_of_one_name_are_logged_apart() -> None:
+    def constant(level: float, completions: list[str], **kwargs: Any) -> list[float]:
+        return [level] * len(completions)
+
+    seen: dict[str, float] = {}
+    WeightedMixture([partial(constant, 1.0), partial(constant, 3.0)], name="mix")(
+        completions=["a"], log_metric=seen.__setitem__
+    )
+    assert seen == {"mix/constant/mean": 1.0, "mix/constant_2/mean": 3.0}
 
 
 def test_bad_arguments() -> None:

@@ -82,7 +82,11 @@ def test_pairs_that_are_tokenized_stay_as_they_are():
 BAD_PAIRS = [
     ({"prompt": "w0", "chosen": "w1", "rejected": ""}, ValueError, "Row 1 .*empty response, `rejected`"),
     ({"prompt": "w0", "chosen": None, "rejected": "w1"}, ValueError, "Row 1 .*empty response, `chosen`"),
-    ({"prompt": None, "chosen": "w1", "rejected": "other"}, ValueError, "Row 1 .*no prompt and its responses begin with"),
+    (
+        {"prompt": None, "chosen": "w1", "rejected": "other"},
+        ValueError,
+        "Row 1 .*no prompt and its responses",
+    ),
     ({"prompt": "w0", "chosen": 3, "rejected": 4}, TypeError, "Row 1 .*`chosen` must be a text or a list of messages"),
 ]
 

@@ -125,8 +125,10 @@ def test_prompts_are_of_one_kind():
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(MESSAGES),
-    lambda parts: st.lists(parts, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls"]), parts, max_size=3),
+    lambda parts: (
+        st.lists(parts, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls"]), parts, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -137,7 +139,7 @@ def test_prompts_are_tokenized_or_refused_by_row(prompts):
     try:
         check_prompts(prompts, "`train_dataset`")
     except TypeError as error:
-        assert "of `train_dataset`: " in str(error) and "`prompt`" in str(error) or "all prompts" in str(error)
+        assert ("of `train_dataset`: " in str(error) and "`prompt`" in str(error)) or "all prompts" in str(error)
     else:
         ids = tokenize_prompts(prompts, make_chat_tokenizer())
         assert all(isinstance(token, int) for row in ids for token in row)
@@ -216,7 +218,11 @@ def test_prompts_are_tokenized_as_trl_does():
 
 def test_a_last_message_of_the_assistant_is_continued():
     started = [*MESSAGES, {"role": "assistant", "content": "c"}]
-    assert tokenize_prompts([started, MESSAGES, started], make_chat_tokenizer()) == [[3, 5, 6, 2, 7], [3, 5, 6, 4], [3, 5, 6, 2, 7]]
+    assert tokenize_prompts([started, MESSAGES, started], make_chat_tokenizer()) == [
+        [3, 5, 6, 2, 7],
+        [3, 5, 6, 4],
+        [3, 5, 6, 2, 7],
+    ]
 
 
 def test_parts_of_a_message_are_joined():
@@ -290,7 +296,7 @@ def test_a_prompt_that_does_not_fit_is_found_in_every_row(monkeypatch, prompt):
         prompts_module, "tokenize_prompts", lambda *args: tokenized.extend(args[0]) or tokenize_prompts(*args)
     )
     dataset = Dataset.from_dict({"prompt": [*"abcabc", prompt]})
-    with pytest.raises(ValueError, match="`train_dataset`: A prompt has .*Row 6: "):
+    with pytest.raises(ValueError, match=r"`train_dataset`: A prompt has .*Row 6: "):
         check_dataset_prompts(dataset, make_tokenizer(), make_model().config, 4)
     assert tokenized == ["a", "b", prompt]
 

@@ -263,7 +263,7 @@ def test_classifiers_of_several_labels_are_refused(tmp_path, classifier, tokeniz
         RewardRunner(model, reward_processing_classes=tokenizer)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="The reward model .* has 2 labels"):
+    with pytest.raises(ValueError, match=r"The reward model .* has 2 labels"):
         RewardRunner(str(tmp_path))
 
 
@@ -569,7 +569,7 @@ def test_columns_are_checked_before_the_first_call():
     RewardRunner(strict).check_columns(["prompt"])
     with pytest.raises(TypeError, match=r"'strict' does not accept \['answer'\]"):
         RewardRunner(strict).check_columns(["prompt", "answer"])
-    with pytest.raises(TypeError, match="'without_kwargs' does not accept .*'completion_ids'.* Add `\\*\\*kwargs`"):
+    with pytest.raises(TypeError, match=r"'without_kwargs' does not accept .*'completion_ids'.* Add `\*\*kwargs`"):
         RewardRunner(without_kwargs).check_columns(["prompt"])
-    with pytest.raises(RuntimeError, match="'without_kwargs' raised TypeError: .*unexpected keyword"):
+    with pytest.raises(RuntimeError, match=r"'without_kwargs' raised TypeError: .*unexpected keyword"):
         RewardRunner(without_kwargs)(**BATCH)

@@ -18,7 +18,17 @@ logger = logging.getLogger(__name__)
 NUM_CHECKED_PROMPTS = 1000
 _SHOWN_CHARACTERS = 200
 # Columns that hold prompts in common datasets, the likeliest first.
-_PROMPT_COLUMNS = ("prompts", "question", "problem", "query", "instruction", "messages", "conversations", "input", "text")
+_PROMPT_COLUMNS = (
+    "prompts",
+    "question",
+    "problem",
+    "query",
+    "instruction",
+    "messages",
+    "conversations",
+    "input",
+    "text",
+)
 
 
 def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
@@ -260,8 +270,8 @@ def tokenize_prompts(
                     ids[row] = tokens
     if any(len(row) > 1 and row[-1] == end for row in ids):
         _warn_once(
-            "Prompts end in the end-of-sequence token (eos), behind which a model has seldom seen a completion. Check the "
-            "chat template's generation prompt, or take the token off the texts."
+            "Prompts end in the end-of-sequence token (eos), behind which a model has seldom seen a completion. Check "
+            "the chat template's generation prompt, or take the token off the texts."
         )
     return ids
 
@@ -416,8 +426,8 @@ def usable_holdout_ratio(
         if not is_held_out(ids):
             return ratio
     logger.warning(
-        "All %d prompts of `%s` would be held out by `value_holdout_ratio` (%g) with this seed, and nothing would train. "
-        "None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give more prompts.",
+        "All %d prompts of `%s` would be held out by `value_holdout_ratio` (%g) with this seed, and nothing would "
+        "train. None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give more prompts.",
         len(dataset),
         name,
         ratio,

@@ -195,9 +195,13 @@ class RewardRunner:
             TypeError: If a function returned something else than a list of numbers and `None`.
         """
         columns = [name for name in inputs[0] if name not in _RESERVED_COLUMNS]
-        rows = {name: [example.get(name) for example in inputs] for name in columns}
+        rows: dict[str, list] = {name: [example.get(name) for example in inputs] for name in columns}
         rows |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
-        shared = {"trainer_state": trainer_state, "log_extra": log_extra or _ignore, "log_metric": log_metric or _ignore}
+        shared = {
+            "trainer_state": trainer_state,
+            "log_extra": log_extra or _ignore,
+            "log_metric": log_metric or _ignore,
+        }
         rewards = torch.full((len(prompts), len(self.reward_funcs)), math.nan, device=self.device)
         waiting = []
         for index, (func, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
