@@ -30,7 +30,7 @@ except ImportError as error:
 from eval.loading import load_model
 from eval.sampling import PLAIN_GREEDY, PLAIN_SAMPLING
 from eval.tasks import template_switches
-from vgf_llm.cli import TRANSPORT_OPTIONS
+from vgf_llm.generation.options import TRANSPORT_OPTIONS
 from vgf_llm.models.language_model import inner_model
 
 
@@ -74,7 +74,7 @@ class VGFLM(HFLM):
         self.vgf_model = loaded.model
         self._temperature = transport.pop("temperature", None)
         # The harness reads numbers from its command line as they look: `step_size=1` is an integer there.
-        kinds = {name: kind for name, (kind, _) in TRANSPORT_OPTIONS.items()}
+        kinds = {name: option.kind for name, option in TRANSPORT_OPTIONS.items()}
         self._transport = {name: kinds[name](value) for name, value in transport.items()}
         self._generator_seed = seed
         if chat_template_kwargs is not None:
@@ -88,8 +88,8 @@ class VGFLM(HFLM):
     ) -> Tensor:
         """Samples (or decodes, with one particle and no temperature) one answer per context under transport."""
         num_particles = self._transport.get("num_particles", self.vgf_model.transport.num_particles)
-        rows = context.shape[0] * num_particles
-        criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], rows)
+        # Every particle has criteria of its own, which see one row for each context.
+        criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
         temperature = self._temperature if self._temperature is not None else kwargs.pop("temperature", None)
         kwargs.pop("temperature", None)
         # Tasks ask for greedy decoding; several particles differ only if they are sampled.

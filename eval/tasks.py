@@ -25,7 +25,7 @@ from recipes.embedded_preference import PROXY_DIR, gold_reward, make_prompts
 from reward_models.answers import extract_answer, extract_expression
 from reward_models.classifier import ClassifierReward
 from reward_models.verifiable import gsm8k_reward, math_reward
-from vgf_llm.trainer.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
 
 AnswerOf = Callable[[str], str | None]
 

@@ -21,7 +21,7 @@ import torch
 from eval.metrics import Interval, bootstrap_interval
 from eval.store import META_NAME, SampleStore
 from eval.tasks import TaskOptions, load_task
-from vgf_llm.trainer.rewards import RewardRunner
+from vgf_llm.trainer.score.rewards import RewardRunner
 
 Judge = Callable[[list[Any], list[tuple[str, str]]], Sequence[int]]
 FIRST, SECOND, TIE = 0, 1, -1

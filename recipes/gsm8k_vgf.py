@@ -28,7 +28,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from eval import plots, report, scaling
 from eval.methods import PlanOptions, abilities, check_methods, plan
@@ -41,6 +41,7 @@ from reward_models.answers import extract_answer
 from reward_models.verifiable import gsm8k_reward, math_reward
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm.models.merging import merging_obstacle
+from vgf_llm.trainer.config import VGFParser
 
 EMBEDDED = "embedded"
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -85,7 +86,7 @@ def parse(argv: list[str]) -> tuple[MathScriptArguments, VGFConfig, ModelConfig]
     embedded = "embedded" in argv or not given & {"--config", "--dataset_name", "--model_name_or_path"}
     if embedded and "--config" not in given:
         argv = ["--config", str(EMBEDDED_CONFIG), *argv]
-    parser = TrlParser((MathScriptArguments, VGFConfig, ModelConfig))
+    parser = VGFParser((MathScriptArguments, VGFConfig, ModelConfig))
     return parser.parse_args_and_config(args=argv)
 
 

@@ -23,7 +23,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from trl import TrlParser
 
 from eval import plots, report, scaling
 from eval.metrics import paired_difference
@@ -38,6 +37,7 @@ from recipes.preference_rows import SPACES, Budget, base_rows, control_rows, tra
 from reward_models.bradley_terry import load_reward_value
 from reward_models.classifier import ClassifierReward
 from vgf_llm import VGFConfig, VGFModel, VGFTrainer
+from vgf_llm.trainer.config import VGFParser
 
 CONFIG = Path(__file__).parent / "configs" / "preference_embedded.yaml"
 MAX_NEW_TOKENS = 32
@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> tuple[PreferenceScriptArguments, VGFConfig]:
     """Parses the command line; without a config of the user's the recipe's own comes first."""
     if not any(argument.split("=")[0] == "--config" for argument in argv):
         argv = ["--config", str(CONFIG), *argv]
-    return TrlParser((PreferenceScriptArguments, VGFConfig)).parse_args_and_config(args=argv)
+    return VGFParser((PreferenceScriptArguments, VGFConfig)).parse_args_and_config(args=argv)
 
 
 class StandardProxy:

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from eval.sampling import Draw, Samples, encode, sample
 from eval.store import write_atomically, write_json
@@ -29,6 +29,7 @@ from reward_models.bradley_terry import load_reward_value
 from reward_models.classifier import ClassifierReward
 from reward_models.pairs import split_transcripts
 from vgf_llm import TransportConfig, VGFConfig, VGFModel, VGFTrainer
+from vgf_llm.trainer.config import VGFParser
 
 SPACES = ("logit", "sequence_embedding", "sequence_logit")
 # Win rates in percent over reference and chosen responses, as arXiv 2604.14265 reports them; nothing of this recipe.
@@ -98,7 +99,7 @@ def parse(argv: Sequence[str], config: Path) -> tuple[PairScriptArguments, VGFCo
     """Parses a command line; without a configuration of the user's, the recipe's own comes first."""
     given = {argument.split("=")[0] for argument in argv}
     argv = list(argv) if "--config" in given else ["--config", str(config), *argv]
-    return TrlParser((PairScriptArguments, VGFConfig, ModelConfig)).parse_args_and_config(args=argv)
+    return VGFParser((PairScriptArguments, VGFConfig, ModelConfig)).parse_args_and_config(args=argv)
 
 
 def load_prompts(

@@ -6,19 +6,21 @@ in `config.json`. `load_reward_value` reads it back as the differentiable value 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl import RewardTrainer
 
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import POOLINGS, SequenceValue, pool_scores
+from vgf_llm.trainer.score.checks import check_labels
+from vgf_llm.trainer.score.rewards import load_reward_model
 
 # Attribute of the model's config; a classifier without it reads the last token.
 POOLING_KEY = "reward_pooling"
@@ -202,6 +204,21 @@ def load_reward_value(path: str | Path, **model_kwargs: Any) -> SequenceValue:
 
     Returns:
         The value, in evaluation mode, with the pooling it was trained with (`last` where its config names none).
+
+    Raises:
+        ValueError: Its head is not in the checkpoint, or it has several labels and is no ensemble of `train.py`.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, **model_kwargs).eval()
-    return SequenceValue.from_classifier(model, pooling=getattr(model.config, POOLING_KEY, "last"))
+    model = load_reward_model(str(path), num_labels=None, **model_kwargs).eval()
+    return SequenceValue.from_classifier(model, pooling=pooling_of(model) or "last")
+
+
+def pooling_of(model: PreTrainedModel) -> Literal["last", "mean"] | None:
+    """Returns the pooling that a reward model of `train.py` was trained with, None for a classifier of one label.
+
+    Raises:
+        ValueError: It is another classifier of several labels. Only the labels of `train.py` are an ensemble.
+    """
+    pooling = getattr(model.config, POOLING_KEY, None)
+    if pooling is None:
+        check_labels(model.config, f"The classifier {model.config._name_or_path or type(model).__name__!r}")
+    return pooling

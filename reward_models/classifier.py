@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models.bradley_terry import POOLING_KEY, pad_responses
+from reward_models.bradley_terry import pad_responses, pooling_of
 from reward_models.pairs import encode_response
 from reward_models.verifiable import Completion, completion_text
 from vgf_llm.models.sequence_value import SequenceValue
+from vgf_llm.trainer.score.rewards import load_reward_model
 
 # Tokenizers without a limit of their own report a huge number.
 _NO_LIMIT = 10**9
@@ -28,7 +29,8 @@ class ClassifierReward:
         model: A classifier, its folder, or its hub id.
         tokenizer: Its tokenizer; by default loaded from where the model is.
         batch_size: Texts a forward pass.
-        lower_bound_coef: With several labels (an ensemble), the reward is their mean minus this many standard
+        label: Of a classifier with several labels, the one that pays, by name or number: the reward is its log-odds.
+        lower_bound_coef: With several labels of `reward_models/train.py` (an ensemble), the reward is their mean minus this many standard
             deviations; 0 is the mean.
         append_eos: Whether a text that is not a conversation is closed by the end-of-sequence token before a
             classifier's own `forward` reads it, as TRL's RewardTrainer does in training.
@@ -37,7 +39,8 @@ class ClassifierReward:
         model_init_kwargs: Handed to `from_pretrained` of a model given by name.
 
     Raises:
-        ValueError: The tokenizer has no padding token, or knows more tokens than the model embeds.
+        ValueError: The tokenizer has no padding token, or knows more tokens than the model embeds; the model has
+            several labels and `label` names none of them; or its head is not in the checkpoint.
 
     Example:
         >>> from recipes.embedded_preference.tokenizer import build_tokenizer
@@ -56,6 +59,7 @@ class ClassifierReward:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         batch_size: int = 16,
+        label: str | int | None = None,
         lower_bound_coef: float = 0.0,
         append_eos: bool = False,
         name: str | None = None,
@@ -65,13 +69,14 @@ class ClassifierReward:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         if isinstance(model, str | Path):
-            model = AutoModelForSequenceClassification.from_pretrained(model, **(model_init_kwargs or {}))
+            model = load_reward_model(str(model), num_labels=None, **(model_init_kwargs or {}))
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model.config._name_or_path)
         _check_tokenizer(self.tokenizer, model)
         # A decoder finds the last token by what is no padding, so both have to agree on what padding is.
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model = model.eval()
-        pooling = getattr(model.config, POOLING_KEY, None)
+        self.label = None if label is None else _label_index(model.config, label)
+        pooling = pooling_of(model) if label is None else None
         self.value = None if pooling is None else SequenceValue.from_classifier(model, pooling)
         self.batch_size = batch_size
         self.lower_bound_coef = lower_bound_coef
@@ -150,7 +155,19 @@ class ClassifierReward:
             scores = self.value.from_ids(**batch)
         else:
             scores = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        if self.label is not None:
+            others = scores.clone()
+            others[:, self.label] = -torch.inf
+            return scores[:, self.label] - others.logsumexp(-1)
         return SequenceValue.lower_bound(scores, self.lower_bound_coef)
+
+
+def _label_index(config: Any, label: str | int) -> int:
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    index = labels.index(label) if label in labels else label
+    if not isinstance(index, int) or not 0 <= index < len(labels) or len(labels) < 2:
+        raise ValueError(f"`label` must be one of {labels} or its number, got {label!r}; a single label needs none.")
+    return index
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models.bradley_terry import load_reward_value, pad_responses
+from reward_models.bradley_terry import load_reward_value, pad_responses, pooling_of
 from reward_models.mixture import RewardFunction
 from reward_models.pairs import encode_response
 from reward_models.verifiable import Completion
@@ -94,7 +94,7 @@ class DifferentiableReward(DifferentiableValue):
             **model_kwargs: Handed to `from_pretrained` of a model given by name.
         """
         if isinstance(model, PreTrainedModel):
-            value = SequenceValue.from_classifier(model, getattr(model.config, "reward_pooling", "last"))
+            value = SequenceValue.from_classifier(model, pooling_of(model) or "last")
             source = model.config._name_or_path
         else:
             value, source = load_reward_value(model, **model_kwargs), model

@@ -3,19 +3,21 @@ r"""math-verify in a process of its own, which the operating system ends when a 
 
 math-verify limits its time by a handler of SIGALRM. That works in the main thread alone, takes the alarm away from
 whoever else uses it, and cannot interrupt a single call into compiled code such as GMP's, so that a tower of powers in
-one completion can stop a training run. Here the alarm keeps its default action: it ends the worker, whatever that is
-doing, and the next comparison starts another one. This file is both sides: imported, the client; run, the worker.
+one completion can stop a training run. Here the alarm keeps its default action: it ends the process that compares,
+whatever that is doing. The worker, which has imported the libraries and compares nothing itself, forks another one in
+milliseconds. This file is both sides: imported, the client; run, the worker.
 """
 
 import atexit
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 Verdict = Literal["correct", "wrong", "bad_gold", "timeout"]
 
@@ -69,9 +71,9 @@ class _Worker:
             reply = _exchange(self._process, request)
             if reply in get_args(Verdict):
                 return reply  # type: ignore[return-value]
-            # The worker ended in the middle: by the alarm, or by an error below Python such as GMP's overflow.
-            return_code = self._process.wait()
-            return "timeout" if return_code == -signal.SIGALRM else "wrong"
+            self._process.kill()  # it ended in the middle
+            self._process.wait()
+            return "wrong"
 
     def close(self) -> None:
         if self._process is not None:
@@ -141,7 +143,20 @@ def _serve() -> None:
     extraction = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     print("ready", file=replies, flush=True)
-    for line in sys.stdin:
+    while True:
+        child = os.fork()
+        if child == 0:
+            _compare_until_the_end(replies, extraction)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:  # the input has ended
+            return
+        # The alarm, or an error of Python or below it, such as GMP's overflow.
+        print("timeout" if status == -signal.SIGALRM else "wrong", file=replies, flush=True)
+
+
+def _compare_until_the_end(replies: TextIO, extraction: list[Any]) -> None:
+    while line := sys.stdin.readline():
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, request["timeout_seconds"])
         verdict = _judge(request["gold"], request["answer"], extraction)

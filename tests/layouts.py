@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -78,6 +79,154 @@ LAYOUTS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": lambda: OPTConfig(**_OPT, word_embed_proj_dim=16),
     "opt_projected": lambda: OPTConfig(**_OPT, word_embed_proj_dim=8),
 }
+
+_BROAD = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+_DEEPSEEK = {
+    **_EXPERTS,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
+_WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+_DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
+
+# Every text layout of transformers that the toolkit is tried on, with what it needs beside `_BROAD` to be tiny.
+BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
+    **{
+        name: {}
+        for name in (
+            "apertus arcee bitnet ernie4_5 falcon gemma glm glm4 gpt_neox helium hunyuan_v1_dense llama mistral nemotron "
+            "olmo olmo2 phi qwen2 qwen3 seed_oss smollm3 stablelm starcoder2"
+        ).split()
+    },
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "cohere": {"logit_scale": 0.0625},
+    "cohere2": {"logit_scale": 0.25, **_WINDOW},
+    "deepseek_v2": {**_DEEPSEEK, "head_dim": 8},
+    "deepseek_v3": {**_DEEPSEEK, "head_dim": None},
+    "exaone4": {**_WINDOW, "sliding_window_pattern": 2},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 16,
+        "lm_head_multiplier": 0.25,
+        "embedding_multiplier": 2.0,
+    },
+    "gemma2": {
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+    },
+    "gemma3_text": {**_WINDOW, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2},
+    "glm4_moe": {**_EXPERTS, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "gpt_oss": {**_EXPERTS, **_WINDOW},
+    "granite": {
+        "logits_scaling": 4.0,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.25,
+    },
+    "granitemoe": {**_EXPERTS, "logits_scaling": 4.0},
+    "granitemoehybrid": {
+        **_EXPERTS,
+        **_MAMBA,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 32,
+        "logits_scaling": 4.0,
+    },
+    "jamba": {
+        **_EXPERTS,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+        "mamba_d_state": 8,
+    },
+    "kimi_linear": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},
+    "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1},
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 16, "num_heads": 8, "n_groups": 1, "expand": 2},
+    "minimax": {**_EXPERTS, "layer_types": ["linear_attention", "full_attention"]},
+    "mixtral": _EXPERTS,
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
+    "nemotron_h": {
+        "hybrid_override_pattern": "M*-",
+        "num_hidden_layers": 3,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 1,
+        "mamba_n_groups": 1,
+        "chunk_size": 16,
+    },
+    "olmo3": _WINDOW,
+    "olmoe": _EXPERTS,
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "phi3": {"head_dim": None},
+    "phimoe": _EXPERTS,
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3_5_text": _DELTA,
+    "qwen3_moe": _EXPERTS,
+    "qwen3_next": {**_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 32},
+    "recurrent_gemma": {"num_hidden_layers": 3, "attention_window_size": 8, "lru_width": 64},
+    "rwkv": {"attention_hidden_size": 64},
+    "zamba2": {"num_hidden_layers": 3},
+}
+
+
+def broad_model(layout: str) -> PreTrainedModel:
+    """A random model of one of `BROAD_LAYOUTS`, in evaluation mode, with next-token distributions far from uniform."""
+    settings = {name: value for name, value in {**_BROAD, **BROAD_LAYOUTS[layout]}.items() if value is not None}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[layout](**settings))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "norm" not in name:
+                parameter.normal_(std=0.15)
+    model.generation_config.update(eos_token_id=EOS, pad_token_id=PAD, bos_token_id=BOS)
+    return model.eval()
 
 
 def tiny_model(layout: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vgf_llm.models import TransportConfig, VGFModel
+    from vgf_llm.models.config import TransportConfig
     from vgf_llm.trainer import VGFConfig, VGFTrainer
+    from vgf_llm.vgf_model import VGFModel
 
 __all__ = ["TransportConfig", "VGFConfig", "VGFModel", "VGFTrainer", "__version__"]
 
 _HOMES = {
-    "TransportConfig": "vgf_llm.models",
-    "VGFModel": "vgf_llm.models",
+    "TransportConfig": "vgf_llm.models.config",
+    "VGFModel": "vgf_llm.vgf_model",
     "VGFConfig": "vgf_llm.trainer",
     "VGFTrainer": "vgf_llm.trainer",
 }

@@ -9,6 +9,7 @@ vgf serve PATH --port 8000
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -29,32 +30,6 @@ if TYPE_CHECKING:
     from vgf_llm.generation import VGFGenerateOutput
     from vgf_llm.models import VGFModel, VGFModelConfig
 
-# Literal, so that `--help` and `version` answer without importing transformers. A test keeps it equal to the fields of
-# `TransportConfig`, which checks the values.
-TRANSPORT_OPTIONS: dict[str, tuple[type, str]] = {
-    "transport_steps": (int, "L, the step budget; 0 is the base model"),
-    "step_size": (float, "epsilon; in logit space only L * epsilon matters"),
-    "num_particles": (int, "N, responses sampled per prompt"),
-    "selection": (str, "value, weighted_vote, majority or none"),
-    "space": (str, "logit, hidden, sequence_embedding or sequence_logit"),
-    "metric": (str, "fisher or euclidean, in the logit spaces"),
-    "top_k_candidates": (int, "K, the base's tokens that transport may reach"),
-    "min_candidate_prob": (float, "a candidate's least probability under the base"),
-    "alpha": (float, "temperature of the Boltzmann target"),
-    "max_kl": (float, "cap on each token's KL to the base, in nats"),
-    "min_entropy": (float, "tokens with less entropy under the base are left alone, in nats"),
-    "interaction": (bool, "particles of a prompt interact through the kernel"),
-    "repulsion": (bool, "the interaction includes the kernel's gradient"),
-    "max_distance": (float, "sequence_embedding: trust radius of a token, in mean embedding norms"),
-    "anchor": (float, "sequence_embedding: pull of every token to its start"),
-    "projection": (str, "sequence spaces: redecode or nearest"),
-    "decode_strength": (float, "sequence_embedding: what the tilt of re-decoding is multiplied by"),
-    "block_size": (int, "sequence spaces: tokens moved and selected at a time"),
-    "noise": (float, "sequence_logit: temperature of the annealed Langevin noise"),
-    "rescore": (bool, "sequence spaces: value the text of every step and keep the best"),
-    "relift": (bool, "sequence spaces: take gradients at the text of the last step"),
-    "lower_bound_coef": (float, "sequence spaces: standard deviations below the ensemble's mean"),
-}
 _MAX_NEW_TOKENS = 256  # transformers would stop after 20
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
     "max_new_tokens": (int, f"longest response, in tokens (default: {_MAX_NEW_TOKENS})"),
@@ -62,6 +37,8 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
     "top_p": (float, "nucleus, applied after transport"),
     "top_k": (int, "most likely tokens kept after transport"),
 }
+# What loading and generation raise on bad input; anything else is a bug, and its traceback is wanted.
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 _TRAINING_DATA = ("value_buffer", "value_round")  # beside the model in a checkpoint
 _SCORES = {"bernoulli": "log-odds of success", "regression": "expected reward"}
 # Folders of a saved model and what their weights are.
@@ -88,16 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         vgf-llm ...
         True
     """
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(generates="generate" in argv[:1]).parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:  # what loading and generation raise on bad input; anything else is a bug
-        print(f"vgf: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except _EXPECTED as error:
+        print(f"vgf: error: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, generates: bool) -> argparse.ArgumentParser:
+    """The parser; `generate` has the options of transport only if it is the command, since they import transformers."""
     parser = argparse.ArgumentParser(prog="vgf", description="Saved VGF models: what they are, and what they say.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -120,9 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export, device="cpu")
 
     generate = commands.add_parser("generate", help="answer a prompt")
+    if generates:
+        _add_generate_options(generate)
+    return parser
+
+
+def _add_generate_options(generate: argparse.ArgumentParser) -> None:
+    from vgf_llm.generation.options import TRANSPORT_OPTIONS
+
     generate.add_argument("path", help="folder or hub id of a VGF model")
     generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
-    _add_options(generate.add_argument_group("transport, the model's own where left out"), TRANSPORT_OPTIONS)
+    transport = {name: (option.kind, option.text) for name, option in TRANSPORT_OPTIONS.items()}
+    _add_options(generate.add_argument_group("transport, the model's own where left out"), transport)
     sampling = generate.add_argument_group("sampling, the policy's generation_config where left out")
     _add_options(sampling, _SAMPLING_OPTIONS)
     sampling.add_argument("--greedy", action="store_true", help="take the most likely token instead of sampling")
@@ -130,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     output = generate.add_argument_group("input and output")
     output.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     output.add_argument("--system_prompt", help="first message of the chat")
+    output.add_argument(
+        "--chat_template_kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help="switches of the chat template, such as '{\"enable_thinking\": false}'",
+    )
     output.add_argument(
         "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
     )
@@ -140,7 +136,6 @@ def _parser() -> argparse.ArgumentParser:
         "--device", help="where the model runs (default: cuda where there is one, else cpu)"
     )
     generate.set_defaults(run=_generate)
-    return parser
 
 
 def _add_model_options(command: argparse.ArgumentParser) -> Any:
@@ -158,7 +153,7 @@ def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
         how: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
         if kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(f"--{name}", default=None, help=text, **how)
+        group.add_argument(f"--{name}", default=None, help=text.replace("%", "%%"), **how)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -166,6 +161,16 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a JSON object, such as '{{\"enable_thinking\": false}}'")
+    return found
 
 
 # info
@@ -287,9 +292,10 @@ def _generate(args: argparse.Namespace) -> None:
     import torch
     from transformers import TextStreamer
 
+    from vgf_llm.generation.options import TRANSPORT_FIELDS
     from vgf_llm.models import VGFModelConfig
 
-    transport = _given(args, TRANSPORT_OPTIONS)
+    transport = _given(args, TRANSPORT_FIELDS)
     if Path(args.path).is_dir():  # settings are checked before weights are read
         replace(VGFModelConfig.load(args.path).transport, **transport)
     model = _load_model(args)
@@ -336,9 +342,16 @@ def _load_model(args: argparse.Namespace) -> "VGFModel":
         raise ValueError(f"`--device` must be a torch device such as cpu or cuda:0, got {args.device!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`--device {args.device}`: torch sees no CUDA device here; leave it out to run on the CPU.")
-    model = VGFModel.from_pretrained(
-        args.path, base_model=args.base_model, dtype=dtype, trust_remote_code=args.trust_remote_code
-    )
+    try:
+        model = VGFModel.from_pretrained(
+            args.path, base_model=args.base_model, dtype=dtype, trust_remote_code=args.trust_remote_code
+        )
+    except (ValueError, OSError) as error:
+        if Path(args.path).is_dir():
+            raise
+        raise ValueError(
+            f"`path` {args.path!r} is no folder on this machine, and the hub gave no model of that name: {error}"
+        ) from error
     return model.to(device)
 
 
@@ -354,21 +367,28 @@ def _load_tokenizer(args: argparse.Namespace, model: "VGFModel") -> "PreTrainedT
 
 
 def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> Any:
+    from jinja2 import TemplateError
+
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt:
         raise ValueError("`prompt` is empty; there is nothing to answer.")
     if args.raw or tokenizer.chat_template is None:
-        if args.system_prompt is not None:
-            raise ValueError("`--system_prompt` needs a tokenizer with a chat template, and no `--raw`.")
+        for name in ("system_prompt", "chat_template_kwargs"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"`--{name}` needs a tokenizer with a chat template, and no `--raw`.")
         return tokenizer(prompt, return_tensors="pt")
     system = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
-    return tokenizer.apply_chat_template(
-        [*system, {"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **(args.chat_template_kwargs or {}),
+        )
+    except TemplateError as error:
+        raise ValueError(f"The tokenizer's chat template refuses these messages: {error}") from error
 
 
 def _answer_fn(

@@ -10,12 +10,15 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.launch import check_resumed, check_same_training, finish, start
-from tests.distributed.train_cases import CASES, OFFLOADED
+from tests.distributed.train_cases import CASES, OFFLOADED, UNEVEN
 
 # The compilation counts as the first test's.
 pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.timeout(900)]
 # ZeRO-3 is where everything differs; ZeRO-2 shows that optimiser and gradients may be sharded too.
-QUICK = {"zero2": ["distilled_lora"], "zero3": ["log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs"]}
+QUICK = {
+    "zero2": ["distilled_lora", "uneven_likelihood", "uneven_torn_pairs", "uneven_heads"],
+    "zero3": ["log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs", *UNEVEN, "uneven_ungathered"],
+}
 OTHERS = {"zero3": ["gathers"]}
 
 

@@ -12,7 +12,7 @@ from tests.distributed.launch import check_resumed, check_same_training, finish,
 from tests.distributed.train_cases import CASES
 
 pytestmark = pytest.mark.distributed
-NAMES = [name for name in CASES if name != "from_disk"]
+NAMES = [name for name in CASES if name not in ("from_disk", "uneven_ungathered")]
 LABELS = [*NAMES, "log_ratio-resumed", "sequence-resumed"]
 
 
@@ -20,7 +20,7 @@ LABELS = [*NAMES, "log_ratio-resumed", "sequence-resumed"]
 def folders(tmp_path_factory):
     """What one process and what two processes wrote. Both start at once: most of their time is imports."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for run in [start("one", one, NAMES), start("ddp", two, [*NAMES, "fsdp2"])]:
+    for run in [start("one", one, NAMES), start("ddp", two, [*NAMES, "fsdp2", "fsdp2_steps"])]:
         finish(run)
     return one, two
 
@@ -51,12 +51,22 @@ def test_only_what_trains_has_optimiser_state(folders):
     assert heads_alone == 32 * 32 + 32 + 1
 
 
-def test_fsdp2_gathers_once_for_a_whole_rollout(folders):
+def test_fsdp2_gathers_once_and_lets_a_process_run_nothing(folders):
     found = json.loads((folders[1] / "fsdp2.json").read_text())
     assert found["sharded"] == "DTensor"
     assert found["same"], "sharded generation and scoring differ from the whole model's"
     # one for each of the two layers and one for the rest, however many tokens are sampled and scored
     assert found["counts"] == {"4": 3, "8": 3}
+    assert found["prints"][0] == found["prints"][1], "the fingerprint of shards is not that of the whole"
+
+
+def test_fsdp2_fits_and_measures_whatever_the_ranks_draw(folders):
+    found = json.loads((folders[1] / "fsdp2_steps.json").read_text())
+    assert len(found) == 6
+    for case, results in found.items():
+        assert len(results["plain"]) == 24, case
+        assert results["sharded"] == pytest.approx(results["plain"], rel=1e-4, abs=1e-6), case
+        assert any(abs(x) > 1e-3 for x in results["plain"])
 
 
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(folders, tmp_path):

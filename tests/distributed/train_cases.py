@@ -7,14 +7,18 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_proc
 """
 
 import gc
+import itertools
 import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.device_mesh
+import torch.distributed.fsdp
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import TrainerCallback
@@ -24,9 +28,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.trainer import tiny
 from vgf_llm import VGFTrainer
 from vgf_llm.models import VGFModel
-from vgf_llm.trainer.sharding import whole_parameters, whole_state_dict
+from vgf_llm.models import build_value
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.origin import base_tensors, fingerprint
+from vgf_llm.trainer.fit.micro_batch import Row, collate
+from vgf_llm.trainer.fit.objective import Objective
+from vgf_llm.trainer.keep.buffer import RolloutGroup
+from vgf_llm.trainer.keep.rounds import ValueRounds
+from vgf_llm.trainer.measure.gate import measure_gate
+from vgf_llm.trainer.save.sharding import whole, whole_parameters, whole_state_dict
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def uneven(index: list[int], **kwargs: Any) -> list[float]:
+    """Groups of four without a success, with one, and with all but one: ranks draw unequal work, ties and nothing."""
+    return [float((0, 1, 3)[i % 3] > row % 4) for row, i in enumerate(index)]
+
+
+# What may differ between ranks in a round is what they do with it, never how often they run the model.
+UNEVEN: dict[str, tuple[int, dict[str, Any]]] = {
+    f"uneven_{name}{suffix}": (total, {"reward_funcs": uneven, "replay_ratio": 0.5, **settings, **more})
+    for name, total, settings in (
+        ("likelihood", 8, {"value_loss": "likelihood"}),
+        ("pairs", 8, {"value_loss": "pairwise"}),
+        ("torn_pairs", 4, {"value_loss": "pairwise"}),
+        ("heads", 8, {"value_parametrization": "vocab", "value_loss": "bernoulli"}),
+    )
+    for suffix, more in (("", {}), ("_checkpointed", {"gradient_checkpointing": True}))
+}
 # Completions in a step, over all processes, and the settings of the run.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # a frozen policy: its LoRA adapter as value, heads on its features, a model of the value's own
@@ -43,7 +73,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "train_dataset": tiny.prompts(8),
         },
     ),
-    "bilinear": (16, {"value_parametrization": "bilinear", "value_backbone": "policy", "td_lambda": 0.5}),
+    "bilinear": (16, {"value_parametrization": "bilinear", "value_backbone": "policy"}),
     "own_model": (16, {"value_backbone": "copy"}),
     # from a folder, which ZeRO-3 shards while it loads
     "from_disk": (16, {"value_backbone": "copy", "distill_coef": 1.0, "model": "saved"}),
@@ -77,6 +107,9 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
 }
+CASES.update(UNEVEN)
+# The weights of ZeRO-3 stay shards while completions are sampled and scored.
+CASES["uneven_ungathered"] = (8, {**UNEVEN["uneven_pairs"][1], "ds3_gather_for_generation": False})
 # Where the optimiser's state is offloaded, accelerate puts Adam in the place of any other.
 OFFLOADED: dict[str, tuple[int, dict[str, Any]]] = {
     "adam": (16, {"replay_ratio": 0.75, "optim": "adamw_torch", "learning_rate": 1e-3}),
@@ -165,14 +198,13 @@ def gathers(directory: Path, num_processes: int) -> None:
             ds3_gather_for_generation=gathered,
         )
         run.train()
-        prompts = list(tiny.prompts(4)["prompt"])
-        run.rollout(prompts)  # small layers are still whole after a step; the first gathering shards them again
+        request = run._request(list(tiny.prompts(4)), "eval", 0)
+        run.sampler(request)  # small layers are still whole after a step; the first gathering shards them again
         lengths = {}
         for length in (4, 8):
-            run.args.max_completion_length = length
-            run.args.generation_kwargs = {"min_new_tokens": length}
+            run.sampler.generation_kwargs.update(max_new_tokens=length, min_new_tokens=length)
             with CountedGathers() as counted:
-                run.rollout(prompts)
+                run.sampler(request)
             lengths[length] = counted.count
         counts[label] = lengths
         del run
@@ -206,9 +238,92 @@ def fsdp2(directory: Path, num_processes: int) -> None:
             found = value.generate(ids, ones, **settings)
             found_scores = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
         counts[length] = counted.count
+    with torch.no_grad(), whole_parameters(value, None):
+        if torch.distributed.get_rank() == 0:  # the other process has nothing to run
+            alone = value.score(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ones).values
+            found_scores = found_scores if torch.allclose(alone, scores) else alone
+    value(torch.cat([ids, ids], dim=1), torch.cat([ones, ones], dim=1), ids.shape[1]).scores.sum().backward()
+    own = base_tensors(value.policy)
+    prints = [fingerprint(base_tensors(tiny.llama())), fingerprint(own, whole)]
     sharded = type(value.value.head.out.weight).__name__
     same = bool((found == expected).all()) and bool(torch.allclose(found_scores, scores))
-    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded})
+    write_json(directory / "fsdp2.json", {"counts": counts, "same": same, "sharded": sharded, "prints": prints})
+
+
+def fsdp2_steps(directory: Path, num_processes: int) -> None:
+    """Fits and measures rounds whose groups differ, with a model that `fully_shard` split, as the trainer does."""
+    found = {}
+    for kind, checkpointed in itertools.product(("likelihood", "pairwise", "heads"), (False, True)):
+        plain = fit_rounds(kind, checkpointed, num_processes, sharded=False)
+        sharded = fit_rounds(kind, checkpointed, num_processes, sharded=True)
+        found[f"{kind}, checkpointed={checkpointed}"] = {"plain": plain, "sharded": sharded}
+    write_json(directory / "fsdp2_steps.json", found)
+
+
+def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bool) -> list[float]:
+    """The losses of this process's micro-batches, summed over processes, and the gate's counts."""
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    name, backbone = ("vocab", "lora") if kind == "heads" else ("log_ratio", "lora")
+    value = VGFModel(tiny.llama(), build_value(name, width=32, vocab_size=tiny.VOCAB), backbone=backbone).train()
+    if checkpointed:
+        value.gradient_checkpointing_enable()
+    if sharded:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (num_processes,))
+        for layer in tiny_layers(value):
+            torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+        torch.distributed.fsdp.fully_shard(value, mesh=mesh)
+    objective = Objective(value, value_loss="bernoulli" if kind == "heads" else kind)
+    rounds = ValueRounds(
+        groups_per_round=3, steps_per_round=2, replay_ratio=0.5, num_processes=num_processes, process_index=rank
+    )
+    results = []
+    for number in range(2):
+        groups = []
+        for prompt, rewards in enumerate(([1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0])):
+            ids = [[8 + (prompt + row + number) % 20, 9 + row, tiny.EOS] for row in range(3)]
+            logps = None if kind == "likelihood" else [[-3.0] * 3] * 3
+            groups.append(RolloutGroup([1, 5 + prompt], ids, rewards, logps, step=number))
+        rounds.retire(objective.keeps)
+        rounds.begin(groups)
+        for step in rounds.shares(number, lambda g: objective.reads(g, rounds.outcomes), whole_groups=kind == "pairwise"):
+            share = step[rank]
+            rows = [Row(*row) for row in share.rows]
+            batch = collate(
+                rows or [Row(rounds.any_group(), 0)],
+                0,
+                num_groups=share.num_groups,
+                num_rows=share.num_rows,
+                present=bool(rows),
+                with_reference=bool(rows) and kind == "pairwise",
+            )
+            loss, _ = objective(value, value, batch)
+            loss.backward()
+            total = loss.detach().clone()
+            torch.distributed.all_reduce(total)
+            results.append(total.item())
+        # One group for two processes, and none.
+        for held_out in (groups[:1], []):
+            with torch.no_grad(), whole_parameters(value, None) if sharded else nullcontext():
+                value.eval()
+                counts = measure_gate(
+                    value,
+                    held_out,
+                    sequence=False,
+                    groups_at_a_time=1,
+                    num_processes=num_processes,
+                    process_index=rank,
+                    pad_token_id=0,
+                ).tensor()
+                value.train()
+            torch.distributed.all_reduce(counts)
+            results += counts.tolist()
+    return results
+
+
+def tiny_layers(value: VGFModel) -> Any:
+    """The decoder layers of a tiny model."""
+    return inner_model(value.policy).model.layers
 
 
 class KillRank(TrainerCallback):
@@ -241,7 +356,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 # Runs that train nothing worth comparing.
-OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "killed": killed}
+OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "fsdp2_steps": fsdp2_steps, "killed": killed}
 
 
 def main() -> None:
@@ -251,6 +366,7 @@ def main() -> None:
     for name in names:
         if name in OTHERS:
             OTHERS[name](directory, num_processes)
+            gc.collect()
         else:
             train(name, directory, num_processes)
     if names[0] in OTHERS:

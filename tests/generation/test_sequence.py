@@ -300,13 +300,12 @@ def test_votes_streams_and_selection_none() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_noise_interaction_and_the_other_options_run(space: str) -> None:
+def test_interaction_and_the_other_options_run(space: str) -> None:
     model = sequence_model()
     for settings in (
         {"interaction": True},
         {"interaction": True, "repulsion": True, "alpha": 0.5},
-        {"noise": 0.5, "alpha": 0.5},
-        {"metric": "euclidean", "alpha": 1.0},
+        {"alpha": 1.0},
         {"anchor": 0.5, "max_distance": 0.6},
         {"temperature": 0.7, "top_p": 0.9},
         {"min_entropy": 2.0, "min_candidate_prob": 0.02},

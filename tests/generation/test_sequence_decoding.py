@@ -99,7 +99,7 @@ def test_noise_depends_on_row_and_position_alone() -> None:
 def test_finished_rows_stay_finished() -> None:
     made, prefix = decoder()
     text = made.write(prefix, 3)
-    text.tokens[0, 1:], text.mask[0, 2:] = EOS, False
+    text.tokens[0, 1:], text.mask[0, 2:], text.ended[0] = EOS, False, True
     rows = torch.tensor([0, 0, 2, 3, 5, 4])
     grown = made.extend(prefix, text, rows)
     assert grown.finished.tolist()[:2] == [True, True]

@@ -175,7 +175,7 @@ def test_bad_rollouts(tmp_path, output, message):
 
 
 def test_a_long_prompt_deep_in_the_dataset_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.validation.NUM_CHECKED_PROMPTS", 1)
+    monkeypatch.setattr("vgf_llm.trainer.choose.prompts.NUM_CHECKED_PROMPTS", 1)
     rows = Dataset.from_dict({"prompt": ["w1", "w2 " * 60]})
     run = tiny.trainer(tmp_path, train_dataset=rows)
     with pytest.raises(ValueError, match=r"A prompt has 60 tokens.*'w2 w2"):

@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,8 +12,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from tests.trainer import tiny
-from vgf_llm.trainer.buffer import ValueBuffer
-from vgf_llm.trainer.checkpoint import check_whole
+from vgf_llm.trainer.save.checkpoint import check_whole
 
 SETTINGS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -42,8 +42,8 @@ def whole(tmp_path_factory):
 WRITERS = {
     "adapter": ("peft.peft_model.PeftModel.save_pretrained", SafetensorError("I/O error: No space left on device")),
     "optimizer": ("torch.save", FULL),
-    "buffer": ("vgf_llm.trainer.buffer.ValueBuffer.save", FULL),
-    "state": ("vgf_llm.trainer.checkpoint.json.dumps", FULL),
+    "buffer": ("vgf_llm.trainer.save.checkpoint.write_tensors", FULL),
+    "state": ("vgf_llm.trainer.save.checkpoint.write_json", FULL),
     "trainer state": ("transformers.trainer_callback.TrainerState.save_to_json", FULL),
 }
 
@@ -62,7 +62,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, who
                 patch.setattr(target, fail)
 
     run.add_callback(Fill())
-    with monkeypatch.context() as patch, pytest.raises(type(error), match="No space left") as raised:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as raised:
         run.train()
     note = "\n".join(raised.value.__notes__)
     assert "The checkpoint of step 4 was not written whole" in note
@@ -70,11 +70,42 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, who
     assert "MiB are free" in note
     del raised.value.__notes__  # the exceptions of this module are shared
     assert checkpoints(tmp_path) == ["checkpoint-2"]
-    check_whole(tmp_path / "checkpoint-2", with_optimizer=True)
+    check_whole(tmp_path / "checkpoint-2")
     resumed = run_of(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert same_weights(resumed, whole)
     assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_an_output_dir_that_vanishes(tmp_path, whole):
+    """A removed folder is made again; a file in its place is named, with the path."""
+
+    class Harm(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                shutil.rmtree(args.output_dir)
+                if args.output_dir.endswith("file"):
+                    (tmp_path / "file").write_text("")
+
+    for name in ("removed", "file"):
+        run = run_of(tmp_path / name)
+        run.add_callback(Harm())
+        if name == "removed":
+            (tmp_path / name).mkdir(exist_ok=True)
+            run.train()
+            assert checkpoints(tmp_path / name) == ["checkpoint-4", "checkpoint-6"]
+            assert same_weights(run, whole)
+            continue
+        with pytest.raises(OSError, match=str(tmp_path / name)) as raised:
+            run.train()
+        assert "there is no earlier one" in raised.value.__notes__[0]
+
+
+def test_a_file_in_the_place_of_unfinished_checkpoints_is_removed(tmp_path):
+    run = run_of(tmp_path, max_steps=2)
+    (tmp_path / ".incomplete").write_text("x")
+    run.train()
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
 
 
 class Terminate(TrainerCallback):
@@ -114,7 +145,7 @@ def test_sigterm_keeps_its_meaning_where_nothing_is_saved(tmp_path):
 
 def test_an_error_gives_the_signal_back(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(ValueBuffer, "save", lambda *args: (_ for _ in ()).throw(FULL))
+    monkeypatch.setattr("vgf_llm.trainer.save.checkpoint.write_json", lambda *args: (_ for _ in ()).throw(FULL))
     with pytest.raises(OSError, match="No space left"):
         run_of(tmp_path, max_steps=2).train()
     assert signal.getsignal(signal.SIGTERM) == before
@@ -143,13 +174,13 @@ class DyingServer:
 
 
 GONE = r"http://10\.1\.2\.3:8123 did not answer at step {} .*vllm-serve"
-SERVER = {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
+SERVER = {"use_vllm": True, "rollout_policy": "base", "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
 
 
 @pytest.mark.parametrize(("answers", "step"), [(0, 0), (6, 3)])
 def test_a_vllm_server_that_is_gone_is_named(tmp_path, monkeypatch, answers, step):
     monkeypatch.setattr(DyingServer, "answers", answers)
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: DyingServer)
     with pytest.raises(ConnectionError, match=GONE.format(step)):
         tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
     assert checkpoints(tmp_path) == (["checkpoint-2"] if answers else [])
@@ -158,7 +189,7 @@ def test_a_vllm_server_that_is_gone_is_named(tmp_path, monkeypatch, answers, ste
 def test_a_request_that_a_vllm_server_refuses_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(DyingServer, "answers", 2)
     monkeypatch.setattr(DyingServer, "refusal", Exception("Request failed: 400, too long"))
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: DyingServer)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: DyingServer)
     with pytest.raises(RuntimeError, match=r"10\.1\.2\.3:8123 refused a request at step 1 .*too long.*--max-model-len"):
         tiny.trainer(tmp_path, **SERVER, **SETTINGS).train()
 

@@ -18,12 +18,12 @@ LONG = {**ROUNDS, "max_steps": 6, "save_strategy": "no"}  # rounds of two steps,
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_generation_class", lambda: FakeEngine)
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: FakeClient)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda: FakeEngine)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
 
 
 def build(directory, **settings):
-    return tiny.trainer(directory, **{"use_vllm": True, "train_dataset": tiny.prompts(18), **LONG, **settings})
+    return tiny.trainer(directory, **{"use_vllm": True, "rollout_policy": "base", "train_dataset": tiny.prompts(18), **LONG, **settings})
 
 
 def workers():
@@ -64,8 +64,8 @@ def test_rounds_are_those_of_a_run_without(tmp_path, case):
 
 @pytest.mark.parametrize("kill", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_resumed_is_uninterrupted(tmp_path, kill):
-    settings = {"use_vllm": True, "rollout_prefetch": 2}
-    whole = start(tmp_path / "whole", use_vllm=True)
+    settings = {"use_vllm": True, "rollout_policy": "base", "rollout_prefetch": 2}
+    whole = start(tmp_path / "whole", use_vllm=True, rollout_policy="base")
     start(tmp_path / "killed", kill=kill, **settings)
     assert not workers()
     check_same(start(tmp_path / "killed", resume=True, **settings), whole)
@@ -155,7 +155,7 @@ def test_no_round_is_sampled_that_no_step_uses(tmp_path):
     ("settings", "message"),
     [
         ({"rollout_prefetch": 2, "distill_coef": 1.0, "use_vllm": True}, r"`distill_coef` \(1.0\) trains the policy"),
-        ({"rollout_prefetch": 2, "rollout_transport_steps": 4}, r"`rollout_transport_steps` \(4\) samples with"),
+        ({"rollout_prefetch": 2, "rollout_policy": "transport"}, "`rollout_policy`"),
         ({"rollout_prefetch": 2}, "`use_vllm` is False"),
         ({"rollout_prefetch": 2, "use_vllm": True, "vllm_enable_sleep_mode": True}, "`vllm_enable_sleep_mode=False`"),
         ({"rollout_prefetch": 2, "use_vllm": True, "vllm_tensor_parallel_size": 2}, "wait for each other"),
@@ -164,7 +164,7 @@ def test_no_round_is_sampled_that_no_step_uses(tmp_path):
 )
 def test_what_cannot_be_sampled_ahead_is_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        tiny.config(tmp_path, **settings)
+        tiny.config(tmp_path, **{"rollout_policy": "base", **settings})
 
 
 def test_trainers_that_cannot_sample_ahead_are_refused(tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from tests.trainer import tiny
 from tests.trainer.test_resume import start
-from vgf_llm.trainer.prompt_selection import UnsolvedFirst
+from vgf_llm.trainer.choose.schedule import UnsolvedFirst
 
 SOLVED, FAILED = [0.0, 1.0], [0.0, 0.0]
 

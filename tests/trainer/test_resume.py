@@ -1,17 +1,22 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints: a resumed run is the uninterrupted one, bit for bit, and half a checkpoint does not exist."""
 
+import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import TrainerCallback
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.trainer import tiny
-from vgf_llm.trainer.buffer import ValueBuffer
-from vgf_llm.trainer.checkpoint import ROUND_NAME, STATE_NAME
+from vgf_llm import VGFModel
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.trainer.save import checkpoint as checkpoint_module
+from vgf_llm.trainer.save.checkpoint import ROUND_NAME, STATE_NAME, check_whole
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 # A round lasts two optimizer steps and an epoch four.
@@ -80,7 +85,7 @@ def check_same(resumed, whole):
         assert all(torch.equal(state[name], moments[1][index][name]) for name in state)
     assert same_groups(resumed.rounds.buffer.groups, whole.rounds.buffer.groups)
     assert same_groups(resumed.rounds.fresh, whole.rounds.fresh)
-    assert resumed.rounds.gate.state() == whole.rounds.gate.state()
+    assert resumed.gate.state() == whole.gate.state()
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
     prompts = [run.prompts and run.prompts.state() for run in (resumed, whole)]
     assert prompts[0] == prompts[1]
@@ -98,7 +103,7 @@ CASES = {
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
     "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),
-    "head-with-transported-rollouts": (3, {"value_parametrization": "vocab", "rollout_transport_steps": 2}),
+    "head-with-transported-rollouts": (3, {"value_parametrization": "vocab", "rollout_policy": "transport"}),
     "distilled": (7, {"distill_coef": 1.0, "value_backbone": "copy"}),
     "distilled-lora": (4, {"distill_coef": 1.0, "peft_config": LORA, "value_learning_rate": 3e-3}),
     "logged-every-other-step": (4, {"logging_steps": 2, "value_holdout_ratio": 0.4}),
@@ -122,15 +127,15 @@ def test_resumed_is_uninterrupted(tmp_path, case):
 
 def test_an_interrupted_save_leaves_no_checkpoint(tmp_path, monkeypatch):
     whole = start(tmp_path / "whole")
-    save = ValueBuffer.save
+    save = checkpoint_module.write_tensors
 
-    def fail_at_the_second(self, directory, *args):
-        if "checkpoint-6" in str(directory):
+    def fail_at_the_second(tensors, path):
+        if "checkpoint-6" in str(path):
             raise OSError("No space left on device")
-        return save(self, directory, *args)
+        save(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ValueBuffer, "save", fail_at_the_second)
+        patch.setattr(checkpoint_module, "write_tensors", fail_at_the_second)
         run = tiny.trainer(tmp_path / "killed", train_dataset=tiny.prompts(18), **ROUNDS)
         with pytest.raises(OSError, match="No space left"):
             run.train()
@@ -162,23 +167,32 @@ def test_only_so_many_checkpoints_stay(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
-    start(directory, max_steps=3, save_steps=3, value_parametrization="vocab", value_backbone="lora")
+    start(directory, max_steps=6, save_steps=3, value_parametrization="vocab", value_backbone="lora")
     return directory / "checkpoint-3"
 
 
-FILES = ["value_head.safetensors", "value/adapter_model.safetensors", "value_buffer.safetensors", ROUND_NAME]
-FILES += [STATE_NAME, "trainer_state.json", "optimizer.pt", "scheduler.pt"]
+FILES = ["value_head.safetensors", "value/adapter_model.safetensors", "vgf_config.json", "model.safetensors"]
+FILES += [ROUND_NAME, STATE_NAME, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing"])
+@pytest.mark.parametrize("harm", ["truncated", "missing", "changed", "swapped"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_harmed_checkpoint_is_refused_by_name(tmp_path, checkpoint, name, harm):
     shutil.copytree(checkpoint, tmp_path / "checkpoint-3")
     path = tmp_path / "checkpoint-3" / name
+    content = path.read_bytes()
     if harm == "missing":
         path.unlink()
+    elif harm == "truncated":
+        path.write_bytes(content[:-20])
+    elif harm == "changed":
+        place = len(content) * 2 // 3
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    elif name == "model.safetensors":
+        tiny.llama(seed=1).save_pretrained(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / name, path)
     else:
-        path.write_bytes(path.read_bytes()[:-20])
+        shutil.copy(checkpoint.with_name("checkpoint-6") / name, path)
     run = tiny.trainer(tmp_path, **{**ROUNDS, "value_parametrization": "vocab"}, rollout_func=never)
     with pytest.raises((ValueError, FileNotFoundError), match=path.name.replace(".", r"\.")):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -202,9 +216,118 @@ def test_foreign_checkpoints_are_refused(tmp_path, checkpoint):
     newer = tmp_path / "newer"
     shutil.copytree(checkpoint, newer)
     state = json.loads((newer / STATE_NAME).read_text())
-    (newer / STATE_NAME).write_text(json.dumps({**state, "format_version": 2}))
-    with pytest.raises(ValueError, match=r"vgf_state\.json has format_version 2; this release reads 1"):
+    (newer / STATE_NAME).write_text(json.dumps({**state, "format_version": 3}))
+    with pytest.raises(ValueError, match=r"vgf_state\.json has format_version 3; this release resumes from 2"):
         tiny.trainer(tmp_path, **settings, value_parametrization="vocab").train(resume_from_checkpoint=str(newer))
+
+
+def test_a_pickle_that_came_later_is_refused(tmp_path, checkpoint):
+    shutil.copytree(checkpoint, tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "global_step3").mkdir()
+    (tmp_path / "checkpoint-3" / "global_step3" / "mp_rank_00_model_states.pt").touch()
+    with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt was not written with this checkpoint"):
+        check_whole(tmp_path / "checkpoint-3")
+
+
+def test_changed_settings_are_named(tmp_path, caplog):
+    start(tmp_path, kill=4)
+    start(tmp_path, kill=5, resume=True, logging_steps=5, save_total_limit=9)
+    assert "was saved" not in caplog.text
+    start(tmp_path, resume=True, learning_rate=2e-2, num_iterations=2, max_steps=6)
+    named = [record.getMessage() for record in caplog.records if "was saved" in record.getMessage()]
+    assert len(named) == 1
+    for text in ("learning_rate from 0.01 to 0.02", "num_iterations from 1 to 2", "max_steps from 10 to 6"):
+        assert text in named[0]
+    assert "logging_steps" not in named[0]
+
+
+def policy_logits(model):
+    """Of the policy itself, without the value's adapter."""
+    with torch.no_grad(), adapter_rows(model.policy, model.policy_adapter):
+        return inner_model(model.policy)(torch.tensor([[1, 5, 6, 7]])).logits
+
+
+def merged(policy):
+    adapted = get_peft_model(policy, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    return adapted.merge_and_unload()
+
+
+def adapted(policy):
+    return get_peft_model(policy, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+
+
+# What is made of the policy that a folder holds, and whether a checkpoint has to hold its weights.
+POLICIES = {
+    "by name": (None, False),
+    "loaded before": (lambda policy: policy, False),
+    "in memory": (lambda policy: tiny.llama(), True),
+    "merged": (merged, True),
+    "in bfloat16": (
+        lambda policy: AutoModelForCausalLM.from_pretrained(policy.config._name_or_path, dtype=torch.bfloat16),
+        False,
+    ),
+    "adapted": (adapted, False),
+}
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_checkpoint_loads_the_policy_that_was_trained_over(tmp_path, kind):
+    make, written = POLICIES[kind]
+    base = tiny.saved_llama(tmp_path / "base")
+    policy = base if make is None else make(AutoModelForCausalLM.from_pretrained(base))
+    run = start(tmp_path / "run", model=policy, max_steps=3)
+    directory = tmp_path / "run" / "checkpoint-3"
+    assert (directory / "model.safetensors").exists() == written
+    assert (directory / "adapter_model.safetensors").exists() == (kind == "adapted")
+    loaded = VGFModel.from_pretrained(directory)
+    run.vgf_model.eval()
+    assert torch.equal(policy_logits(loaded), policy_logits(run.vgf_model))
+    assert loaded.dtype == run.vgf_model.dtype
+    # The folder, given as a model, is the model; trained on, its checkpoints are whole again.
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    again = tiny.trainer(tmp_path / "run", **{**ROUNDS, "max_steps": 3}, model=str(tmp_path / "moved" / "checkpoint-3"))
+    assert all(torch.equal(tiny.value_state(again)[name], tensor) for name, tensor in tiny.value_state(run).items())
+    again.train()
+    second = VGFModel.from_pretrained(tmp_path / "run" / "checkpoint-3")
+    assert torch.equal(policy_logits(second), policy_logits(loaded))
+
+
+def test_another_policy_cannot_go_on(tmp_path):
+    start(tmp_path, kill=4)
+    with pytest.raises(ValueError, match=r"checkpoint-3 was saved by a run over another policy.*`model=`"):
+        start(tmp_path, resume=True, model=tiny.llama(seed=1), rollout_func=never)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+class MineForCausalLM(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+REMOTE = {
+    "distilled": {"distill_coef": 1.0, "value_parametrization": "bilinear", "value_backbone": "policy"},
+    "copy": {"value_backbone": "copy"},
+}
+
+
+@pytest.mark.parametrize("kind", REMOTE)
+def test_a_policy_with_code_of_its_own_resumes(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody answers whether code may run
+    base = Path(tiny.saved_llama(tmp_path / "base"))
+    (base / "modeling_mine.py").write_text(CODE)
+    config = json.loads((base / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    config.update(model_type="mine", architectures=["MineForCausalLM"], auto_map=classes)
+    (base / "config.json").write_text(json.dumps(config))
+    settings = {"model": str(base), "trust_remote_code": True, "max_steps": 4, **REMOTE[kind]}
+    whole = start(tmp_path / "whole", **settings)
+    start(tmp_path / "killed", kill=3, **settings)
+    check_same(start(tmp_path / "killed", resume=True, **settings), whole)
+    directory = tmp_path / "killed" / "checkpoint-3"
+    assert type(VGFModel.from_pretrained(directory, trust_remote_code=True).policy).__name__ == "MineForCausalLM"
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        VGFModel.from_pretrained(directory)
 
 
 def test_weights_alone_are_no_checkpoint(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Rounds: which rows train under a likelihood, other batches in later passes, any size, completions of a function."""
+"""Rounds: which rows train under a likelihood, who samples, any size, completions of a function."""
 
 import logging
 import math
@@ -9,64 +9,106 @@ import torch
 
 from tests.trainer import tiny
 from vgf_llm import VGFModel
-from vgf_llm.trainer import rollout
-from vgf_llm.trainer.buffer import RolloutGroup
+from vgf_llm.trainer.fit.micro_batch import Row
+from vgf_llm.trainer.keep.buffer import RolloutGroup
+from vgf_llm.trainer.sample import transformers as transformers_sampler
+
+
+def recorded(run):
+    """The micro-batches of a run, as they come."""
+    batches, make = [], run._training_batch
+
+    def record():
+        batches.append(make())
+        return batches[-1]
+
+    run._training_batch = record
+    return batches
+
+
+def rows_of(*groups):
+    return [Row(group, index) for group in groups for index in range(len(group))]
 
 
 def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
     run = tiny.trainer(tmp_path, tiny.mostly_high, max_steps=4, rollout_policy="value", value_loss="likelihood")
-    model, batches = run.vgf_model, []
-    read = run._losses
-    monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
+    model, batches = run.vgf_model, recorded(run)
     monkeypatch.setattr(model, "ref_logps", lambda *args, **kwargs: pytest.fail("the reference has no part in it"))
     run.train()
-    assert run.rounds.loss_kind == "likelihood"
-    solved = [batch for batch in batches if bool((batch["rewards"] == 1).any())]
+    assert run.objective.kind == "likelihood"
+    solved = [batch for batch in batches if batch.present]
     assert solved
-    assert len({size for batch in solved for size in batch["group_sizes"]}) > 1  # as many rows as successes
     for batch in solved:
-        assert batch["rewards"].unique().tolist() == [1.0]
+        assert batch.rewards.unique().tolist() == [1.0]
+        assert batch.ref_logps is None
     # Whole groups, failures included, give the loss that their successes alone give.
-    batch = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0])])
-    kept = run._collate([RolloutGroup([5, 6], [[7, 8, 2], [10, 11]], [1.0, 1.0])])
+    group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0])
+    run.objective.set_kind("likelihood")
     with torch.no_grad():
-        torch.testing.assert_close(read(run.model, batch)[0], read(run.model, kept)[0])
+        whole, kept = (
+            run.objective(run.model, model, run._collate(rows, num_groups=1))[0]
+            for rows in (rows_of(group), [Row(group, 0), Row(group, 2)])
+        )
+    torch.testing.assert_close(whole, kept)
+
+
+def test_prompts_without_a_contrast_teach_a_log_ratio_nothing(tmp_path):
+    rewards = iter([[1.0] * 8, [0.0] * 8, [1.0] * 8])
+    prompts = tiny.prompts(2)
+    run = tiny.trainer(
+        tmp_path,
+        lambda completions, **kwargs: next(rewards),
+        train_dataset=prompts,
+        max_steps=3,
+        value_holdout_ratio=0.0,
+        replay_ratio=1.0,
+    )
+    batches = recorded(run)
+    run.train()
+    # Right at once is no news; that it could have been wrong is known from the second round on, whose completions teach
+    # nothing themselves: the first round's do, from the buffer.
+    assert [batch.present for batch in batches] == [False, True, True]
+    assert [int(batch.trains.sum()) for batch in batches] == [0, 8, 16]
+    assert [len(batch.rewards) for batch in batches[1:]] == [8, 16]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("rollout_policy", ["base", "value", "transport"])
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_constant_reward_leaves_the_value_where_it_was(tmp_path, rollout_policy, temperature, reward):
+    run = tiny.trainer(
+        tmp_path,
+        lambda completions, **kwargs: [reward] * len(completions),
+        rollout_policy=rollout_policy,
+        temperature=temperature,
+        max_steps=4,
+    )
+    before = tiny.value_state(run)
+    run.train()
+    after = tiny.value_state(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_round_larger_than_a_batch_of_sampling_is_sampled_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout, "_ROWS_ON_CPU", 6)
-    run = tiny.trainer(tmp_path, num_generations=4, per_device_train_batch_size=16, rollout_policy="transport")
-    sizes = []
-    generate = run.rollout._generate
-    monkeypatch.setattr(run.rollout, "_generate", lambda ids, value: sizes.append(len(ids)) or generate(ids, value))
-    rows = [row for row in tiny.prompts(4)["prompt"] for _ in range(4)]
-    found = run.rollout(rows)
+    monkeypatch.setattr(transformers_sampler, "_ROWS_ON_CPU", 6)
+    run = tiny.trainer(tmp_path, num_generations=4, per_device_train_batch_size=16, rollout_policy="base")
+    sizes, generate = [], run.sampler._generate
+    monkeypatch.setattr(
+        run.sampler, "_generate", lambda model, ids, who: sizes.append(len(ids)) or generate(model, ids, who)
+    )
+    rows = [row for row in tiny.prompts(4) for _ in range(4)]
+    request = run._request(rows, "train", 0)
+    found = run.sampler(request)
     assert sizes == [4, 4, 4, 4]  # whole groups, so that each prompt is read once
-    assert len(found.completion_ids) == len(found.completions) == len(found.ref_logps) == 16
+    assert len(found.completion_ids) == len(found.finished) == 16
     # Prompts of similar length are sampled together, and every completion comes back to its own.
-    lengths = [len(ids) for ids in found.prompt_ids]
+    lengths = [len(ids) for ids in request.prompt_ids]
     assert lengths != sorted(lengths)
-    for prompt, ids, logps in zip(found.prompt_ids, found.completion_ids, found.ref_logps, strict=True):
+    logps = run._ref_logps(request.prompt_ids, request, found)
+    for prompt, ids, told in zip(request.prompt_ids, found.completion_ids, logps, strict=True):
         row = torch.tensor([[*prompt, *ids]])
         expected = run.vgf_model.ref_logps(row, torch.ones_like(row), len(ids))
-        torch.testing.assert_close(torch.tensor([logps]), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_later_passes_over_a_round_have_other_batches_of_the_same_completions(tmp_path):
-    def batches(pass_index):
-        return [run.rounds.micro_batch(i, pass_index * steps + i, torch.device("cpu")) for i in range(steps)]
-
-    def texts(batch):
-        return [tuple(ids) for ids in batch["completion_ids"].tolist()]
-
-    steps = 4
-    run = tiny.trainer(
-        tmp_path, num_iterations=2, steps_per_generation=steps, replay_ratio=0.0, value_holdout_ratio=0.0, max_steps=1
-    )
-    run.train()
-    first, again, second = ([{text for text in texts(batch)} for batch in batches(index)] for index in (0, 0, 1))
-    assert first == again != second
-    assert {text[:2] for batch in first for text in batch} == {text[:2] for batch in second for text in batch}
+        torch.testing.assert_close(torch.tensor([told]), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_likelihood_refuses_graded_rewards(tmp_path):
@@ -85,7 +127,7 @@ def test_auto_waits_for_a_success_and_gives_the_likelihood_up_for_graded_rewards
 
     def note(groups):
         begin(groups)
-        kinds.append(run.rounds.loss_kind)
+        kinds.append(run.objective.kind)
         kept.append([tuple(group.rewards.tolist()) for group in run.rounds.buffer.groups])
 
     run.rounds.begin = note
@@ -94,37 +136,36 @@ def test_auto_waits_for_a_success_and_gives_the_likelihood_up_for_graded_rewards
     assert kinds == [None, "likelihood", "likelihood", "pairwise", "pairwise"]
     assert kept[:4] == [[], [], [(1.0, 1.0)] * 2, []]
     assert kept[4] == [(0.5, 1.0, 0.0, 0.25)] * 2
-    assert run.rounds.winner_coef == 0.0
     assert "others arrived now, from 0 to 1" in caplog.text
     assert all(math.isfinite(loss) for loss in tiny.history(run, "loss"))
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, steps):
-    run = tiny.trainer(tmp_path, num_base_generations=1, num_generations=4, rollout_transport_steps=steps, top_k=1)
+@pytest.mark.parametrize("policy", ["value", "transport"])
+def test_some_completions_of_each_prompt_are_the_bases(tmp_path, monkeypatch, policy):
+    run = tiny.trainer(tmp_path, num_base_generations=1, num_generations=4, rollout_policy=policy, top_k=1)
     with torch.no_grad():  # a value that moves every token
-        for name, parameter in run.vgf_model.named_parameters():
-            if "lora_B.value" in name:
-                parameter.normal_(std=3.0)
-    calls = []
-    generate = run.rollout._generate
+        for parameter in run.vgf_model.value_adapter_parameters().values():
+            parameter.normal_(std=3.0)
+    calls, generate = [], run.sampler._generate
     monkeypatch.setattr(
-        run.rollout, "_generate", lambda ids, value: calls.append((len(ids), value)) or generate(ids, value)
+        run.sampler, "_generate", lambda model, ids, who: calls.append((len(ids), who)) or generate(model, ids, who)
     )
-    rows = [row for row in tiny.prompts(6)["prompt"] for _ in range(4)]
-    mixed = run.rollout(rows)
-    assert calls == [(6, False), (18, True)]
-    assert mixed.ref_logps is None
-    assert (mixed.kl is not None) == (steps > 0)
+    rows = [row for row in tiny.prompts(6) for _ in range(4)]
+    request = run._request(rows, "train", 0)
+    mixed = run.sampler(request)
+    assert calls == [(6, "base"), (18, policy)]
+    assert (mixed.kl is not None) == (policy == "transport")
+    run.vgf_model.eval()
     greedy = {}
-    for value in (False, True):
-        greedy[value] = generate(mixed.prompt_ids, value)[0]
-    assert greedy[False] != greedy[True]
+    for who in ("base", policy):
+        found = generate(run.vgf_model, request.prompt_ids, who)
+        greedy[who] = [ids[:length] for ids, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
+    assert greedy["base"] != greedy[policy]
     for row, ids in enumerate(mixed.completion_ids):
-        assert ids == greedy[row % 4 > 0][row]
+        assert ids == greedy["base" if row % 4 == 0 else policy][row]
     calls.clear()
-    run.rollout(rows, mode="eval")
-    assert calls == [(24, True)]
+    run.sampler(run._request(rows, "eval", 0))
+    assert calls == [(24, policy)]
 
 
 def test_the_reward_of_what_the_value_sampled_is_logged(tmp_path):
@@ -140,28 +181,25 @@ def test_the_reward_of_what_the_value_sampled_is_logged(tmp_path):
     assert tiny.history(run, "rollout/reward") == []
 
 
-@pytest.mark.parametrize(("fraction", "rounds"), [(0.5, 3), (0.66, 3), (0.45, 2), (0.01, 1)])
-def test_training_ends_on_the_buffer_alone(fraction, rounds, tmp_path, monkeypatch):
-    sampled, batches = [], []
+def test_training_ends_on_the_buffer_alone(tmp_path):
+    sampled = []
 
     def reward(completion_ids, **kwargs):
         sampled.append(len(completion_ids))
         return tiny.mostly_high(completion_ids)
 
-    settings = {"steps_per_generation": 2, "max_steps": 10, "rollout_fraction": fraction, "replay_ratio": 1.0}
+    settings = {"steps_per_generation": 2, "max_steps": 10, "rollout_fraction": 0.66, "replay_ratio": 1.0}
     run = tiny.trainer(tmp_path, reward, value_loss="likelihood", value_holdout_ratio=0.0, **settings)
-    read = run._losses
-    monkeypatch.setattr(run, "_losses", lambda wrapped, batch: batches.append(batch) or read(wrapped, batch))
+    batches = recorded(run)
     run.train()
-    assert sampled == [16] * rounds  # the nearest number of whole rounds, two steps each
+    assert sampled == [16] * 3  # the nearest number of whole rounds, two steps each
     assert run.rounds.fresh == []
     known = {tuple(group.prompt_ids.tolist()) for group in run.rounds.buffer.groups}
     assert len(batches) == 10
-    for batch in batches[2 * rounds :]:
-        assert len(batch["group_sizes"]) == 4  # two fresh ones and two replayed ones, were they sampled
-        rows = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    for batch in batches[6:]:
+        rows = [ids[mask.bool()] for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
         assert {tuple(row.tolist()) for row in rows} <= known
-        assert batch["num_groups"] == 4
+        assert batch.num_groups == 4  # two fresh ones and two replayed ones, were they sampled
 
 
 def test_without_a_success_sampling_goes_on(tmp_path):
@@ -173,6 +211,19 @@ def test_without_a_success_sampling_goes_on(tmp_path):
 
     tiny.trainer(tmp_path, reward, value_loss="likelihood", max_steps=4, rollout_fraction=0.5).train()
     assert sampled == [8] * 4
+
+
+def test_rounds_without_any_reward_warn_and_end_the_run_after_some(tmp_path, caplog):
+    run = tiny.trainer(
+        tmp_path, lambda completions, **kwargs: [None] * len(completions), max_steps=5, max_rounds_without_reward=3
+    )
+    before = tiny.value_state(run)
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="`max_rounds_without_reward`"):
+        run.train()
+    assert run.state.global_step == 2
+    assert "returned None" in caplog.text
+    after = tiny.value_state(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_rollout_function(tmp_path):
@@ -188,6 +239,17 @@ def test_rollout_function(tmp_path):
     run = tiny.trainer(tmp_path, reward, rollout_func=given)
     run.train()
     assert tiny.history(run, "reward") == [pytest.approx(3.5)] * 3
+
+
+def test_a_rollout_function_may_say_which_completions_were_cut(tmp_path):
+    def given(prompts, trainer):
+        output = tiny.fixed_rollout(prompts, trainer)
+        return {**output, "finished": [row % 2 == 0 for row in range(len(prompts))]}
+
+    run = tiny.trainer(tmp_path, rollout_func=given, mask_truncated_completions=True, max_steps=1)
+    run.train()
+    assert tiny.history(run, "completions/clipped_ratio") == [0.5]
+    assert all(group.rewards.isnan().tolist() == [False, True] * 2 for group in run.rounds.fresh)
 
 
 def test_reference_logprobs_of_a_rollout_function_spare_the_pass(tmp_path, monkeypatch):

@@ -11,25 +11,18 @@ from datasets import Dataset
 from tests.trainer import tiny
 from tests.trainer.test_resume import check_same
 from vgf_llm.models import SequenceValue, VGFModel
-from vgf_llm.trainer.preferences import tokenized_pairs
-from vgf_llm.trainer.sequence_objective import best_response_loss, bootstrap_weights, sequence_value_loss
+from vgf_llm.trainer.choose.pairs import tokenized_pairs
+from vgf_llm.trainer.fit.losses import bootstrap_weights, pairwise_loss, sequence_regression_loss
+from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
+from vgf_llm.trainer.keep.buffer import RolloutGroup
 
 SEQUENCE = {"value_parametrization": "sequence", "value_backbone": "copy", "transport_steps": 2, "step_size": 0.5}
 
 
-def batch(rewards: list[list[float]]) -> dict:
+def batch(rewards: list[list[float]]) -> MicroBatch:
     """Groups with prompts of their own."""
-    values = torch.tensor(rewards)
-    groups, size = values.shape
-    prompts = torch.arange(groups).repeat_interleave(size).unsqueeze(-1)
-    return {
-        "rewards": values.flatten(),
-        "group_shape": (groups, size),
-        "num_groups": groups,
-        "prompt_ids": prompts,
-        "prompt_mask": torch.ones_like(prompts),
-        "completion_mask": torch.tensor([[1, 1, 0]]).repeat(groups * size, 1),
-    }
+    groups = [RolloutGroup([prompt], [[7]] * len(row), row) for prompt, row in enumerate(rewards)]
+    return collate([Row(group, row) for group in groups for row in range(len(group))], 0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +38,7 @@ def test_a_planted_reward_is_learned_from_samples(tmp_path, settings: dict) -> N
     before = tiny.policy_state(run)
     run.train()
     assert run.vgf_model.sequence_value.num_members == settings.get("value_ensemble_size", 1)
-    assert run.rounds.gate.pairs > 30
+    assert run.gate.pairs > 30
     assert tiny.history(run, "value/within_prompt_accuracy")[-1] > 0.65
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.policy_state(run).items())
 
@@ -201,7 +194,7 @@ def test_resume_is_exact(tmp_path) -> None:
 
 def test_distillation_raises_the_likelihood_of_the_best_transported_responses(tmp_path) -> None:
     run = tiny.trainer(
-        tmp_path, **SEQUENCE, rollout_transport_steps=2, distill_coef=1.0, max_steps=3, learning_rate=3e-3
+        tmp_path, **SEQUENCE, rollout_policy="transport", distill_coef=1.0, max_steps=3, learning_rate=3e-3
     )
     before = tiny.policy_state(run)
     run.train()
@@ -224,14 +217,10 @@ def test_a_model_with_a_sequence_value_is_trained_further(tmp_path) -> None:
 def test_losses_have_their_closed_forms() -> None:
     data = batch([[1.0, 0.0], [0.25, 0.75], [torch.nan, 1.0]])
     values = torch.tensor([0.3, -0.2, 1.0, 2.0, 5.0, 0.5]).unsqueeze(-1).requires_grad_()
-    pairwise = sequence_value_loss("pairwise", values, data, seed=0)
     gaps = torch.tensor([0.5, 1.0])
-    torch.testing.assert_close(pairwise, torch.nn.functional.softplus(-gaps).sum() / 3)
-    regression = sequence_value_loss("regression", values, data, seed=0)
+    torch.testing.assert_close(pairwise_loss(values, data), torch.nn.functional.softplus(-gaps).sum() / 3)
     expected = torch.tensor([0.7**2 + 0.2**2, 0.75**2 + 1.25**2, 0.5**2]).sum() / 2 / 3
-    torch.testing.assert_close(regression, expected)
-    with pytest.raises(ValueError, match="bernoulli"):
-        sequence_value_loss("bernoulli", values, data, seed=0)
+    torch.testing.assert_close(sequence_regression_loss(values, data, torch.ones(6, 1)), expected)
 
 
 def test_members_see_bootstraps_that_depend_on_prompt_and_seed_alone() -> None:
@@ -240,20 +229,12 @@ def test_members_see_bootstraps_that_depend_on_prompt_and_seed_alone() -> None:
     assert torch.equal(weights, bootstrap_weights(data, 3, seed=1))
     assert not torch.equal(weights, bootstrap_weights(data, 3, seed=2))
     assert weights.mean().item() == pytest.approx(1.0, abs=0.1) and weights.var().item() == pytest.approx(1.0, abs=0.2)
-    last = {**batch([[1.0, 0.0]]), "prompt_ids": torch.tensor([[399], [399]])}
-    assert torch.equal(bootstrap_weights(last, 3, seed=1)[0], weights[399])
+    last = collate([Row(RolloutGroup([399], [[7]], [1.0]), 0)], 0)
+    assert torch.equal(bootstrap_weights(last, 3, seed=1)[0], weights[2 * 399])
     assert bootstrap_weights(data, 1, seed=1).eq(1).all()
     values = torch.randn(800, 3)
-    errors = (values.view(400, 2, 3) - torch.tensor([1.0, 0.0]).view(1, 2, 1)).square().mean(1)
-    loss = sequence_value_loss("regression", values, data, seed=1)
-    torch.testing.assert_close(loss, (weights * errors).mean())
-
-
-def test_the_best_responses_likelihood_is_what_is_distilled() -> None:
-    data = batch([[0.0, 0.0], [0.0, 0.0]])
-    logps = torch.tensor([[-1.0, -3.0, 9.0], [-2.0, -2.5, 9.0], [-0.5, -1.5, 9.0], [-4.0, -4.0, 9.0]])
-    loss = best_response_loss(logps, torch.tensor([0.1, 0.2, 3.0, -1.0]), data)
-    torch.testing.assert_close(loss, torch.tensor((2.25 + 1.0) / 2))
+    errors = (values.view(400, 2, 3) - torch.tensor([1.0, 0.0]).view(1, 2, 1)).square().view(800, 3)
+    torch.testing.assert_close(sequence_regression_loss(values, data, weights), (weights * errors).mean())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +245,7 @@ def test_the_best_responses_likelihood_is_what_is_distilled() -> None:
         ({"value_pooling": "max"}, "value_pooling"),
         ({"value_ensemble_size": 0}, "value_ensemble_size"),
         ({"value_parametrization": "bilinear", "value_ensemble_size": 2}, "whole responses"),
-        ({"distill_coef": 1.0}, "rollout_transport_steps"),
+        ({"distill_coef": 1.0}, "rollout_policy"),
         ({"value_head_hidden_size": 8}, "linear"),
     ],
 )
@@ -280,7 +261,7 @@ def test_bad_pairs_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="eval_dataset"):
         tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), eval_dataset=tiny.prompts(4), **two)
     with pytest.raises(ValueError, match="read and not sampled"):
-        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), **two, rollout_transport_steps=1)
+        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), **two, rollout_policy="transport")
     empty = tiny.pairs(8).map(lambda row: {"chosen": ""})
     with pytest.raises(ValueError, match="empty response"):
         tiny.trainer(tmp_path, None, train_dataset=empty, **two)

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from datasets import IterableDataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,7 +20,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.trainer import tiny
-from vgf_llm import VGFModel, VGFTrainer
+from vgf_llm import TransportConfig, VGFModel, VGFTrainer
+from vgf_llm.models import build_value
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -81,7 +82,7 @@ def test_metric_names_are_those_of_grpo(tmp_path):
 
 VALUES = [
     *itertools.product(("log_ratio",), ("lora", "copy", "path")),
-    *itertools.product(("bilinear", "vocab", "v_head"), ("policy", "lora", "copy", "path")),
+    *itertools.product(("bilinear", "vocab"), ("policy", "lora", "copy", "path")),
 ]
 
 
@@ -107,17 +108,19 @@ def test_every_value_trains_and_loads_again(tmp_path, parametrization, backbone)
     [
         {"value_loss": "bernoulli"},
         {"value_parametrization": "vocab", "value_loss": "pairwise"},
-        {"value_parametrization": "vocab", "value_loss": "regression", "expectile": 0.7},
-        {"value_parametrization": "bilinear", "value_loss": "bernoulli", "td_lambda": 0.5},
-        {"rollout_transport_steps": 2},
+        {"rollout_policy": "transport"},
+        {"rollout_policy": "base"},
+        {"value_parametrization": "bilinear", "rollout_policy": "transport", "num_base_generations": 1},
         {"rollout_policy": "value", "value_parametrization": "log_ratio"},
         {"rollout_policy": "value", "value_parametrization": "log_ratio", "value_backbone": "copy"},
         {"num_iterations": 2, "steps_per_generation": 2},
         {"mask_truncated_completions": True, "max_completion_length": 12},
         {"gradient_checkpointing": True},
         {"value_holdout_ratio": 0.0, "replay_ratio": 0.0},
-        {"distill_coef": 1.0, "value_coef": 0.0, "gradient_checkpointing": True},
+        {"distill_coef": 1.0, "gradient_checkpointing": True},
         {"distill_coef": 1.0, "value_learning_rate": 1e-3, "value_parametrization": "bilinear"},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "value_loss": "pairwise"},
+        {"per_device_train_batch_size": 7, "num_generations": 7},
         {"num_generations_eval": 2, "reward_weights": [2.0]},
     ],
     ids=str,
@@ -148,17 +151,101 @@ def test_learning_rates_of_value_and_policy(tmp_path):
 def test_transport_reads_scores_as_the_loss_fits_them(tmp_path, rewards, value_loss, resolved, reward_kind):
     run = tiny.trainer(tmp_path, rewards, value_parametrization="vocab", value_loss=value_loss, max_steps=1)
     run.train()
-    assert (run.rounds.loss_kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
+    assert (run.objective.kind, run.vgf_model.value.reward_kind) == (resolved, reward_kind)
 
 
-@pytest.mark.parametrize(("rewards", "winner_coef"), [(tiny.mostly_high, 1.0), (tiny.high_tokens, 0.0)])
-def test_the_first_round_decides_the_weight_of_winners_for_the_run(tmp_path, rewards, winner_coef):
-    run = tiny.trainer(tmp_path, rewards, max_steps=2, save_strategy="steps", save_steps=1)
+def test_a_second_training_counts_its_own_steps_and_samples(tmp_path):
+    calls = []
+
+    def reward(completion_ids, **kwargs):
+        calls.append(len(completion_ids))
+        return tiny.high_tokens(completion_ids)
+
+    run = tiny.trainer(tmp_path, reward, rollout_fraction=0.67)
     run.train()
-    assert run.rounds.winner_coef == winner_coef
-    resumed = tiny.trainer(tmp_path, rewards, max_steps=2)
-    resumed._load_round(tmp_path / "checkpoint-1")
-    assert resumed.rounds.winner_coef == winner_coef
+    assert len(calls) == 2
+    run.train()
+    assert len(calls) == 4
+    assert run.state.global_step == 3
+
+
+def test_what_evaluation_measures_carries_its_prefix_and_stays_there(tmp_path):
+    run = tiny.trainer(tmp_path, eval_dataset=tiny.prompts(4))
+    other = run.predict(tiny.prompts(3)).metrics
+    own = run.evaluate(metric_key_prefix="mine")
+    assert {"test_reward", "test_loss"} <= set(other) and "eval_reward" not in other
+    assert {"mine_reward", "mine_loss", "mine_completions/mean_length"} <= set(own) and "reward" not in own
+    run.train()
+    assert not any(name.startswith(("mine", "test")) for log in run.state.log_history[1:] for name in log)
+
+
+class BrokenOnce:
+    """A reward that fails in evaluation once."""
+
+    __name__ = "broken_once"
+
+    def __init__(self):
+        self.fails = True
+
+    def __call__(self, completion_ids, **kwargs):
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("no answer")
+        return tiny.high_tokens(completion_ids)
+
+
+def test_training_goes_on_after_an_evaluation_that_failed(tmp_path):
+    run = tiny.trainer(tmp_path, BrokenOnce(), eval_dataset=tiny.prompts(4))
+    with pytest.raises(RuntimeError, match="no answer"):
+        run.evaluate()
+    run.train()
+    assert len(tiny.history(run, "reward")) == 3 and not tiny.history(run, "eval_reward")
+
+
+def test_a_model_with_a_value_is_trained_as_what_it_is(tmp_path):
+    value = build_value("vocab", width=32, vocab_size=tiny.VOCAB)
+    transport = TransportConfig(transport_steps=4, step_size=0.5)
+    model = VGFModel(tiny.llama(), value, transport=transport)
+    run = tiny.trainer(tmp_path, tiny.mostly_high, model=model)
+    run.train()
+    assert run.objective.kind == "bernoulli" and value.reward_kind == "bernoulli"
+    assert run.schedule.samples_from == "base"
+    assert run.args.transport == run.vgf_model.transport == transport
+    own = tiny.trainer(tmp_path, tiny.mostly_high, model=model, step_size=0.25)
+    assert own.vgf_model.transport is own.args.transport and own.args.transport.step_size == 0.25
+    with pytest.raises(ValueError, match="`value_parametrization` is 'bilinear', but the VGFModel .* 'vocab'"):
+        tiny.trainer(tmp_path, model=model, value_parametrization="bilinear", value_backbone="policy")
+    with pytest.raises(ValueError, match="'likelihood' does not fit a value of the kind 'vocab'"):
+        tiny.trainer(tmp_path, model=model, value_loss="likelihood")
+    with pytest.raises(ValueError, match="`rollout_policy='value'`"):
+        tiny.trainer(tmp_path, model=model, rollout_policy="value")
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "kind", "message"),
+    [
+        (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), {}, TypeError, "IA3Config"),
+        (AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10), {}, TypeError, "AdaLora"),
+        (LORA, {"value_backbone": "copy"}, ValueError, "no effect"),
+        (LORA, {"value_parametrization": "sequence", "value_backbone": "copy"}, ValueError, "no effect"),
+    ],
+)
+def test_a_peft_config_that_nothing_would_use_is_refused(tmp_path, config, settings, kind, message):
+    with pytest.raises(kind, match=f"`peft_config`.*{message}"):
+        tiny.trainer(tmp_path, peft_config=config, **settings)
+
+
+def test_generation_settings_end_and_shape_completions(tmp_path):
+    ends = [9, 11, 13, 15, 17]
+    run = tiny.trainer(
+        tmp_path, generation_kwargs={"eos_token_id": ends, "min_new_tokens": 1}, max_completion_length=20, max_steps=1
+    )
+    run.train()
+    rows = [ids.tolist() for group in run.rounds.fresh for ids in group.completion_ids]
+    assert any(ids[-1] in ends for ids in rows)
+    assert all(token not in ends for ids in rows for token in ids[:-1])
+    with pytest.raises(ValueError, match=r"`generation_kwargs\['typical_p'\]`.*learn the sampler"):
+        tiny.trainer(tmp_path, generation_kwargs={"typical_p": 0.5})
 
 
 def test_conversations(tmp_path):
@@ -291,7 +378,7 @@ def test_several_evaluation_sets(tmp_path):
     run = tiny.trainer(tmp_path, eval_dataset=sets, eval_strategy="steps", eval_steps=1, max_steps=1)
     run.train()
     assert len(tiny.history(run, "eval_short_loss")) == len(tiny.history(run, "eval_long_loss")) == 1
-    assert len(tiny.history(run, "eval_reward")) == 2
+    assert len(tiny.history(run, "eval_short_reward")) == len(tiny.history(run, "eval_long_reward")) == 1
 
 
 def test_evaluation_before_training(tmp_path):

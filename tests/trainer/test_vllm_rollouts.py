@@ -1,25 +1,28 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Rollouts through TRL's vLLM engine, with a stand-in for it: what it is given, and when weights are sent to it."""
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
 from tests.trainer.engines import FakeClient, FakeEngine
-from vgf_llm.trainer.vllm_engine import FrozenServer, Request, _SeededLLM
+from vgf_llm.trainer.sample.sampler import Request
+from vgf_llm.trainer.sample.vllm import FrozenServer, _SeededLLM, seeds
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_generation_class", lambda: FakeEngine)
-    monkeypatch.setattr("vgf_llm.trainer.vllm_engine.vllm_client_class", lambda: FakeClient)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda: FakeEngine)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
 
 
 def trained(tmp_path, **settings):
-    run = tiny.trainer(tmp_path, use_vllm=True, **settings)
+    run = tiny.trainer(tmp_path, use_vllm=True, rollout_policy="base", **settings)
     run.train()
     return run
 
@@ -81,12 +84,22 @@ def test_every_completion_has_a_seed_of_its_own(tmp_path):
     assert not {seed for seeds in other.vllm_generation.llm.seeds for seed in seeds} & set(rounds[0])
 
 
+def request_of(prompts, first_row):
+    return Request(["text"] * len(prompts), prompts, ["base"] * len(prompts), 4, first_row, "train", 3, 0)
+
+
+def test_vllm_refuses_rows_that_it_cannot_sample(tmp_path):
+    run = tiny.trainer(tmp_path, use_vllm=True, rollout_policy="base")
+    request = dataclasses.replace(request_of([[5]], 0), who=["value"])
+    with pytest.raises(ValueError, match="vLLM samples 'base' only, and 'value' is asked for"):
+        run.sampler(request)
+
+
 def test_seeds_do_not_depend_on_the_number_of_processes():
     prompts = [[5], [5], [5], [5], [6, 7], [6, 7], [6, 7], [6, 7]]
-    settings = {"num_generations": 4, "mode": "train", "step": 3, "seed": 0}
-    whole = Request(prompts, first_row=0, **settings).seeds()
-    parts = [Request(prompts[start : start + 2], first_row=start, **settings) for start in (0, 2, 4, 6)]
-    assert [seed for part in parts for seed in part.seeds()] == whole
+    whole = seeds(request_of(prompts, 0))
+    parts = [request_of(prompts[start : start + 2], start) for start in (0, 2, 4, 6)]
+    assert [seed for part in parts for seed in seeds(part)] == whole
 
     class Record:
         def generate(self, prompts, sampling_params):
@@ -119,14 +132,12 @@ def test_a_process_asks_the_server_for_its_own_part_of_a_group():
     client = FakeClient()
     sampling = {"generation_kwargs": None}
     prompts = [[5]] * 6 + [[6]] * 3
-    whole = Request(
-        prompts, 4, 2, "train", 0, 0
-    )  # rows 2 and 3 of one group, 4 to 7 of the next, then three of a third
-    completion_ids = FrozenServer(client, sampling).generate(prompts, None, 4, seeds=whole.seeds())[1]
+    whole = request_of(prompts, 2)  # rows 2 and 3 of one group, 4 to 7 of the next, then three of a third
+    completion_ids = FrozenServer(client, sampling).generate(prompts, None, 4, seeds=seeds(whole))[1]
     assert [(request["prompt"], request["n"]) for request in client.requests] == [([5], 2), ([5], 4), ([6], 3)]
     assert len(completion_ids) == 9
 
 
 def test_a_seed_for_all_completions_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`generation_kwargs\['seed'\]` \(3\) would give"):
-        tiny.config(tmp_path, use_vllm=True, generation_kwargs={"seed": 3})
+        tiny.config(tmp_path, use_vllm=True, rollout_policy="base", generation_kwargs={"seed": 3})

@@ -4,6 +4,8 @@
 import io
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tests.layouts import VOCAB, tiny_model, vgf_model
 from vgf_llm import VGFModel, __version__
-from vgf_llm.cli import TRANSPORT_OPTIONS, main
+from vgf_llm.cli import main
+from vgf_llm.generation import TRANSPORT_OPTIONS
 from vgf_llm.models import TransportConfig
 
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' and message['content'] == 'no' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant{% if quiet %} w9{% endif %}"
+)
 SAMPLE = ["--max_new_tokens", "5", "--seed", "3", "--device", "cpu"]
 
 
@@ -63,12 +70,21 @@ def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
     )  # no progress bar
 
 
-def test_every_transport_setting_is_an_option() -> None:
+def test_every_transport_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(TRANSPORT_OPTIONS) == [item.name for item in fields(TransportConfig)]
     defaults = TransportConfig()
-    for name, (kind, _) in TRANSPORT_OPTIONS.items():
-        if getattr(defaults, name) is not None:
-            assert type(getattr(defaults, name)) is kind
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, option in TRANSPORT_OPTIONS.items():
+        default = getattr(defaults, name)
+        assert option.kind in (int, float, bool, str) and (default is None or type(default) is option.kind)
+        assert f"--{name}" in shown and " ".join(option.text.split()[:4]) in shown
+
+
+def test_help_and_version_import_no_models() -> None:
+    code = "import sys; from vgf_llm.cli import main; main(['version']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,15 +213,26 @@ def test_chat_template_and_tokenizer_of_the_base(adapted: Path, capsys: pytest.C
     assert chat == raw and chat[0] == 0 and chat[1].strip()
 
 
+def test_switches_of_the_chat_template(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = ["--chat_template_kwargs", '{"quiet": true}']
+    chat = run(capsys, "generate", adapted, "w8", *SAMPLE, "--greedy", *quiet)
+    raw = run(capsys, "generate", adapted, "user w8 assistant w9", *SAMPLE, "--greedy", "--raw")
+    assert chat == raw and chat[0] == 0
+    assert chat != run(capsys, "generate", adapted, "w8", *SAMPLE, "--greedy")
+    status, _, err = run(capsys, "generate", adapted, "w8", *SAMPLE, "--system_prompt", "no")
+    assert status == 1 and err == "vgf: error: The tokenizer's chat template refuses these messages: no system\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--transport_steps", "-1"], "`transport_steps` must be an integer >= 0, got -1"),
-        (["--selection", "best"], "`selection` must be one of value, weighted_vote, majority, none"),
+        (["--transport_steps", "-1"], "`transport_steps` must be an integer >= 0 and finite, got -1"),
+        (["--selection", "best"], "`selection` must be one of 'value', 'weighted_vote', 'majority', 'none'"),
         (["--greedy", "--num_particles", "2"], "pass `do_sample=True`"),
         (["--stream", "--num_particles", "2"], "`streamer` needs `num_particles=1`"),
-        (["--space", "hidden"], "needs a v_head value"),
-        (["--system_prompt", "w9"], "needs a tokenizer with a chat template"),
+        (["--space", "hidden"], "`space` must be one of 'logit'"),
+        (["--system_prompt", "w9"], "`--system_prompt` needs a tokenizer with a chat template"),
+        (["--chat_template_kwargs", "{}"], "`--chat_template_kwargs` needs a tokenizer with a chat template"),
         (["--dtype", "float99"], "`--dtype` must be `auto` or a torch dtype"),
         (["--device", "nowhere"], "`--device` must be a torch device"),
     ],
@@ -220,7 +247,10 @@ def test_wrong_settings_are_explained(
 
 def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no saved VGF model" in run(capsys, "info", tmp_path)[2]
-    assert "neither a folder nor a hub id" in run(capsys, "generate", tmp_path / "gone", "w8")[2]
+    for command in (["generate", "outputs/gone", "w8"], ["export", "outputs/gone", "out"], ["info", "outputs/gone"]):
+        status, out, err = run(capsys, *command)
+        assert (status, out) == (1, "") and err.startswith("vgf: error: ") and "outputs/gone" in err
+    assert str(tmp_path / "gone") in run(capsys, "generate", tmp_path / "gone", "w8")[2]
     for path in saved.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     head = tmp_path / "value_head.safetensors"
@@ -231,7 +261,16 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     "command",
-    ["", "generate", "generate model", "info a b", "generate a b --answer_regex (", "generate a b --all --stream"],
+    [
+        "",
+        "generate",
+        "generate model",
+        "info a b",
+        "generate a b --answer_regex (",
+        "generate a b --all --stream",
+        "generate a b --chat_template_kwargs [1]",
+        "generate a b --chat_template_kwargs thinking",
+    ],
 )
 def test_wrong_command_lines_exit_with_two(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

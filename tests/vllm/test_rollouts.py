@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from benchmarks.serving import SETTINGS
 from tests.trainer import tiny
-from vgf_llm.trainer.vllm_engine import FrozenServer
+from vgf_llm.trainer.sample.vllm import FrozenServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The mathematics of Value Gradient Flow as pure functions of plain tensors."""
 
+from ._checks import Range, check_choice, value_checks
+from ._masking import masked_log_softmax
 from .budget import cap_kl, kl_divergence, mmd_bound, mmd_squared, relative_displacement, tokens_changed
 from .flow import TransportResult, flow_direction, transport
 from .kernels import kernel_matrix, median_bandwidth, rbf_kernel
@@ -8,30 +10,28 @@ from .losses import (
     bernoulli_value_loss,
     centre_by_prompt,
     distillation_loss,
-    expectile_loss,
     masked_mean,
     pairwise_value_loss,
     regression_value_loss,
     success_likelihood_loss,
-    td_lambda_targets,
-    winner_likelihood_loss,
     within_prompt_accuracy,
 )
-from .sequence import langevin_scale, pool_tokens, sequence_direction, sequence_step, straight_through_tokens
+from .sequence import pool_tokens, sequence_direction, sequence_step, straight_through_tokens
 from .simplex import candidate_set, simplex_direction, simplex_flow
 
 __all__ = [
+    "Range",
     "TransportResult",
     "bernoulli_value_loss",
     "candidate_set",
     "cap_kl",
     "centre_by_prompt",
+    "check_choice",
     "distillation_loss",
-    "expectile_loss",
     "flow_direction",
     "kernel_matrix",
     "kl_divergence",
-    "langevin_scale",
+    "masked_log_softmax",
     "masked_mean",
     "median_bandwidth",
     "mmd_bound",
@@ -47,9 +47,8 @@ __all__ = [
     "simplex_flow",
     "straight_through_tokens",
     "success_likelihood_loss",
-    "td_lambda_targets",
     "tokens_changed",
     "transport",
-    "winner_likelihood_loss",
+    "value_checks",
     "within_prompt_accuracy",
 ]

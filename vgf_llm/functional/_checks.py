@@ -1,17 +1,66 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Input checks shared by the functions of this package; every message names the argument and the fix."""
+"""Checks of settings and of tensors; every message names the argument, what arrived and the fix."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Whether functions look at the values of tensors, for which a host waits for its accelerator. Left open, functions
+# that run once per decoded token do not look, and all others do.
+_CHECK_VALUES: ContextVar[bool | None] = ContextVar("vgf_llm_check_values", default=None)
 
-def check_finite(name: str, tensor: Tensor, fix: str = "look for an overflow or a division by zero upstream") -> None:
-    """Raises ValueError when `tensor` holds NaN or an infinity."""
+
+@contextmanager
+def value_checks(enabled: bool) -> Iterator[None]:
+    """Switches checks of the values of tensors on or off inside the context, in every function of this package.
+
+    Functions that run once per decoded token check values only where this switches it on: to look, the host waits for
+    the accelerator. Switch it on to find where a NaN comes from.
+
+    Args:
+        enabled: Whether values are checked.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> from vgf_llm.functional import candidate_set
+        >>> with value_checks(True):
+        ...     candidate_set(torch.tensor([torch.nan, 0.0]), top_k=1, min_prob=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: the log-normaliser of logits must be finite, ...
+    """
+    token = _CHECK_VALUES.set(enabled)
+    try:
+        yield
+    finally:
+        _CHECK_VALUES.reset(token)
+
+
+def checks_values(*, per_token: bool = False) -> bool:
+    """Tells whether a function looks at the values of tensors; one that runs per decoded token has to be asked to."""
+    enabled = _CHECK_VALUES.get()
+    return not per_token if enabled is None else enabled
+
+
+def check_finite(
+    name: str,
+    tensor: Tensor,
+    fix: str = "look for an overflow or a division by zero upstream",
+    *,
+    per_token: bool = False,
+) -> None:
+    """Raises ValueError when `tensor` holds NaN or an infinity, where values are checked."""
     # A finite sum has finite terms and is one pass without a temporary; an infinite one may be an overflow.
-    if math.isfinite(tensor.detach().sum()):
+    if not checks_values(per_token=per_token) or math.isfinite(tensor.detach().sum()):
         return
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
@@ -22,27 +71,85 @@ def check_finite(name: str, tensor: Tensor, fix: str = "look for an overflow or 
         )
 
 
-def check_number(
-    name: str, value: float, *, low: float = 0.0, high: float = math.inf, low_open: bool = False, fix: str = ""
-) -> None:
-    """Raises TypeError unless `value` is a real number, ValueError unless it is finite and in [low, high].
+def shown(value: Any) -> str:
+    """A short `repr` of anything, for errors."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"<{type(value).__name__} too long to show>"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
-    With `low_open` the interval is (low, high].
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers that a setting may be, and how to say so.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        open_low: Whether `low` itself is excluded.
+        open_high: Whether `high` itself is excluded.
+        integer: Whether the value must be an integer.
+        optional: Whether `None` is allowed.
+        hint: Sentence put at the end of the error.
+
+    Example:
+        >>> Range(0, 1, open_low=True).check("share", 0.5)
+        >>> Range(0, 1, open_low=True).check("share", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: `share` must be a number in (0, 1], got 0.0.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} ({value!r}); pass a float.")
-    inside = math.isfinite(value) and (low < value if low_open else low <= value) and value <= high
-    if not inside:
-        interval = f"{'(' if low_open else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
-        raise ValueError(f"{name} must be a finite number in {interval}, got {value!r}{f'; {fix}' if fix else ''}.")
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    integer: bool = False
+    optional: bool = False
+    hint: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises TypeError for another type, ValueError for a number out of range; both name the setting."""
+        if value is None and self.optional:
+            return
+        what = ("an integer" if self.integer else "a number") + (" or None" if self.optional else "")
+        if isinstance(value, bool) or not isinstance(value, Integral if self.integer else Real):
+            raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).{self._hint}")
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        # A comparison with NaN is false. Counts fit 32 bits, and other numbers what tensors hold.
+        if not (above and below and abs(value) <= _LARGEST[self.integer]):
+            raise ValueError(f"`{name}` must be {what} {self}, got {shown(value)}.{self._hint}")
+
+    @property
+    def _hint(self) -> str:
+        return f" {self.hint}" if self.hint else ""
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "finite" if self.low == -math.inf else f"{'>' if self.open_low else '>='} {self.low:g} and finite"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
-def check_count(name: str, value: int, *, low: int = 0) -> None:
-    """Raises TypeError unless `value` is an integer, ValueError unless it is at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r}); pass a whole number >= {low}.")
-    if value < low:
-        raise ValueError(f"{name} must be an int >= {low}, got {value}.")
+_LARGEST = {True: 2**31 - 1, False: torch.finfo(torch.float32).max}
+
+POSITIVE = Range(0, open_low=True)
+NON_NEGATIVE = Range(0)
+COUNT = Range(0, integer=True)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`, of the same type.
+
+    Example:
+        >>> check_choice("pooling", "max", ("mean", "last"))
+        Traceback (most recent call last):
+        ...
+        ValueError: `pooling` must be one of 'mean', 'last'; got 'max'.
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {shown(value)}.")
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...] | torch.Size, like: str) -> None:

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_shape
+from ._checks import check_shape, checks_values
 
 
 def as_mask(name: str, mask: Tensor | None, like: Tensor, like_name: str) -> Tensor:
@@ -16,7 +16,9 @@ def as_mask(name: str, mask: Tensor | None, like: Tensor, like_name: str) -> Ten
 
 
 def check_logits(name: str, logits: Tensor, mask: Tensor) -> None:
-    """Raises ValueError on NaN or +inf inside the mask, or on rows without one finite entry there."""
+    """Raises ValueError on NaN or +inf inside the mask, or on rows without one finite entry there, where it looks."""
+    if not checks_values(per_token=True):
+        return
     # One comparison finds both, because NaN < inf is false.
     bad = ~(logits < torch.inf) & mask
     if bool(bad.any()):
@@ -34,6 +36,10 @@ def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
 
     A row with no True entry comes back as log(1/K) everywhere, so that it stays finite and drops out of any
     sum in which it is masked.
+
+    Example:
+        >>> masked_log_softmax(torch.zeros(3), torch.tensor([True, True, False])).exp()
+        tensor([0.5000, 0.5000, 0.0000])
     """
     rows = mask.any(dim=-1, keepdim=True)
     filled = torch.where(mask, logits, -torch.inf)

@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from ._checks import (
-    check_count,
+    COUNT,
+    NON_NEGATIVE,
+    Range,
     check_finite,
-    check_number,
     check_particle_shape,
     check_particles,
     check_shape,
+    checks_values,
 )
 from .kernels import kernel_matrix, median_bandwidth, particle_kernel, tile_size
 
 StopReason = Literal["num_steps", "max_distance", "stationary"]
+
+ALPHA = Range(0, open_low=True, hint="For the limit alpha -> 0 pass repulsion=False and scale step_size.")
+MAX_DISTANCE = Range(0, hint="None switches the trust radius off.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def flow_direction(
     """
     check_particle_shape("particles", particles)
     check_shape("score", score, particles.shape, "particles")
-    check_number("alpha", alpha, low_open=True, fix="for the limit alpha -> 0 pass repulsion=False and scale step_size")
+    ALPHA.check("alpha", alpha)
     needs_grad = torch.is_grad_enabled() and (particles.requires_grad or score.requires_grad)
     if out is not None:
         _check_out(out, particles, score, needs_grad)
@@ -164,7 +169,7 @@ def _tiled_velocity(
                 moved = _velocity(group[:, tile], own_score[:, tile], attract, None if spread is None else repel)
                 total += moved.sum()
                 target[:, tile] = moved
-    if not bool(torch.isfinite(total)):
+    if checks_values() and not bool(torch.isfinite(total)):
         # The kernel of a particle with itself is 1, so that a score that is not finite is seen in the sum.
         check_finite("score", score)
     return velocity
@@ -221,10 +226,10 @@ def transport(
         (tensor([[2., 0.]]), tensor([2.]), 'num_steps')
     """
     check_particles("particles", particles)
-    check_number("step_size", step_size)
-    check_count("num_steps", num_steps)
+    NON_NEGATIVE.check("step_size", step_size)
+    COUNT.check("num_steps", num_steps)
     if max_distance is not None:
-        check_number("max_distance", max_distance, fix="None switches the trust radius off")
+        MAX_DISTANCE.check("max_distance", max_distance)
     start = particles.clone()
     scale = _start_norms(start) if normalize else None
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_finite, check_number, check_rank, check_shape
+from ._checks import check_finite, check_rank, check_shape, checks_values
 from ._masking import as_mask, masked_log_softmax, working_dtype
 
 
@@ -86,7 +86,7 @@ def bernoulli_value_loss(logits: Tensor, outcomes: Tensor, mask: Tensor, *, redu
         tensor(0.6931)
     """
     logits, targets, mask = _prepare("logits", logits, "outcomes", outcomes, mask)
-    if bool(((targets < 0) | (targets > 1)).any()):
+    if checks_values() and bool(((targets < 0) | (targets > 1)).any()):
         raise ValueError(
             f"outcomes must be in [0, 1], got values from {targets.min().item():g} to {targets.max().item():g}; "
             f"use regression_value_loss for other rewards."
@@ -116,42 +116,6 @@ def regression_value_loss(values: Tensor, targets: Tensor, mask: Tensor, *, redu
     """
     values, targets, mask = _prepare("values", values, "targets", targets, mask)
     return _reduce((values - targets).square(), mask, reduction, "sequence")
-
-
-def expectile_loss(
-    values: Tensor, targets: Tensor, mask: Tensor, *, expectile: float, reduction: str = "mean"
-) -> Tensor:
-    """Asymmetric squared error whose minimiser is an expectile of the targets.
-
-    |expectile - 1[target < value]| (target - value)^2: above one half it weighs targets above the value more, an
-    optimistic value; at one half it is half of `regression_value_loss`.
-
-    Args:
-        values: Predicted values, [B, T].
-        targets: Target of each completion [B], or of each token [B, T]; no gradient flows into it.
-        mask: Sampled tokens, [B, T].
-        expectile: In (0, 1).
-        reduction: `"mean"`, or `"sequence"` for the mean within each completion.
-
-    Returns:
-        The mean over all sampled tokens, a scalar; with `"sequence"` [B], 0 for a row without a sampled token.
-
-    Raises:
-        ValueError: Shapes do not agree, a counted entry is not finite, or `expectile` is outside (0, 1).
-
-    Source:
-        Kostrikov et al. 2021 (arXiv 2110.06169), equation 4.
-
-    Example:
-        >>> expectile_loss(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), expectile=0.75)
-        tensor(0.5000)
-    """
-    if not 0 < expectile < 1:
-        raise ValueError(f"expectile must be in (0, 1), got {expectile!r}; 0.5 is the mean.")
-    values, targets, mask = _prepare("values", values, "targets", targets, mask)
-    error = targets - values
-    weight = (expectile - (error < 0).to(error.dtype)).abs()
-    return _reduce(weight * error.square(), mask, reduction, "sequence")
 
 
 def _ordered_pairs(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,47 +156,13 @@ def pairwise_value_loss(scores: Tensor, rewards: Tensor, *, reduction: str = "me
     return _reduce(F.softplus(-differences), ordered, reduction, "prompt")
 
 
-def winner_likelihood_loss(scores: Tensor, rewards: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Negative score of the best completions of each prompt that has better and worse ones.
-
-    For a log-ratio value the score is log pi_theta(y|x) - log mu(y|x), so that this is the negative log-likelihood of
-    the winners up to a constant. With 0/1 rewards its minimiser over base samples is Bayes' posterior
-    mu(y|x) P(success | x, y) / P(success | x): the log-ratio of a token is then by how much it raises the
-    log-probability of success.
-
-    Args:
-        scores: Score of each completion, [P, G].
-        rewards: Their rewards, [P, G]; NaN for a completion without one, which is left out.
-        reduction: `"mean"`, or `"prompt"` for the mean within each prompt.
-
-    Returns:
-        The mean over all winners, a scalar, or [P] with `"prompt"`; a zero connected to the graph where a prompt's
-        rewards are all equal.
-
-    Raises:
-        ValueError: Shapes do not agree, a reward is infinite, or the score of a counted completion is not finite.
-
-    Source:
-        The likelihood term beside a pairwise loss: Pang et al. 2024 (arXiv 2404.19733), equation 1, there divided by
-        the length.
-
-    Example:
-        >>> winner_likelihood_loss(torch.tensor([[-2.0, -3.0]]), torch.tensor([[1.0, 0.0]]))
-        tensor(2.)
-    """
-    _, ordered = _ordered_pairs(scores, rewards)
-    beats, beaten = ordered.any(dim=-1), ordered.any(dim=-2)
-    winners = beats & ~beaten
-    return _reduce(-_counted("scores", scores, winners), winners, reduction, "prompt")
-
-
 def success_likelihood_loss(scores: Tensor, outcomes: Tensor, group_sizes: Sequence[int]) -> Tensor:
     """Negative score of the successful completions of each prompt, which may have any number of completions.
 
     For a log-ratio value this is the negative log-likelihood of the successes up to a constant, log mu(y|x), so that
     log pi_theta(y|x) may stand for the score: no reference is needed. Over base samples its minimiser is Bayes'
-    posterior mu(y|x) P(success | x, y) / P(success | x), as of `winner_likelihood_loss`, which leaves out prompts that
-    every completion solves.
+    posterior mu(y|x) P(success | x, y) / P(success | x): the log-ratio of a token is then by how much it raises the
+    log-probability of success.
 
     Args:
         scores: Score of each completion, [R], those of a prompt in adjacent rows.
@@ -307,58 +237,6 @@ def centre_by_prompt(rewards: Tensor) -> Tensor:
     scored = ~rewards.isnan()
     check_finite("rewards", torch.where(scored, rewards, 0.0), "only NaN is allowed, for a completion without a reward")
     return rewards - masked_mean(rewards, scored, dim=-1).unsqueeze(-1)
-
-
-@torch.no_grad()
-def td_lambda_targets(
-    rewards: Tensor, next_values: Tensor, mask: Tensor, *, td_lambda: float, gamma: float = 1.0
-) -> Tensor:
-    """TD(lambda) targets of the action value at every sampled token.
-
-    G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), and G = r at the last sampled token, where the completion
-    ends and nothing is bootstrapped. lambda = 1 with gamma = 1 is the Monte-Carlo outcome, lambda = 0 the one-step
-    target. Positions that were not sampled (padding, tool output) are skipped: t+1 is the next sampled token.
-
-    Args:
-        rewards: Reward received for each token, [B, T]; an outcome stands at the last sampled token.
-        next_values: V of the state after each token, [B, T]: the expectation of Q there under the transported policy.
-            It is not read at the last sampled token.
-        mask: Sampled tokens, [B, T].
-        td_lambda: lambda in [0, 1].
-        gamma: Discount in [0, 1].
-
-    Returns:
-        Targets [B, T] without a gradient; 0 at masked positions.
-
-    Raises:
-        ValueError: Shapes do not agree, a number is out of range, or a counted entry is not finite.
-
-    Source:
-        Sutton and Barto 2018, chapter 12; the expectation over transported particles is the target of arXiv 2604.14265.
-
-    Example:
-        >>> rewards, next_values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.2, 0.6, 9.0]])
-        >>> td_lambda_targets(rewards, next_values, torch.ones(1, 3), td_lambda=0.5)
-        tensor([[0.5000, 0.8000, 1.0000]])
-    """
-    check_number("td_lambda", td_lambda, high=1.0)
-    check_number("gamma", gamma, high=1.0)
-    rewards, next_values, mask = _prepare("rewards", rewards, "next_values", _last_unread(next_values, mask), mask)
-    targets = torch.zeros_like(next_values)
-    following = torch.zeros_like(targets[:, 0])
-    for t in reversed(range(targets.shape[1])):
-        bootstrap = (1 - td_lambda) * next_values[:, t] + td_lambda * following
-        current = rewards[:, t] + gamma * bootstrap
-        targets[:, t] = torch.where(mask[:, t], current, 0.0)
-        following = torch.where(mask[:, t], current, following)
-    return targets
-
-
-def _last_unread(next_values: Tensor, mask: Tensor) -> Tensor:
-    """`next_values` with a zero at each row's last sampled token, where nothing follows whatever stands there."""
-    check_shape("mask", mask, next_values.shape, "next_values")
-    later = mask.bool().flip(-1).cumsum(dim=-1).flip(-1) > 1
-    return torch.where(later, next_values, 0.0)
 
 
 def distillation_loss(

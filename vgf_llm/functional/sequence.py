@@ -5,15 +5,13 @@ A particle u is [T, D] with a mask [T]. Its features in the kernel are its poole
 so that responses of different lengths interact, and the kernel's gradient reaches the tokens through the pooling.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import check_count, check_finite, check_number, check_rank, check_shape
+from ._checks import NON_NEGATIVE, POSITIVE, check_finite, check_rank, check_shape
 from ._masking import working_dtype
-from .flow import flow_direction, into_ball, with_norm
+from .flow import ALPHA, MAX_DISTANCE, flow_direction, into_ball, with_norm
 from .kernels import kernel_matrix, median_bandwidth
 
 
@@ -81,7 +79,7 @@ def sequence_direction(
         tensor([2., 0.])
     """
     check_shape("score", score, particles.shape, "particles")
-    check_number("alpha", alpha, low_open=True, fix="for the limit alpha -> 0 pass repulsion=False and scale step_size")
+    ALPHA.check("alpha", alpha)
     keep = _token_mask(mask, particles)
     score = torch.where(keep, score, 0.0)
     check_finite("score", score)
@@ -135,52 +133,18 @@ def sequence_step(
     """
     check_shape("velocity", velocity, particles.shape, "particles")
     check_shape("start", start, particles.shape, "particles")
-    check_number("step_size", step_size)
-    check_number("scale", scale, low_open=True)
-    check_number("anchor", anchor)
+    NON_NEGATIVE.check("step_size", step_size)
+    POSITIVE.check("scale", scale)
+    NON_NEGATIVE.check("anchor", anchor)
     keep = _token_mask(mask, particles)
     velocity = torch.where(keep, velocity, 0.0)
     check_finite("velocity", velocity)
     drift = with_norm(velocity, scale) - anchor * (particles - start)
     moved = torch.where(keep, particles + step_size * drift, particles)
     if max_distance is not None:
-        check_number("max_distance", max_distance, fix="None switches the trust radius off")
+        MAX_DISTANCE.check("max_distance", max_distance)
         moved = torch.where(keep, into_ball(moved, start, max_distance * scale)[0], particles)
     return moved
-
-
-def langevin_scale(noise: float, step_size: float, step: int, num_steps: int) -> float:
-    """Standard deviation of the noise that a Langevin step adds, sqrt(2 epsilon tau_l).
-
-    The temperature is annealed linearly, tau_l = noise (1 - l / (L - 1)), so that the last step has none; a single step
-    has the full one.
-
-    Args:
-        noise: Temperature of the first step, >= 0.
-        step_size: epsilon >= 0.
-        step: l, counted from 0.
-        num_steps: L.
-
-    Returns:
-        The standard deviation.
-
-    Raises:
-        ValueError: A number is out of range.
-
-    Source:
-        Unadjusted Langevin dynamics, u <- u + epsilon grad log pi + sqrt(2 epsilon) xi; the annealing is this
-        package's.
-
-    Example:
-        >>> [round(langevin_scale(1.0, 0.5, step, 3), 3) for step in range(3)]
-        [1.0, 0.707, 0.0]
-    """
-    check_number("noise", noise)
-    check_number("step_size", step_size)
-    check_count("num_steps", num_steps, low=1)
-    check_number("step", step, high=num_steps - 1)
-    temperature = noise * (1 - step / (num_steps - 1) if num_steps > 1 else 1.0)
-    return math.sqrt(2 * step_size * temperature)
 
 
 def straight_through_tokens(

@@ -1,8 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""`VGFModel.generate`: the policy's own `generate`, transported token by token, with selection among particles."""
+"""`ValuedPolicy.generate`: the policy's own `generate`, transported token by token, with selection among particles."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,31 +10,28 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from vgf_llm.generation.decode_attention import decoding_attention
-from vgf_llm.generation.decoding import answers_of, check_decoding, default_mask, end_token_ids, mask_after_eos
+from vgf_llm.generation.decoding import AnswerFn, answers_of, check_decoding, default_mask, effective_config
+from vgf_llm.generation.options import TRANSPORT_FIELDS
 from vgf_llm.generation.output import VGFGenerateOutput
-from vgf_llm.generation.prefill import SharedPrefill
+from vgf_llm.generation.particles import check_inputs
 from vgf_llm.generation.processor import TransportProcessor
-from vgf_llm.generation.selection import AnswerFn, select
+from vgf_llm.generation.responses import Responses
+from vgf_llm.generation.sample import base_responses, transported_responses
+from vgf_llm.generation.selection import select
 from vgf_llm.generation.sequence import generate_sequences
 from vgf_llm.generation.sequence_scoring import ScoreFn
-from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.models.value import StateValue
-from vgf_llm.models.vgf_model import VGFModel
-from vgf_llm.spaces import build_space
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.base import CONTROLS
 from vgf_llm.spaces.sequence import SEQUENCE_CONTROLS
-
-_TRANSPORT_FIELDS = tuple(item.name for item in fields(TransportConfig))
 
 
 @torch.no_grad()
 def generate(
-    model: VGFModel,
+    model: ValuedPolicy,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -78,31 +75,30 @@ def generate(
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        >>> model = VGFModel(LlamaForCausalLM(config))
+        >>> model = ValuedPolicy(LlamaForCausalLM(config))
         >>> out = generate(model, torch.tensor([[1, 5]]), transport_steps=2, num_particles=2, do_sample=True,
         ...                max_new_tokens=3, return_dict_in_generate=True)
         >>> out.values.shape, out.chosen.shape
         (torch.Size([1, 2]), torch.Size([1]))
     """
-    transport = replace(model.transport, **{k: kwargs.pop(k) for k in _TRANSPORT_FIELDS if kwargs.get(k) is not None})
-    for name in _TRANSPORT_FIELDS:
-        kwargs.pop(name, None)
+    given = {name: kwargs.pop(name, None) for name in TRANSPORT_FIELDS}
+    transport = replace(model.transport, **{name: value for name, value in given.items() if value is not None})
     sequences = transport.space in SEQUENCE_SPACES
     controls = SEQUENCE_CONTROLS if sequences else CONTROLS
     if control not in controls:
         allowed = ", ".join(map(repr, controls))
         raise ValueError(f"`control` must be one of {allowed} in `space={transport.space!r}`; got {control!r}.")
     policy = inner_model(model.policy)
-    if return_dict_in_generate is None:
-        return_dict_in_generate = bool((generation_config or policy.generation_config).return_dict_in_generate)
     kwargs.update(generation_config=generation_config, logits_processor=logits_processor, streamer=streamer)
     plain = transport.transport_steps == 0
-    if plain and transport.num_particles == 1 and not return_dict_in_generate:
-        with adapter_rows(model.policy, model.policy_adapter):
-            return policy.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs)
-    check_decoding(transport, kwargs, policy.generation_config, input_ids)
+    prompt_length = input_ids.shape[-1] if isinstance(input_ids, Tensor) else 0
+    config, _ = effective_config(policy, generation_config, kwargs, prompt_length)
+    return_dict = config.return_dict_in_generate if return_dict_in_generate is None else return_dict_in_generate
+    if plain and transport.num_particles == 1 and not return_dict:
+        return _policys_own(model, input_ids, attention_mask, kwargs)
+    check_decoding(transport, config, kwargs, input_ids)
     if attention_mask is None:
-        attention_mask = default_mask(policy, generation_config, kwargs, input_ids)
+        attention_mask = default_mask(config, input_ids)
     if sequences:
         return generate_sequences(
             model,
@@ -112,106 +108,72 @@ def generate(
             sequence_value=sequence_value,
             answer_fn=answer_fn,
             control=control,
-            return_dict=return_dict_in_generate,
+            return_dict=return_dict,
             **kwargs,
         )
-    _check_model(model, transport, kwargs)
-    rows = input_ids.repeat_interleave(transport.num_particles, dim=0)
-    mask = attention_mask.repeat_interleave(transport.num_particles, dim=0)
+    valued = return_dict or (transport.selection != "none" and transport.num_particles > 1)
+    check_inputs(kwargs, attention_mask, alone=plain and not valued)
     processor = None
     if plain:
-        prefill = SharedPrefill(transport.num_particles)
-        with adapter_rows(model.policy, model.policy_adapter), prefill.installed(policy), decoding_attention(policy):
-            raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
+        found = base_responses(model, input_ids, attention_mask, transport.num_particles, **kwargs)
     else:
-        tap = FeatureTap(
-            model,
-            mask,
-            need_hidden=transport.space == "hidden",
-            max_cache_len=_static_cache_len(kwargs, policy.generation_config, rows.shape[1]),
-            num_particles=transport.num_particles,
+        found, processor = transported_responses(
+            model, input_ids, attention_mask, transport, config=config, control=control, **kwargs
         )
-        space = build_space(model.policy, model.value, transport, control=control)
-        wanted = return_dict_in_generate or transport.selection != "none"
-        record = wanted and (transport.num_particles > 1 or return_dict_in_generate)
-        processor = TransportProcessor(space, tap, transport, record=record)
-        kwargs["logits_processor"] = LogitsProcessorList([*(logits_processor or []), processor])
-        with tap.installed(), decoding_attention(policy, model.value_model):
-            raw = policy.generate(rows, attention_mask=mask, return_dict_in_generate=True, **kwargs)
-    if not return_dict_in_generate and (transport.selection == "none" or transport.num_particles == 1):
-        return raw.sequences
-    eos_ids = end_token_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
-    return _finish(model, transport, raw, mask, eos_ids, processor, answer_fn, return_dict_in_generate)
+    if not valued:
+        return found.sequences
+    return _finish(model, transport, found, attention_mask, processor, answer_fn, return_dict)
+
+
+def _policys_own(
+    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor:
+    with adapter_rows(model.policy, model.policy_adapter):
+        own: Any = inner_model(model.policy).generate(
+            input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs
+        )
+    return own
 
 
 def _finish(
-    model: VGFModel,
+    model: ValuedPolicy,
     transport: TransportConfig,
-    raw: Any,
-    prompt_mask: Tensor,
-    eos_ids: list[int],
+    found: Responses,
+    attention_mask: Tensor,
     processor: TransportProcessor | None,
     answer_fn: AnswerFn | None,
     return_dict: bool,
 ) -> Tensor | VGFGenerateOutput:
     """Values every particle, selects one per prompt and packs the output."""
-    prompt_length, n = prompt_mask.shape[1], transport.num_particles
-    tokens = raw.sequences[:, prompt_length:]
-    completion_mask = mask_after_eos(tokens, eos_ids)
-    scores = processor.token_scores(tokens, completion_mask) if processor is not None else None
+    n, tokens, mask = transport.num_particles, found.tokens, found.mask
+    scores = processor.token_scores(tokens, mask) if processor is not None else None
     if scores is None:
-        attention = torch.cat([prompt_mask, completion_mask], dim=1)
-        scored = model.score(raw.sequences, attention, completion_mask, group_size=n)
-        scores = scored.token_scores * completion_mask
-    values = model.value.sequence_values(scores, completion_mask).view(-1, n)
+        attention = torch.cat([attention_mask.repeat_interleave(n, dim=0), mask], dim=1)
+        scores = model.score(found.sequences, attention, mask, group_size=n).token_scores * mask
+    values = model.value.sequence_values(scores, mask).view(-1, n)
     chosen = torch.zeros(values.shape[0], dtype=torch.long, device=values.device)
     if transport.selection != "none" and n > 1:
         answers: Sequence[Any] = ()
         if transport.selection != "value":
-            answers = answers_of(tokens, completion_mask, n, answer_fn)
-        weights = model.value.vote_weights(values)
-        chosen = select(values, transport.selection, answers=answers, weights=weights)
-    particles = raw.sequences.view(-1, n, raw.sequences.shape[1])
+            answers = answers_of(tokens, mask, n, answer_fn)
+        chosen = select(values, transport.selection, answers=answers, weights=model.value.vote_weights(values))
+    particles = found.sequences.view(-1, n, found.sequences.shape[1])
     if transport.selection == "none":
-        sequences = raw.sequences
+        sequences = found.sequences
     else:
         sequences = particles[torch.arange(particles.shape[0], device=chosen.device), chosen]
     if not return_dict:
         return sequences
-    kl = torch.zeros_like(scores)
-    if processor is not None:
-        kl = processor.token_kl(tokens.shape[1]) * completion_mask
+    kl = torch.zeros_like(scores) if processor is None else processor.token_kl(mask)
     return VGFGenerateOutput(
         sequences=sequences,
         particle_sequences=particles,
         values=values,
         token_scores=scores.view(-1, n, scores.shape[-1]),
         kl=kl.view(-1, n, kl.shape[-1]),
+        lengths=found.ends.lengths.view(-1, n),
+        finished=found.ends.finished.view(-1, n),
         chosen=chosen,
-        scores=raw.scores,
-        logits=raw.logits,
+        scores=found.scores,
+        logits=found.logits,
     )
-
-
-def _static_cache_len(kwargs: dict[str, Any], defaults: GenerationConfig, prompt_length: int) -> int | None:
-    """The length that a static cache needs, if one was asked for: models of the value's own then use one too."""
-    config = kwargs.get("generation_config") or defaults
-
-    def setting(name: str) -> Any:
-        value = kwargs.get(name)
-        return getattr(config, name, None) if value is None else value
-
-    if setting("cache_implementation") != "static":
-        return None
-    new_tokens = setting("max_new_tokens")
-    return prompt_length + new_tokens if new_tokens is not None else setting("max_length")
-
-
-def _check_model(model: VGFModel, transport: TransportConfig, kwargs: dict[str, Any]) -> None:
-    rows_differ = transport.num_particles > 1 or len(model.value_blocks()) > 1
-    if kwargs.get("past_key_values") is not None and rows_differ:
-        raise ValueError("`past_key_values` has no rows for particles or for a value's adapter; leave it out.")
-    own_features = model.value_model is None and not model.has_value_adapter
-    moves_hidden = transport.space == "hidden" and transport.transport_steps > 0
-    if moves_hidden and isinstance(model.value, StateValue) and not own_features:
-        raise ValueError("`space='hidden'` moves the policy's own features: the v_head needs `backbone='policy'`.")

@@ -19,6 +19,10 @@ class VGFGenerateOutput(ModelOutput):
         token_scores: `[B, N, T]`, the value's raw score of every response token; `None` for a sequence value.
         kl: `[B, N, T]`, KL to the base spent at every token, in nats, 0 after the end; `None` for whole responses whose
             tokens were not decoded (`projection="nearest"`, `control="swaps"`).
+        lengths: `[B, N]`, tokens of each response, the one that ended it included. What stands behind them is padding,
+            or what the policy wrote on where nothing but a criterion of the caller's ended a response.
+        finished: `[B, N]`, true where a response ended by itself (an end token, a stop string, a criterion); false
+            where the limit of length or time cut it.
         chosen: `[B]`, the index of the chosen particle.
         num_steps: Steps that a sequence space took, summed over blocks.
         stop_reason: Why it took no more: `"num_steps"`, `"stationary"` (no particle moves), `"no_change"` (the text
@@ -35,6 +39,8 @@ class VGFGenerateOutput(ModelOutput):
     values: Tensor | None = None
     token_scores: Tensor | None = None
     kl: Tensor | None = None
+    lengths: Tensor | None = None
+    finished: Tensor | None = None
     chosen: Tensor | None = None
     num_steps: int | None = None
     stop_reason: str | None = None

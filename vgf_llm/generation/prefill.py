@@ -1,17 +1,52 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Particles of one prompt share its prefill: `generate`'s first forward runs over the prompts, not over the rows."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from vgf_llm.generation.hooks import forward_hooks
 from vgf_llm.models.prompt_sharing import can_expand, expand_cache
+
+_ROW_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+_ROWLESS_INPUTS = ("cache_position",)
+
+
+def over_rows(
+    kwargs: dict[str, Any], num_rows: int, change: Callable[[Tensor, int], Tensor]
+) -> dict[str, Any] | None:
+    """Changes the arguments of a forward that have a row for each sequence.
+
+    Args:
+        kwargs: Arguments of the model's forward.
+        num_rows: R.
+        change: Maps a tensor and the dimension of its rows to what takes its place.
+
+    Returns:
+        The arguments, or `None` if one of them is not known to have rows or none.
+    """
+    result = dict(kwargs)
+    for name, value in kwargs.items():
+        parts = value if isinstance(value, dict) else {"": value}  # masks of layers of several kinds
+        tensors = {key: x for key, x in parts.items() if isinstance(x, Tensor) and x.dim() > 0}
+        if not tensors or name in _ROWLESS_INPUTS:
+            continue
+        if name not in _ROW_INPUTS:
+            return None
+        changed = dict(parts)
+        for key, x in tensors.items():
+            dim = 1 if name == "position_ids" and x.dim() > 2 else 0  # one set of positions for each kind of input
+            if x.shape[dim] == num_rows:
+                changed[key] = change(x, dim)
+            elif x.shape[dim] != 1:
+                return None
+        result[name] = changed if isinstance(value, dict) else changed[""]
+    return result
 
 
 class SharedPrefill:
-    """Hooks that take every N-th row of `generate`'s first forward and repeat its cache and logits afterwards.
+    """Takes every N-th row of `generate`'s first forward and repeats its cache and logits afterwards.
 
     Args:
         num_particles: N, adjacent rows with one prompt.
@@ -22,28 +57,28 @@ class SharedPrefill:
         self._cache: Any = None
         self._done = num_particles == 1
 
-    def installed(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Hooks a model. Enter it before other hooks, which then see distinct rows go in and all rows come out."""
-        return forward_hooks(model, self._take, self._repeat)
+    def install(self, model: PreTrainedModel) -> None:
+        """Hooks a model for one call, ahead of hooks that see distinct rows go in and all rows come out."""
+        model.register_forward_pre_hook(self._take, with_kwargs=True)
+        model.register_forward_hook(self._repeat, with_kwargs=True)
 
-    def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
-        self._cache = None
         if self._done or args or ids is None:
             return args, kwargs
         self._done = True
         if cache is None or not can_expand(cache) or int(cache.get_seq_length()) > 0:
             return args, kwargs
+        distinct = over_rows(kwargs, ids.shape[0], self._distinct)
+        if distinct is None:
+            return args, kwargs
         self._cache = cache
-        count = ids.shape[0]
+        return args, distinct
 
-        def distinct(x: Any) -> Any:
-            rows = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[0] == count
-            return x[:: self.num_particles] if rows else x
+    def _distinct(self, x: Tensor, dim: int) -> Tensor:
+        return x[:: self.num_particles] if dim == 0 else x[:, :: self.num_particles]
 
-        return args, {name: distinct(x) for name, x in kwargs.items()}
-
-    def _repeat(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _repeat(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if self._cache is None:
             return output
         expand_cache(self._cache, self.num_particles)

@@ -2,25 +2,47 @@
 """Token-level transport as an ordinary LogitsProcessor, so that every `generate` feature works with it."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor
+from torch import Tensor, nn
+from transformers import LogitsProcessor, PreTrainedModel
 
-from vgf_llm.functional import candidate_set
-from vgf_llm.functional.budget import cap_kl
-from vgf_llm.generation.taps import FeatureTap
+from vgf_llm.functional import cap_kl, masked_log_softmax
+from vgf_llm.generation.candidates import candidate_tokens
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.spaces import DecodeState, TransportSpace
-from vgf_llm.spaces.base import masked_log_softmax
+from vgf_llm.models.value import StateFeatures, ValueModel
+from vgf_llm.spaces import DecodeState, build_space
 
 _EMPTIED = -1e30  # a displacement that leaves no probability at any scale that `cap_kl` can return but 0
+
+
+class Features(Protocol):
+    """What gives a decode step's features, such as `FeatureTap`."""
+
+    def install(self, copied: PreTrainedModel) -> None:
+        """Hooks the copy of the policy that is going to generate."""
+
+    def features(self, input_ids: Tensor, policy_logps: Tensor | None = None) -> StateFeatures:
+        """Returns the features `[R, ...]` of the state that tokens `[R, P + t]` led to."""
+
+
+class _ReadOnce:
+    """The value as a space asks it, whose raw scores stay for whoever wants them next."""
+
+    def __init__(self, value: ValueModel) -> None:
+        self.value = value
+        self.scores: Tensor | None = None
+
+    def q_values(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
+        self.scores = self.value.scores(features, candidate_ids)
+        return self.value.potential(self.scores)
 
 
 @dataclass(frozen=True)
 class _Record:
     ids: Tensor  # [R, K]
-    scores: Tensor | None  # [R, K]
+    scores: Tensor  # [R, K]
     kl: Tensor  # [R]
 
 
@@ -28,38 +50,63 @@ class TransportProcessor(LogitsProcessor):
     """Replaces the base's next-token distribution by the transported one.
 
     Runs after the processors that `generate` builds (penalties, suppressed tokens), so that the base it starts from is
-    what they leave, and before temperature and top-p, which act on the transported distribution.
+    what they leave, and before temperature and top-p, which act on the transported distribution. It asks the host for
+    nothing.
 
     Args:
-        space: The space.
+        policy: The language model.
+        value: The value.
+        transport: Steps, candidates, caps and gates.
         tap: The features of each step.
-        transport: Candidates, caps and gates.
+        control: `None`, `"random"` or `"shuffled"`.
         record: Whether values and KL of every step are kept for `token_scores` and `token_kl`.
     """
 
-    def __init__(self, space: TransportSpace, tap: FeatureTap, transport: TransportConfig, *, record: bool) -> None:
-        self.space = space
+    def __init__(
+        self,
+        policy: nn.Module,
+        value: ValueModel,
+        transport: TransportConfig,
+        tap: Features,
+        *,
+        control: str | None = None,
+        record: bool = True,
+    ) -> None:
+        self._value: Any = _ReadOnce(value)
+        self.space = build_space(policy, self._value, transport, control=control)
         self.tap = tap
         self.transport = transport
         self.record = record
+        self._reads_raw_logits = False
         self._records: list[_Record] = []
+
+    def install(self, copied: PreTrainedModel) -> None:
+        """Hooks the copy of the policy that is going to generate, and sees what runs ahead of this processor."""
+        self.tap.install(copied)
+        prepare = copied._get_logits_processor
+
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            found = prepare(*args, **kwargs)
+            self._reads_raw_logits = found[0] is self
+            return found
+
+        copied._get_logits_processor = prepared  # type: ignore[method-assign]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Maps the base's logits `[R, V]` to the transported ones; tokens that are no candidates get `-inf`."""
         config = self.transport
         log_probs = scores.float().log_softmax(dim=-1)
-        ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        found = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
         state = DecodeState(
-            candidate_ids=ids,
-            candidate_mask=mask,
-            logits=log_probs.gather(-1, ids),
-            features=self.tap.features(input_ids),
-            hidden=self.tap.policy_hidden if self.tap.need_hidden else None,
+            candidate_ids=found.ids,
+            candidate_mask=found.mask,
+            logits=found.log_probs,
+            features=self.tap.features(input_ids, log_probs if self._reads_raw_logits else None),
             num_particles=config.num_particles,
         )
         moved = self.space.transport(state)
         logits, untouched = self._within_budget(moved.logits, state, log_probs)
-        result = torch.full_like(log_probs, -torch.inf).scatter_(-1, ids, logits)
+        result = torch.full_like(log_probs, -torch.inf).scatter_(-1, found.ids, logits)
         if untouched is not None:
             result = torch.where(untouched.unsqueeze(-1), log_probs, result)
         if self.record:
@@ -98,13 +145,11 @@ class TransportProcessor(LogitsProcessor):
         kl = torch.where(probs > 0, probs * (logits - state.logits), torch.zeros_like(probs)).sum(dim=-1).clamp(min=0)
         if untouched is not None:
             kl = torch.where(untouched, torch.zeros_like(kl), kl)
-        value = self.space.value
-        scores = None if self.tap.need_hidden else value.scores(state.features, state.candidate_ids)
-        self._records.append(_Record(state.candidate_ids, scores, kl))
+        self._records.append(_Record(state.candidate_ids, self._value.scores, kl))
 
-    def token_kl(self, num_tokens: int) -> Tensor:
-        """Returns the KL to the base spent at the first `num_tokens` steps, `[R, T]`, in nats."""
-        return torch.stack([record.kl for record in self._records[:num_tokens]], dim=-1)
+    def token_kl(self, mask: Tensor) -> Tensor:
+        """Returns the KL to the base spent at every token `[R, T]`, in nats, 0 where `mask` `[R, T]` is."""
+        return torch.stack([record.kl for record in self._records[: mask.shape[1]]], dim=-1) * mask
 
     def token_scores(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
         """Returns the raw scores of chosen tokens `[R, T]`, or `None` if a token was not among the candidates.
@@ -114,11 +159,8 @@ class TransportProcessor(LogitsProcessor):
             mask: `[R, T]`, 1 on response tokens; only these must be candidates.
         """
         records = self._records[: tokens.shape[1]]
-        if any(record.scores is None for record in records):
-            return None
-        ids = torch.stack([record.ids for record in records], dim=1)
-        scores = torch.stack([record.scores for record in records], dim=1)  # type: ignore[misc]
-        match = ids == tokens.unsqueeze(-1)
+        match = torch.stack([record.ids for record in records], dim=1) == tokens.unsqueeze(-1)
         if not bool((match.any(dim=-1) | ~mask.bool()).all()):
             return None
+        scores = torch.stack([record.scores for record in records], dim=1)
         return torch.where(match, scores, torch.zeros_like(scores)).sum(dim=-1) * mask

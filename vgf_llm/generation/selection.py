@@ -2,12 +2,10 @@
 """Choosing one response among the particles of a prompt."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
-
-AnswerFn = Callable[[list[int]], Hashable | None]
 
 
 def select(

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
-from vgf_llm.generation.decoding import answers_of
+from vgf_llm.generation.decoding import AnswerFn, answers_of
 from vgf_llm.generation.output import VGFGenerateOutput
-from vgf_llm.generation.selection import AnswerFn, select
+from vgf_llm.generation.particles import check_inputs, for_particles
+from vgf_llm.generation.selection import select
 from vgf_llm.generation.sequence_decoding import Prefix, SequenceDecoder, Text, joined
 from vgf_llm.generation.sequence_scoring import ScoreFn, TextScorer, check_sequence_value
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.language_model import output_vocab_size
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces import SequenceSpace, SequenceState, build_sequence_space
 
 # Short steps change a token now and then: one step without a change is no end.
@@ -153,7 +154,7 @@ class SequenceTransport:
             prefix_response=prefix.response,
             tokens=text.tokens,
             mask=text.mask,
-            frozen=self.decoder.ends(text.tokens),
+            frozen=text.last,
             num_particles=self.transport.num_particles,
             candidates=self.decoder.candidates(prefix, text, offset) if chooses else None,
             prefix=self.scorer.read(prefix, self.transport.num_particles),
@@ -170,7 +171,7 @@ class SequenceTransport:
         offset: int,
     ) -> Text:
         if self.transport.projection == "nearest":
-            return self.decoder.as_text(space.nearest(particles, start, state), state.mask)
+            return self.decoder.as_text(prefix, space.nearest(particles, start, state), state.mask)
         return self.decoder.write(prefix, max_new_tokens, offset, space.project(particles, start, state))
 
     def _swap(self, prefix: Prefix, best: _Best, offset: int) -> _Best:
@@ -185,7 +186,7 @@ class SequenceTransport:
                 candidates, read = self.decoder.candidates(prefix, best.text, offset), best.text.tokens
             tokens, mask = best.text.tokens, best.text.mask
             choices = candidates.mask & (candidates.ids != tokens.unsqueeze(-1))
-            choices = choices & (mask & ~self.decoder.ends(tokens)).unsqueeze(-1)
+            choices = choices & (mask & ~best.text.last).unsqueeze(-1)
             rows = choices.flatten(1)
             possible = rows.any(dim=-1)
             # A position first, then a token there, both uniformly.
@@ -195,7 +196,7 @@ class SequenceTransport:
             row = torch.arange(len(tokens), device=tokens.device)
             swapped = tokens.clone()
             swapped[row, position] = torch.where(possible, candidates.ids[row, position, slot], tokens[row, position])
-            text = self.decoder.as_text(swapped, mask)
+            text = self.decoder.as_text(prefix, swapped, mask)
             self.account.num_steps += 1
             best = best.against(text, self.scorer(prefix, text), index + 1, possible, self.decoder.pad_id)
         return best
@@ -213,17 +214,16 @@ def _differ(a: Text, b: Text) -> bool:
 
 
 def generate_sequences(
-    model: VGFModel,
+    model: ValuedPolicy,
     transport: TransportConfig,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
-    sequence_value: DifferentiableValue | ScoreFn | None,
-    generation_config: GenerationConfig | None,
-    logits_processor: LogitsProcessorList | None,
-    answer_fn: AnswerFn | None,
-    control: str | None,
     return_dict: bool,
+    sequence_value: DifferentiableValue | ScoreFn | None = None,
+    generation_config: GenerationConfig | None = None,
+    answer_fn: AnswerFn | None = None,
+    control: str | None = None,
     **kwargs: Any,
 ) -> Tensor | VGFGenerateOutput:
     """Samples, moves and selects whole responses; `generate` documents the arguments."""
@@ -233,7 +233,9 @@ def generate_sequences(
         value, vocab_size=output_vocab_size(model.policy), gradients=gradients, space=transport.space
     )
     _check_call(transport, control, kwargs)
-    decoder = SequenceDecoder(model, transport, generation_config, logits_processor, **kwargs)
+    check_inputs(kwargs, attention_mask, alone=False)
+    kwargs = for_particles(kwargs, input_ids.shape[0], transport.num_particles)
+    decoder = SequenceDecoder(model, transport, generation_config, kwargs.pop("logits_processor", None), **kwargs)
     scorer = TextScorer(value, transport.lower_bound_coef)
     space = None
     if gradients:
@@ -254,15 +256,14 @@ def generate_sequences(
         changed = changed + _changed(start, best.text)
         kl.append(best.text.kl)
         offset += best.text.tokens.shape[1]
-        rows = torch.arange(len(prefix.ids), device=prefix.ids.device)
-        ended = prefix.finished | decoder.ends(best.text.tokens).any(dim=-1)
+        ended = prefix.finished | best.text.ended
         if last or bool(ended.all()):
             break
         assert best.values is not None
         rows = _resample(best.values.view(-1, n), transport.alpha).flatten()
         prefix, changed = decoder.extend(prefix, best.text, rows), changed[rows]
         kl = [None if part is None else part[rows] for part in kl]
-    return _finish(transport, prefix, best, kl, changed, mover, answer_fn, prompt_length, return_dict)
+    return _finish(transport, prefix, best, kl, changed, ended, mover, answer_fn, prompt_length, return_dict)
 
 
 def _changed(start: Text, text: Text) -> Tensor:
@@ -289,6 +290,7 @@ def _finish(
     best: _Best,
     kl: list[Tensor | None],
     changed: Tensor,
+    finished: Tensor,
     mover: SequenceTransport,
     answer_fn: AnswerFn | None,
     prompt_length: int,
@@ -316,6 +318,8 @@ def _finish(
         particle_sequences=particles,
         values=best.values.view(-1, n),
         kl=None if any(part is None for part in kl) else torch.cat(kl, dim=1).view(len(chosen), n, -1),  # type: ignore
+        lengths=lengths.view(-1, n),
+        finished=finished.view(-1, n),
         chosen=chosen,
         num_steps=mover.account.num_steps,
         stop_reason=mover.account.stop_reason,

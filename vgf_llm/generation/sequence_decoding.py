@@ -7,7 +7,7 @@ and what a re-decoding changes is due to the tilt.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,21 +20,31 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
-from vgf_llm.functional import candidate_set
-from vgf_llm.generation.decoding import end_token_ids, mask_after_eos, setting
+from vgf_llm.generation.candidates import candidate_tokens
+from vgf_llm.generation.decoding import effective_config, end_token_ids
+from vgf_llm.generation.ends import Ends, response_mask
+from vgf_llm.generation.responses import run_generate
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, project_hidden
-from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.language_model import (
+    accepts_argument,
+    inner_model,
+    last_hidden_states,
+    logits_of_states,
+    position_ids_from_mask,
+)
+from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.sequence import TextCandidates, Tilt
 
-# What sampling does in `generate` when neither the call nor a configuration says otherwise.
+# Tokens are chosen by `_TiltProcessor`, which leaves `generate` no other.
 _GREEDY = {
     "do_sample": False,
     "temperature": 1.0,
@@ -75,13 +85,31 @@ class Text:
 
     Attributes:
         tokens: `[R, T]`, padded on the right.
-        mask: `[R, T]`, true up to and with the end-of-sequence token.
+        mask: `[R, T]`, true up to and with the token that ended the response.
+        ended: `[R]`, true where the response ended here, and no limit cut it.
         kl: `[R, T]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded.
     """
 
     tokens: Tensor
     mask: Tensor
+    ended: Tensor
     kl: Tensor | None
+
+    @property
+    def last(self) -> Tensor:
+        """`[R, T]`, true on tokens that ended a response."""
+        position = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return self.ended.unsqueeze(-1) & (position == self.mask.sum(dim=-1, keepdim=True) - 1)
+
+
+class _AlreadyFinished(StoppingCriteria):
+    """Ends rows at once whose response had ended before."""
+
+    def __init__(self, finished: Tensor) -> None:
+        self.finished = finished
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return self.finished
 
 
 class _TiltProcessor(LogitsProcessor):
@@ -111,7 +139,8 @@ class _TiltProcessor(LogitsProcessor):
         the worst candidate, and without a tilt the distribution is the base's to the bit.
         """
         config = self.decoder.transport
-        ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        found = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        ids, mask = found.ids, found.mask
         gain = tilt(position, ids).to(log_probs.dtype)
         least = gain.masked_fill(~mask, torch.inf).amin(dim=-1, keepdim=True)
         gain = torch.where(mask, gain - least, 0.0)
@@ -139,7 +168,7 @@ class SequenceDecoder:
 
     def __init__(
         self,
-        model: VGFModel,
+        model: ValuedPolicy,
         transport: TransportConfig,
         generation_config: GenerationConfig | None,
         logits_processor: LogitsProcessorList | None,
@@ -147,31 +176,29 @@ class SequenceDecoder:
     ) -> None:
         policy = inner_model(model.policy)
         self.model, self.policy, self.transport = model, policy, transport
-
-        def own(name: str, default: Any = None) -> Any:
-            return setting(name, default, kwargs, generation_config, policy.generation_config)
-
-        self.eos_ids = end_token_ids(kwargs.get("eos_token_id"), generation_config, policy.generation_config)
-        pad = own("pad_token_id")
-        self.pad_id = pad if pad is not None else self.eos_ids[0] if self.eos_ids else 0
-        self.end_id = self.eos_ids[0] if self.eos_ids else self.pad_id
-        self.do_sample = bool(own("do_sample", False))
-        self.temperature = float(own("temperature", 1.0)) if self.do_sample else 1.0
-        self._warpers = _warpers(own) if self.do_sample else LogitsProcessorList()
-        self._max_length, self._max_new_tokens = own("max_length", 20), own("max_new_tokens")
-        self._caches = own("use_cache", True) and own("cache_implementation") in (None, "dynamic")
-        config = copy.deepcopy(generation_config or policy.generation_config)
-        self._options = config.update(**kwargs)
+        # The length of a response is counted behind its prompt, so that the prompt's own does not matter here.
+        config, self._options = effective_config(policy, generation_config, kwargs, 0)
+        self._lengths = (generation_config, kwargs)
+        eos = end_token_ids(config)
+        self.pad_id: int = config.pad_token_id if config.pad_token_id is not None else (eos or [0])[0]
+        self.end_id = eos[0] if eos else self.pad_id
+        self.do_sample = bool(config.do_sample)
+        self.temperature = float(config.temperature) if self.do_sample else 1.0
+        self._warpers = _warpers(config) if self.do_sample else LogitsProcessorList()
+        self._caches = config.use_cache and config.cache_implementation in (None, "dynamic")
         config.update(**_GREEDY)
         config.pad_token_id = self.pad_id
         self._config, self._processors = config, logits_processor or LogitsProcessorList()
+        self._ends = Ends()  # the criteria of the last writing
         # Drawn once, so that torch.manual_seed decides all of a call's noise.
         self._seed = int(torch.randint(2**48, ()))
         self._generator = torch.Generator(device=policy.device)
 
     def max_new_tokens(self, prompt_length: int) -> int:
         """The longest response that the call asks for."""
-        return self._max_new_tokens or max(1, self._max_length - prompt_length)
+        generation_config, kwargs = self._lengths
+        config, _ = effective_config(self.policy, generation_config, kwargs, prompt_length)
+        return int(config.max_new_tokens or 1)
 
     def perturb(self, input_ids: Tensor, log_probs: Tensor, position: int) -> Tensor:
         """Returns scores `[R, V]` whose largest entry is a sample under the call's temperature, top-k and top-p.
@@ -203,12 +230,11 @@ class SequenceDecoder:
         grown = text.mask.to(prefix.mask.dtype)
         mask = torch.cat([prefix.mask, grown], dim=1)[rows]
         response = torch.cat([prefix.response, grown], dim=1)[rows]
-        ended = (torch.isin(text.tokens, self._eos_tensor()) & text.mask).any(dim=-1)
         cache = prefix.cache
         if cache is not None:
             cache.batch_select_indices(rows)
             self._read(ids[:, prefix.ids.shape[1] - 1 : -1], mask[:, :-1], cache)
-        return Prefix(ids, mask, response, (prefix.finished | ended)[rows], cache)
+        return Prefix(ids, mask, response, (prefix.finished | text.ended)[rows], cache)
 
     def write(self, prefix: Prefix, max_new_tokens: int, offset: int = 0, tilt: Tilt | None = None) -> Text:
         """Decodes up to `max_new_tokens` tokens behind a prefix.
@@ -227,28 +253,32 @@ class SequenceDecoder:
         if prefix.cache is not None:
             options["past_key_values"] = copy.deepcopy(prefix.cache)
         config = copy.deepcopy(self._config)
-        config.max_new_tokens, config.max_length = max_new_tokens, None
+        config.max_new_tokens = max_new_tokens
+        criteria = [*(options.pop("stopping_criteria", None) or []), _AlreadyFinished(prefix.finished)]
         with adapter_rows(self.model.policy, self.model.policy_adapter):
-            sequences = self.policy.generate(
+            found = run_generate(
+                self.policy,
                 prefix.ids,
-                attention_mask=prefix.mask,
+                prefix.mask,
+                defaults=config,
+                num_particles=1,  # the prompt is in the cache already
                 generation_config=config,
                 logits_processor=LogitsProcessorList([*self._processors, processor]),
+                stopping_criteria=StoppingCriteriaList(criteria),
                 **options,
             )
-        tokens = sequences[:, prefix.ids.shape[1] :]
-        mask = mask_after_eos(tokens, self.eos_ids).bool() & ~prefix.finished.unsqueeze(-1)
-        kl = torch.stack(processor.kl[: tokens.shape[1]], dim=-1)
-        return Text(torch.where(mask, tokens, self.pad_id), mask, kl * mask)
+        self._ends = found.ends
+        mask = found.mask.bool() & ~prefix.finished.unsqueeze(-1)
+        kl = torch.stack(processor.kl[: mask.shape[1]], dim=-1)
+        ended = found.ends.finished & ~prefix.finished
+        return Text(torch.where(mask, found.tokens, self.pad_id), mask, ended, kl * mask)
 
-    def as_text(self, tokens: Tensor, mask: Tensor) -> Text:
-        """Ends tokens `[R, T]` within `mask` after their first end-of-sequence token."""
-        mask = mask & mask_after_eos(tokens, self.eos_ids).bool()
-        return Text(torch.where(mask, tokens, self.pad_id), mask, None)
-
-    def ends(self, tokens: Tensor) -> Tensor:
-        """Marks end-of-sequence tokens, shaped as `tokens`."""
-        return torch.isin(tokens, self._eos_tensor())
+    def as_text(self, prefix: Prefix, tokens: Tensor, mask: Tensor) -> Text:
+        """Ends tokens `[R, T]` within `mask` where the criteria that end responses would have ended them."""
+        ends = self._ends.replayed(torch.cat([prefix.ids, tokens], dim=1), prefix.ids.shape[1])
+        kept = mask & response_mask(ends.lengths, tokens.shape[1]).bool()
+        ended = ends.finished & (kept.sum(dim=-1) == ends.lengths)
+        return Text(torch.where(kept, tokens, self.pad_id), kept, ended, None)
 
     def candidates(self, prefix: Prefix, text: Text, offset: int = 0) -> TextCandidates:
         """Reads a text once and returns the base's candidates at every position of it.
@@ -276,9 +306,9 @@ class SequenceDecoder:
         return TextCandidates(*(torch.stack(part, dim=1) for part in zip(*found, strict=True)))
 
     def _candidates_at(self, prefix: Prefix, text: Text, hidden: Tensor, position: int, offset: int) -> list[Tensor]:
-        log_probs = project_hidden(self.model.policy, hidden).log_softmax(dim=-1)
+        log_probs = logits_of_states(self.model.policy, hidden).log_softmax(dim=-1)
         config, own = self.transport, text.tokens[:, position : position + 1]
-        ids, mask = candidate_set(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        ids, mask, _ = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
         # A sample may stand outside the candidates; it then takes the place of the least likely one.
         missing = ~((ids == own) & mask).any(dim=-1)
         elsewhere = (ids == own).int().argmax(dim=-1)
@@ -294,37 +324,33 @@ class SequenceDecoder:
         return [ids, mask, log_probs.gather(-1, ids), perturbed]
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
-        """Runs the base's backbone on the last columns of what `mask` covers; returns hidden states."""
-        backbone = self.policy.base_model
+        """Runs the base on the last columns of what `mask` covers; returns hidden states."""
         kwargs: dict[str, Any] = {}
-        if accepts_argument(backbone, "position_ids"):
+        if accepts_argument(self.policy, "position_ids"):
             kwargs["position_ids"] = position_ids_from_mask(mask)[:, -ids.shape[1] :]
+        if cache is not None:
+            kwargs.update(past_key_values=cache, use_cache=True)
         with adapter_rows(self.model.policy, self.model.policy_adapter):
-            return backbone(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **kwargs
-            ).last_hidden_state
-
-    def _eos_tensor(self) -> Tensor:
-        return torch.tensor(self.eos_ids, dtype=torch.long, device=self.policy.device)
+            return last_hidden_states(self.policy, ids, mask, **kwargs)
 
 
-def _warpers(own: Any) -> LogitsProcessorList:
+def _warpers(config: GenerationConfig) -> LogitsProcessorList:
     """What `generate` does to log-probabilities before it samples, in its order."""
     found = LogitsProcessorList()
-    if own("temperature", 1.0) != 1.0:
-        found.append(TemperatureLogitsWarper(own("temperature")))
-    if own("top_k", 50):
-        found.append(TopKLogitsWarper(own("top_k", 50)))
-    if own("top_p", 1.0) < 1.0:
-        found.append(TopPLogitsWarper(own("top_p")))
-    if own("min_p") is not None:
-        found.append(MinPLogitsWarper(own("min_p")))
-    if own("typical_p", 1.0) < 1.0:
-        found.append(TypicalLogitsWarper(own("typical_p")))
-    if own("epsilon_cutoff", 0.0) > 0:
-        found.append(EpsilonLogitsWarper(own("epsilon_cutoff")))
-    if own("eta_cutoff", 0.0) > 0:
-        found.append(EtaLogitsWarper(own("eta_cutoff")))
+    if config.temperature != 1.0:
+        found.append(TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        found.append(TopKLogitsWarper(config.top_k))
+    if config.top_p is not None and config.top_p < 1.0:
+        found.append(TopPLogitsWarper(config.top_p))
+    if config.min_p is not None:
+        found.append(MinPLogitsWarper(config.min_p))
+    if config.typical_p is not None and config.typical_p < 1.0:
+        found.append(TypicalLogitsWarper(config.typical_p))
+    if config.epsilon_cutoff:
+        found.append(EpsilonLogitsWarper(config.epsilon_cutoff))
+    if config.eta_cutoff:
+        found.append(EtaLogitsWarper(config.eta_cutoff))
     return found
 
 
@@ -340,4 +366,5 @@ def joined(old: Text, new: Text, take: Tensor, pad_id: int) -> Text:
 
     tokens, mask = merge(old.tokens, new.tokens, pad_id), merge(old.mask, new.mask, 0)
     assert tokens is not None and mask is not None
-    return replace(old, tokens=tokens, mask=mask.bool(), kl=merge(old.kl, new.kl, 0))
+    ended = torch.where(take, new.ended, old.ended)
+    return Text(tokens, mask.bool(), ended, merge(old.kl, new.kl, 0))

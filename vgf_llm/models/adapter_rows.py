@@ -3,21 +3,81 @@
 
 The value of a state and the policy's own logits come from the same weights, once with the value adapter and once
 without. Stacking the two as row blocks of one batch reads the weights once. PEFT's own mixed batches refuse training
-mode and sort rows by adapter at every layer; here a layer's forward is replaced for as long as the context lasts, and a
-block is a slice, so that no index is built or copied.
+mode and sort rows by adapter at every layer; here a block is a slice, so that no index is built or copied.
+
+The LoRA layers of a policy get a class whose forward looks up the blocks in force, once, when its `VGFModel` is built.
+The blocks stand in a context variable: every thread and every task has its own, and no call changes a layer.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 AdapterBlocks = tuple[str | None, ...]
-_BEYOND_PLAIN_LORA = ("bias", "modules_to_save", "target_parameters", "trainable_token_indices")
+
+# The blocks in force, by the key of the policy whose layers they are for.
+_BLOCKS: ContextVar[Mapping[object, AdapterBlocks]] = ContextVar("vgf_llm_adapter_rows")
+_NONE: Mapping[object, AdapterBlocks] = {}
+_PREPARING = threading.Lock()
+
+
+class RowBlocks(nn.Module):
+    """What the class of a LoRA layer is extended by: PEFT's own forward, unless row blocks are in force."""
+
+    rows_key: object
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs PEFT's forward, or adds to each row block of `x` `[R, ..., D]` the delta of its own adapter."""
+        blocks = _BLOCKS.get(_NONE).get(self.rows_key)
+        if blocks is None:
+            return super().forward(x, *args, **kwargs)
+        layer: Any = self
+        result = layer.base_layer(x, *args, **kwargs)
+        rows = x.shape[0] // len(blocks)
+        for index, adapter in enumerate(blocks):
+            if adapter is None or adapter not in layer.lora_A:
+                continue
+            if len(blocks) == 1:
+                return (result + _delta(layer, adapter, x) * layer.scaling[adapter]).to(result.dtype)
+            block = slice(index * rows, (index + 1) * rows)
+            result[block].add_(_delta(layer, adapter, x[block]), alpha=layer.scaling[adapter])
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles name PEFT's class, since the extended one has no name of its own.
+        return _restore, (type(self).__mro__[2],), self.__dict__
+
+
+@lru_cache(maxsize=None)
+def _extended(kind: type) -> type:
+    return type(kind.__name__, (RowBlocks, kind), {"__module__": kind.__module__})
+
+
+def _restore(kind: type) -> nn.Module:
+    layer: nn.Module = object.__new__(_extended(kind))
+    return layer
+
+
+def _delta(layer: Any, adapter: str, x: Tensor) -> Tensor:
+    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+    x = layer.lora_dropout[adapter](x)
+    kind, dtype = x.device.type, down.weight.dtype
+    if x.dtype == dtype or torch.is_autocast_enabled(kind):
+        return up(down(x))
+    if torch.is_grad_enabled() or x.dtype not in (torch.bfloat16, torch.float16):
+        return up(down(x.to(dtype)))
+    # Nothing trains: an adapter in float32 is rounded to the activations' dtype, which takes far less memory than
+    # activations in float32, and is what autocast does in training.
+    with torch.autocast(kind, dtype=x.dtype):
+        return up(down(x))
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
@@ -25,75 +85,28 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def check_plain_lora(model: PeftModel, adapter: str) -> None:
-    """Checks that `adapter` is LoRA on linear layers and nothing else, the form whose rows can be blocked.
+def prepare_rows(model: nn.Module) -> object:
+    """Lets the LoRA layers of a model look up row blocks; what they compute without blocks stays as it was.
 
     Args:
-        model: The PEFT model that holds the adapter.
-        adapter: The adapter's name.
+        model: A model with LoRA layers. Layers that are prepared already stay as they are.
 
-    Raises:
-        ValueError: If the adapter is missing, is of another kind (IA3, DoRA), or touches more than linear layers
-            (embeddings, the output embedding, biases, modules saved whole).
+    Returns:
+        The key of its layers.
     """
-    if adapter not in model.peft_config:
-        raise ValueError(f"`adapter` {adapter!r} is not in the model; it has {sorted(model.peft_config)}.")
-    config = model.peft_config[adapter]
-    found = [name for name in _BEYOND_PLAIN_LORA if getattr(config, name, None) not in (None, False, "none", [], {})]
-    if not isinstance(config, LoraConfig):
-        found = [type(config).__name__]
-    if any(adapter in layer.lora_embedding_A or adapter in layer.lora_variant for layer in lora_layers(model)):
-        found.append("an embedding or a variant among the target modules")
-    output = model.get_output_embeddings()
-    if isinstance(output, LoraLayer) and adapter in output.lora_A:
-        found.append("the output embedding among the target modules")  # chosen tokens are scored by its weight alone
-    if found:
-        raise ValueError(
-            f"Adapter {adapter!r} must be plain LoRA on linear layers, found {', '.join(found)}. Use "
-            "LoraConfig(target_modules='all-linear'), or merge the adapter into the policy with merge_and_unload()."
-        )
-
-
-def _blocked_forward(layer: LoraLayer, blocks: AdapterBlocks) -> Callable[..., Tensor]:
-    """Returns a forward for `layer` that adds to each row block the delta of its own adapter."""
-    present = [(index, name) for index, name in enumerate(blocks) if name is not None and name in layer.lora_A]
-
-    def delta(adapter: str, x: Tensor) -> Tensor:
-        down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-        return up(down(layer.lora_dropout[adapter](x.to(down.weight.dtype))))
-
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result = layer.base_layer(x, *args, **kwargs)
-        rows = x.shape[0] // len(blocks)
-        for index, adapter in present:
-            if len(blocks) == 1:
-                return (result + delta(adapter, x) * layer.scaling[adapter]).to(result.dtype)
-            block = slice(index * rows, (index + 1) * rows)
-            result[block].add_(delta(adapter, x[block]), alpha=layer.scaling[adapter])
-        return result
-
-    return forward
-
-
-@torch.compiler.disable
-def _replace_forward(layer: LoraLayer, forward: Callable[..., Tensor]) -> Callable[[], None]:
-    """Gives `layer` another forward and returns what undoes it."""
-    own = layer.__dict__.get("forward")
-    layer.forward = forward
-
-    @torch.compiler.disable
-    def restore() -> None:
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own
-
-    return restore
+    with _PREPARING:
+        layers = lora_layers(model)
+        key = next((layer.rows_key for layer in layers if isinstance(layer, RowBlocks)), None) or object()
+        for layer in layers:
+            if not isinstance(layer, RowBlocks):
+                layer.rows_key = key
+                layer.__class__ = _extended(type(layer))
+        return key
 
 
 @contextmanager
 def adapter_rows(model: nn.Module, *blocks: str | None) -> Iterator[None]:
-    """Runs every forward inside the context with one adapter per row block.
+    """Runs every forward inside the context with one adapter per row block, in this thread and task alone.
 
     Args:
         model: A model with LoRA layers; any other model passes through untouched.
@@ -119,28 +132,106 @@ def adapter_rows(model: nn.Module, *blocks: str | None) -> Iterator[None]:
         >>> out.shape
         torch.Size([2, 3, 16])
     """
-    layers = lora_layers(model)
-    if not layers:
-        yield
-        return
-    if any(layer.merged for layer in layers):
+    if any(layer.merged for layer in lora_layers(model)):
         raise ValueError("`model` has merged adapters, which no row can leave out; call `unmerge_adapter()` first.")
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(_replace_forward(layer, _blocked_forward(layer, blocks)))
+    with _in_force({**_BLOCKS.get(_NONE), prepare_rows(model): blocks}):
         yield
 
 
-def recompute_context(
-    model: nn.Module, blocks: AdapterBlocks
-) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Returns a `context_fn` for `torch.utils.checkpoint`, so that recomputation in backward sees the same blocks.
+@contextmanager
+def _in_force(blocks: Mapping[object, AdapterBlocks]) -> Iterator[None]:
+    token = _BLOCKS.set(blocks)
+    try:
+        yield
+    finally:
+        _BLOCKS.reset(token)
 
-    Args:
-        model: The model that is checkpointed.
-        blocks: The blocks in force during the forward.
+
+def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """A `context_fn` for `torch.utils.checkpoint`: recomputation in backward sees the blocks of the forward.
+
+    The backward may run in another thread, which has blocks of its own.
 
     Returns:
-        A function that gives the forward's context (nothing to add) and the recomputation's.
+        The forward's context, which adds nothing, and the recomputation's.
     """
-    return lambda: (nullcontext(), adapter_rows(model, *blocks))
+    return nullcontext(), _in_force(_BLOCKS.get(_NONE))
+
+
+def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of one LoRA adapter: the one place that knows which they are.
+
+    Args:
+        model: A model with LoRA layers, or any other, which has none.
+        adapter: The adapter's name.
+
+    Returns:
+        The parameters under their names in `model.named_parameters()`.
+
+    Example:
+        >>> adapter_parameters(nn.Linear(2, 2), "value")
+        {}
+    """
+    own = {
+        id(parameter)
+        for layer in lora_layers(model)
+        for parts in (layer.lora_A, layer.lora_B)
+        if adapter in parts
+        for parameter in parts[adapter].parameters()
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
+
+
+_BEYOND_PLAIN_LORA = ("bias", "layer_replication", "modules_to_save", "target_parameters", "trainable_token_indices")
+_STARTS = (True, "gaussian")  # B is zero and the base stays as it is
+
+
+def check_plain_lora(model: PeftModel, adapter: str) -> None:
+    """Checks that `adapter` is LoRA on linear layers and nothing else, the form whose rows can be blocked.
+
+    Args:
+        model: The PEFT model that holds the adapter.
+        adapter: The adapter's name.
+
+    Raises:
+        ValueError: If the adapter is missing, is of another kind (IA3, DoRA), or touches more than linear layers
+            (embeddings, the output embedding, routed experts, biases, modules saved whole).
+    """
+    if adapter not in model.peft_config:
+        raise ValueError(f"`adapter` {adapter!r} is not in the model; it has {sorted(model.peft_config)}.")
+    found = beyond_plain_lora(model.peft_config[adapter])
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if any(adapter in layer.lora_embedding_A or adapter in layer.lora_variant for layer in layers.values()):
+        found.append("an embedding or a variant among the target modules")
+    output = model.get_output_embeddings()
+    if isinstance(output, LoraLayer) and adapter in output.lora_A:
+        found.append("the output embedding among the target modules")  # the frozen embedding scores chosen tokens
+    if any("experts" in name.split(".") and adapter in layer.lora_A for name, layer in layers.items()):
+        found.append("routed experts among the target modules")  # their rows are tokens, in no order of the batch's
+    if found:
+        raise not_plain_lora(adapter, found)
+
+
+def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
+    """The error for an adapter that asks for more than row blocks can give."""
+    return ValueError(
+        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. Use "
+        "LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the adapter "
+        "into the policy with merge_and_unload()."
+    )
+
+
+def beyond_plain_lora(config: Any) -> list[str]:
+    """Names the settings of a PEFT configuration that ask for more than plain LoRA over an untouched base.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> beyond_plain_lora(LoraConfig(bias="all", init_lora_weights="pissa"))
+        ["init_lora_weights='pissa'", 'bias']
+    """
+    if getattr(config, "peft_type", None) != "LORA":
+        return [type(config).__name__]
+    start = config.init_lora_weights
+    found = [] if start in _STARTS else [f"init_lora_weights={start!r}"]
+    settings = {name: getattr(config, name, None) for name in _BEYOND_PLAIN_LORA}
+    return found + [name for name, value in settings.items() if value and value != "none"]

@@ -2,24 +2,20 @@
 """Where a value reads: checks and constructors of the backbones that `VGFModel` offers."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from vgf_llm.models.adapter_rows import check_plain_lora
-from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.adapter_rows import adapter_rows, beyond_plain_lora, check_plain_lora, lora_layers, not_plain_lora
+from vgf_llm.models.language_model import evaluating, inner_model, probe_logits, same_logits
 from vgf_llm.models.value import ValueModel
 
 VALUE_ADAPTER = "value"
-
-
-def is_value_adapter(name: str) -> bool:
-    """Tells whether a parameter of the policy, by its name, belongs to the value's adapter."""
-    return ".lora_" in name and f".{VALUE_ADAPTER}." in name
 
 
 def own_adapter(policy: PreTrainedModel | PeftModel) -> str | None:
@@ -36,6 +32,33 @@ def own_adapter(policy: PreTrainedModel | PeftModel) -> str | None:
     own = [name for name in policy.peft_config if name != VALUE_ADAPTER]
     active = [name for name in policy.active_adapters if name in own]
     return (active or own or [None])[0]
+
+
+def check_policy_adapters(policy: PreTrainedModel | PeftModel) -> None:
+    """Checks the adapters that a policy arrives with, before the value adds one.
+
+    Args:
+        policy: A language model, PEFT-wrapped or not.
+
+    Raises:
+        ValueError: If an adapter has the value's name, several are active, or the active one is not plain LoRA.
+    """
+    if not isinstance(policy, PeftModel):
+        return
+    if VALUE_ADAPTER in policy.peft_config:
+        raise ValueError(
+            f"The policy has an adapter called {VALUE_ADAPTER!r}, the name of the value's own. Merge it with "
+            "merge_and_unload(), load it under another name (`adapter_name=`), or load a saved VGFModel with "
+            "VGFModel.from_pretrained."
+        )
+    if len(policy.active_adapters) > 1:
+        raise ValueError(
+            f"The policy has several active adapters, {sorted(policy.active_adapters)}; a row has one. Merge them with "
+            "merge_and_unload() or add_weighted_adapter(), or choose one with set_adapter()."
+        )
+    adapter = own_adapter(policy)
+    if adapter is not None:
+        check_plain_lora(policy, adapter)
 
 
 def check_value_fits(value: ValueModel, *, width: int, vocab_size: int, embedding_width: int) -> None:
@@ -74,28 +97,97 @@ def copy_without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel
     return copy.deepcopy(inner_model(model))
 
 
+def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> list[str]:
+    """The linear layers of a policy that an adapter on "all-linear" goes on.
+
+    Those are the linear layers of its text decoder, without the output embedding, routed experts, and what PEFT cannot
+    put LoRA on in a layout (projections that a fused Mamba kernel reads by their weight).
+
+    Args:
+        policy: A language model, PEFT-wrapped or not.
+        config: The adapter's configuration.
+
+    Returns:
+        Names in the transformers model: last components where they say enough, whole names otherwise.
+
+    Raises:
+        ValueError: If no layer is left.
+    """
+    inner = inner_model(policy)
+    output, decoder = inner.get_output_embeddings(), inner.get_decoder()
+    inside = None if decoder is None or decoder is inner else {id(module) for module in decoder.modules()}
+    layers = {
+        name: module for name, module in inner.named_modules() if isinstance(module, nn.Linear | Conv1D | LoraLayer)
+    }
+    wanted = {
+        name
+        for name, module in layers.items()
+        if module is not output
+        and (inside is None or id(module) in inside)
+        and "experts" not in name.split(".")
+        and not any(name.startswith(f"{parent}.") for parent in layers)  # the inside of an adapted layer
+        and _peft_accepts(config, inner, name)
+    }
+    if not wanted:
+        raise ValueError(
+            f"{type(inner).__name__} has no linear layer that LoRA can go on. Use `backbone='copy'`, or pass a "
+            "`value_model` of its own."
+        )
+    short = {name.rpartition(".")[2] for name in wanted}
+    reached = {name for name, _ in inner.named_modules() if name.rpartition(".")[2] in short}
+    return sorted(short if reached == wanted else wanted)
+
+
+def _peft_accepts(config: LoraConfig, model: PreTrainedModel, name: str) -> bool:
+    alone: Any = copy.deepcopy(config)
+    alone.target_modules, alone.target_parameters = {name}, None
+    try:
+        LoraModel._check_target_module_compatiblity(None, config, model, name.rpartition(".")[2])
+        # PEFT reads some names of older mixture-of-experts layouts as the expert parameters that took their place.
+        convert_peft_config_for_transformers(alone, model=model, conversions=None)
+    except ValueError:
+        return False
+    return not alone.target_parameters
+
+
 def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConfig | None) -> PeftModel:
     """Puts the value's LoRA adapter on the policy, without changing what the policy itself computes.
 
     Args:
         policy: The policy; modified in place.
-        lora_config: Plain LoRA on linear layers; by default rank 16 on all of them.
+        lora_config: Plain LoRA on linear layers; by default rank 16 on all of them. It is not modified.
 
     Returns:
         The PEFT model that holds policy and adapter.
 
     Raises:
-        ValueError: If the adapter is not plain LoRA.
+        ValueError: If the adapter is not plain LoRA that starts at zero over an untouched base.
     """
-    config = lora_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    config: Any = copy.deepcopy(lora_config)
+    if config is None:
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    found = beyond_plain_lora(config)
+    if not found and config.init_lora_weights is False:
+        found = ["init_lora_weights=False"]
+    if found:
+        raise not_plain_lora(VALUE_ADAPTER, found)
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
+        config.target_modules = linear_targets(policy, config)
+    before, own = probe_logits(policy), own_adapter(policy)
     if isinstance(policy, PeftModel):
-        if VALUE_ADAPTER not in policy.peft_config:
-            policy.add_adapter(VALUE_ADAPTER, config)
+        policy.add_adapter(VALUE_ADAPTER, config)
     else:
         policy = get_peft_model(policy, config, adapter_name=VALUE_ADAPTER)
         # The adapter belongs to the value: whoever calls the policy gets the bare base model.
         policy.base_model.disable_adapter_layers()
     check_plain_lora(policy, VALUE_ADAPTER)
+    if before is None:
+        return policy
+    with adapter_rows(policy, own):
+        after = probe_logits(policy)
+    starts = (layer.lora_B[VALUE_ADAPTER].weight for layer in lora_layers(policy) if VALUE_ADAPTER in layer.lora_B)
+    if after is None or not same_logits(after, before, inner_model(policy).dtype) or any(b.any() for b in starts):
+        raise not_plain_lora(VALUE_ADAPTER, ["a start that moves the base, or is not zero"])
     return policy
 
 
@@ -120,17 +212,6 @@ def disable_checkpointing(model: PreTrainedModel) -> None:
     """
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switches a model to evaluation mode, without dropout, for as long as the context lasts."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def drops(model: nn.Module) -> bool:

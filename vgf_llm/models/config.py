@@ -1,24 +1,24 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The configuration that a saved VGF model carries, `vgf_config.json`."""
 
-import json
-import math
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from vgf_llm.functional import Range, check_choice
+from vgf_llm.models.tensor_files import read_json, write_json
 
 CONFIG_NAME = "vgf_config.json"
-FORMAT_VERSION = 1
-PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab", "v_head")
+FORMAT_VERSION = 2
+PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab")
 SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 
-
-def check_finite_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a finite number above zero (or at zero, where allowed)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not allow_zero):
-        bound = ">= 0" if allow_zero else "> 0"
-        raise ValueError(f"`{name}` must be a finite number {bound}, got {value!r}.")
+# Fields that earlier releases had.
+_GONE = {
+    "metric": "flow on the simplex follows the Fisher metric always",
+    "noise": "sequence spaces move without Langevin noise",
+}
 
 
 @dataclass
@@ -31,10 +31,9 @@ class TransportConfig:
             temperature of the KL-regularised optimum).
         num_particles: N, responses per prompt.
         selection: `"value"`, `"weighted_vote"`, `"majority"` or `"none"`.
-        space: `"logit"` or `"hidden"`, token by token; `"sequence_embedding"` or `"sequence_logit"`, whole responses
-            moved by the model's sequence value. The latter two are experimental: they have not been shown to beat
-            best-of-M of the same compute.
-        metric: `"fisher"` (closed form) or `"euclidean"`, for the logit spaces.
+        space: `"logit"`, token by token; `"sequence_embedding"` or `"sequence_logit"`, whole responses moved by the
+            model's sequence value. The latter two are experimental: they have not been shown to beat best-of-M of the
+            same compute.
         top_k_candidates: K, the tokens of the base that transport may reach.
         min_candidate_prob: A candidate's least probability under the base.
         alpha: Entropy temperature; `None` tilts without end, a number flows to the Boltzmann target of that
@@ -49,17 +48,20 @@ class TransportConfig:
             their tokens moved; `"nearest"` takes the nearest of the base's candidates at each position.
         decode_strength: What the tilt of `"sequence_embedding"` is multiplied by.
         block_size: Tokens that a sequence space moves and selects at a time; `None` for whole responses.
-        noise: Temperature of the annealed Langevin noise in `"sequence_logit"`.
         rescore: Whether a sequence space values the text of every step and keeps each response's best, the start
             included; without it text is made after the last step alone.
         relift: Whether the gradient is taken at the text of the last step instead of at the moved particles.
         lower_bound_coef: How many standard deviations of the ensemble a sequence value is below its mean.
 
+    Raises:
+        TypeError: If a field has another type than its default, or is unknown.
+        ValueError: If a field is out of range, excludes another, or is no longer one.
+
     Example:
         >>> TransportConfig(transport_steps=-1)
         Traceback (most recent call last):
         ...
-        ValueError: `transport_steps` must be an integer >= 0, got -1.
+        ValueError: `transport_steps` must be an integer >= 0 and finite, got -1.
     """
 
     transport_steps: int = 8
@@ -67,7 +69,6 @@ class TransportConfig:
     num_particles: int = 1
     selection: str = "value"
     space: str = "logit"
-    metric: Literal["fisher", "euclidean"] = "fisher"
     top_k_candidates: int = 40
     min_candidate_prob: float = 0.02
     alpha: float | None = None
@@ -80,36 +81,22 @@ class TransportConfig:
     projection: Literal["redecode", "nearest"] = "redecode"
     decode_strength: float = 10.0
     block_size: int | None = None
-    noise: float = 0.0
     rescore: bool = True
     relift: bool = False
     lower_bound_coef: float = 1.0
 
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuses fields that are no longer any, with the reason."""
+        for name in settings:
+            if name in _GONE:
+                raise ValueError(f"`{name}` is no longer a transport setting: {_GONE[name]}. Leave it out.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        counts = {"transport_steps": 0, "num_particles": 1, "top_k_candidates": 1, "block_size": 1}
-        for name, least in counts.items():
-            value = getattr(self, name)
-            if value is None and name == "block_size":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
-        check_finite_positive("step_size", self.step_size)
-        for name in ("min_entropy", "min_candidate_prob", "anchor", "decode_strength", "noise", "lower_bound_coef"):
-            check_finite_positive(name, getattr(self, name), allow_zero=True)
-        for name in ("alpha", "max_kl", "max_distance"):
-            if getattr(self, name) is not None:
-                check_finite_positive(name, getattr(self, name))
-        if self.min_candidate_prob >= 1:
-            raise ValueError(f"`min_candidate_prob` must be in [0, 1), got {self.min_candidate_prob!r}.")
-        choices = {
-            "selection": ("value", "weighted_vote", "majority", "none"),
-            "space": ("logit", "hidden", *SEQUENCE_SPACES),
-            "metric": ("fisher", "euclidean"),
-            "projection": ("redecode", "nearest"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        for name, allowed in TRANSPORT_RANGES.items():
+            allowed.check(name, getattr(self, name))
+        for name, choices in TRANSPORT_CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if self.repulsion and not self.interaction:
             raise ValueError("`repulsion=True` needs `interaction=True`: particles repel each other by the kernel.")
         if self.space in SEQUENCE_SPACES and self.max_kl is not None and self.projection == "nearest":
@@ -117,22 +104,77 @@ class TransportConfig:
         if self.relift and not self.rescore:
             raise ValueError("`relift=True` takes gradients at the text of every step, which `rescore=False` skips.")
 
+    @classmethod
+    def from_dict(cls, settings: Any, source: str) -> Self:
+        """Builds the configuration of settings that were read from somewhere.
+
+        Args:
+            settings: Settings by name.
+            source: Where they were read, for errors.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If they are no mapping, or a field is unknown, no longer one, or not allowed.
+        """
+        known = {item.name for item in fields(cls)}
+        if not isinstance(settings, dict) or set(settings) - known - set(_GONE):
+            found = sorted(map(str, settings)) if isinstance(settings, dict) else settings
+            raise ValueError(f"{source} has transport fields {found!r}; expected {sorted(known)}.")
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+
+
+_POSITIVE = Range(0, open_low=True, optional=True)
+TRANSPORT_RANGES = {
+    "transport_steps": Range(0, integer=True),
+    "step_size": Range(0, open_low=True),
+    "num_particles": Range(1, integer=True),
+    "top_k_candidates": Range(1, integer=True),
+    "min_candidate_prob": Range(0, 1, open_high=True),
+    "alpha": _POSITIVE,
+    "max_kl": _POSITIVE,
+    "min_entropy": Range(0),
+    "max_distance": _POSITIVE,
+    "anchor": Range(0),
+    "decode_strength": Range(0),
+    "block_size": Range(1, integer=True, optional=True),
+    "lower_bound_coef": Range(0),
+}
+TRANSPORT_CHOICES: dict[str, tuple[Any, ...]] = {
+    "selection": ("value", "weighted_vote", "majority", "none"),
+    "space": ("logit", *SEQUENCE_SPACES),
+    "projection": ("redecode", "nearest"),
+    "interaction": (False, True),
+    "repulsion": (False, True),
+    "rescore": (False, True),
+    "relift": (False, True),
+}
+
 
 @dataclass
 class VGFModelConfig:
     """What a saved VGF model is made of.
 
     Args:
-        parametrization: `"log_ratio"`, `"bilinear"`, `"vocab"` or `"v_head"`.
+        parametrization: `"log_ratio"`, `"bilinear"` or `"vocab"`.
         backbone: Where the value reads: `"policy"` (the policy's own features), `"lora"` (an adapter on it) or
             `"model"` (a model of its own, in `value_model/`).
         hidden_size: D of the value backbone.
         vocab_size: V of the policy.
         head_hidden_size: Width of the head's MLP; `None` for a linear head.
         reward_kind: `"bernoulli"` or `"regression"`.
-        base_model_name_or_path: The policy's origin, for artefacts that do not hold its weights.
-        base_model_revision: Its revision on the hub.
+        base_model_name_or_path: The policy's origin, for folders that do not hold its weights.
+        base_model_revision: Its commit on the hub, from which the policy is loaded.
+        base_model_dtype: The type in which the policy's weights were, such as `"bfloat16"`.
+        base_model_fingerprint: Checksum of the policy's weights without adapters; see `vgf_llm.models.origin`.
+        transformers_version: The release that wrote the folder.
         transport: Defaults of `VGFModel.generate`.
+        files: Digest of every file that belongs to the folder, by its path in it; see `tensor_files.file_digest`.
+            The card, the tokenizer's files and `generation_config.json` may change. `None` in format 1.
         format_version: Version of this format.
     """
 
@@ -144,13 +186,16 @@ class VGFModelConfig:
     reward_kind: str = "bernoulli"
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    base_model_dtype: str | None = None
+    base_model_fingerprint: str | None = None
+    transformers_version: str | None = None
     transport: TransportConfig = field(default_factory=TransportConfig)
+    files: dict[str, str] | None = None
     format_version: int = FORMAT_VERSION
 
     def save(self, directory: str | Path) -> None:
         """Writes `vgf_config.json` into `directory`."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-        (Path(directory) / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_json(asdict(self), Path(directory) / CONFIG_NAME)
 
     @classmethod
     def load(cls, directory: str | Path) -> "VGFModelConfig":
@@ -163,25 +208,34 @@ class VGFModelConfig:
         path = Path(directory) / CONFIG_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist, so {str(directory)!r} is no saved VGF model. "
+                f"{path} does not exist, so {str(directory)!r} is no saved VGF model, or not a whole one. "
                 "Expected the folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote."
             )
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); the file is truncated or foreign.") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
+        data = read_json(path)
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"{path} has format_version {version!r}; this release reads {FORMAT_VERSION}. "
+                f"{path} has format_version {version!r}; this release reads 1 and {FORMAT_VERSION}. "
                 "Upgrade vgf-llm, or save the model again with this release."
             )
         known = {item.name for item in fields(cls)}
-        if set(data) - known or not {"parametrization", "backbone", "hidden_size", "vocab_size"} <= set(data):
+        needed = {"parametrization", "backbone", "hidden_size", "vocab_size", *(("files",) if version > 1 else ())}
+        if set(data) - known or not needed <= set(data):
             raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
-        transport = data.get("transport", {})
-        known = {item.name for item in fields(TransportConfig)}
-        if set(transport) - known:
-            raise ValueError(f"{path} has transport fields {sorted(transport)}; expected {sorted(known)}.")
-        data["transport"] = TransportConfig(**transport)
+        if data["parametrization"] not in PARAMETRIZATIONS:
+            gone = " Values of a state alone are no longer part of this package." * (data["parametrization"] == "v_head")
+            allowed = ", ".join(PARAMETRIZATIONS)
+            raise ValueError(f"{path} has parametrization {data['parametrization']!r}; expected one of {allowed}.{gone}")
+        transport = dict(data.get("transport", {}))
+        if version == 1:
+            warnings.warn(
+                f"{path} is of an earlier release and lists no checksums, so that its files cannot be checked. Save "
+                "the model again to have them listed.",
+                stacklevel=2,
+            )
+            # Settings that are gone, at the only value that still means something.
+            for name, value in (("metric", "fisher"), ("noise", 0.0)):
+                if transport.get(name) == value:
+                    del transport[name]
+        data["transport"] = TransportConfig.from_dict(transport, str(path))
         return cls(**data)

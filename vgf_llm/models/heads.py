@@ -1,7 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Heads on the last hidden state: V of a state, and Q of a state's candidate tokens.
+"""Heads on the last hidden state: Q of a state's candidate tokens.
 
-Every head starts at zero, so that an untrained value transports nothing. Q-heads are evaluated at candidate rows only:
+Every head starts at zero, so that an untrained value transports nothing. Heads are evaluated at candidate rows only:
 the cost per token is K rows of width D, not the vocabulary.
 """
 
@@ -21,29 +21,6 @@ def _zero_linear(width: int, out: int, bias: bool = True) -> nn.Linear:
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-class ValueHead(nn.Module):
-    """V(h): the value of a state.
-
-    Args:
-        width: D, the width of the hidden state.
-        hidden_size: Width of a one-layer MLP in front; `None` for a linear head.
-
-    Example:
-        >>> ValueHead(8)(torch.ones(2, 3, 8)).shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(self, width: int, hidden_size: int | None = None) -> None:
-        super().__init__()
-        self.width, self.hidden_size = width, hidden_size
-        self.trunk, out = _trunk(width, hidden_size)
-        self.out = _zero_linear(out, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Maps hidden states `[..., D]` to raw values `[...]`."""
-        return self.out(self.trunk(hidden.to(self.out.weight.dtype))).squeeze(-1)
 
 
 class QHead(nn.Module):

@@ -1,12 +1,16 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What the rest of the package asks of a causal language model, for every layout transformers ships.
 
-A causal language model is a backbone, which turns tokens into hidden states, and an output embedding, which turns a
-hidden state into logits. The helpers here find both, run the backbone alone and apply the output embedding to hidden
-states of the caller's choice, with the same arithmetic as the model's own `forward`.
+A causal language model is a backbone, which turns tokens into hidden states, and what its `forward` does to them: an
+output embedding, and in some layouts a scale, a cap or a projection. The helpers here never repeat that arithmetic.
+They run the model's own `forward` with its backbone recorded, to get hidden states, or with its backbone replaced, to
+get the logits of hidden states of the caller's choice.
 """
 
 import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,6 +18,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from vgf_llm.models.sampling import Sampling, sampled_logps
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
@@ -100,83 +106,297 @@ def accepts_argument(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
+class _Recorder(nn.Module):
+    """Stands in for a backbone: runs it, keeps its hidden states and hands the last one on, for one row of logits."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.hidden: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.backbone(*args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if not isinstance(hidden, Tensor):
+            return output
+        self.hidden, last = hidden, hidden[:, -1:].detach()
+        if isinstance(output, tuple):
+            return (last, *output[1:])
+        output.last_hidden_state = last
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["backbone"], name)
+
+
+class _States:
+    """What a replaced backbone returns: hidden states, and nothing else."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, key: Any) -> Any:
+        return getattr(self, key) if isinstance(key, str) else (self.last_hidden_state,)[key]
+
+
+class _Replacement(nn.Module):
+    """Stands in for a backbone: returns hidden states that were given."""
+
+    def __init__(self, backbone: nn.Module, hidden: Tensor) -> None:
+        super().__init__()
+        self.__dict__["backbone"] = backbone
+        self.__dict__["hidden"] = hidden
+        self.used = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> _States:
+        self.used = True
+        return _States(self.hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["backbone"], name)
+
+
+def _with_child(module: nn.Module, path: Sequence[str], child: nn.Module) -> nn.Module:
+    """A shallow copy of `module`, of the same parameters, whose submodule at `path` is `child`; it runs no hooks."""
+    clone: nn.Module = object.__new__(type(module))
+    clone.__dict__.update(module.__dict__)
+    clone.__dict__.pop("forward", None)  # bound to the original
+    for name, value in module.__dict__.items():
+        if name.startswith("_") and "_hooks" in name and isinstance(value, dict):
+            clone.__dict__[name] = OrderedDict()
+    name, *rest = path
+    inside = _with_child(cast(nn.Module, module._modules[name]), rest, child) if rest else child
+    clone.__dict__["_modules"] = {**module._modules, name: inside}
+    return clone
+
+
+# Where each class of language model has the backbone that its forward calls; found at its first forward.
+_BACKBONES: dict[type, str] = {}
+
+
+def _layout(inner: PreTrainedModel) -> type:
+    """The class whose `forward` this is; wrappers such as FSDP's put classes of their own before it."""
+    return next(kind for kind in type(inner).__mro__ if "forward" in vars(kind))
+
+
+def _backbone_names(inner: PreTrainedModel) -> list[str]:
+    """Names of the submodules that may be the backbone which `forward` calls, the likeliest first."""
+    known = _BACKBONES.get(_layout(inner))
+    if known is not None:
+        return [known]
+    names = [name for name, module in inner.named_modules() if isinstance(module, PreTrainedModel) and name]
+    return sorted(names, key=lambda name: inner.get_submodule(name) is not inner.base_model)
+
+
+def backbone_name(model: nn.Module) -> str:
+    """Returns the name of the submodule whose hidden states the model's own forward turns into logits."""
+    return _backbone_names(inner_model(model))[0]
+
+
+def _no_backbone(inner: PreTrainedModel) -> ValueError:
+    return ValueError(
+        f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a value "
+        "cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
+    )
+
+
 def last_hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
-    """Runs the backbone alone and returns the hidden states that would enter the output embedding.
+    """Runs the model's own forward and returns the hidden states of its backbone.
 
     Args:
         model: A causal language model, PEFT-wrapped or not.
         input_ids: `[B, T]`.
         attention_mask: `[B, T]`, 1 on real tokens, padding on either side.
-        **kwargs: Handed to the backbone, such as `past_key_values`.
+        **kwargs: Handed to the forward, such as `past_key_values`.
 
     Returns:
         `[B, T, D]`.
+
+    Raises:
+        ValueError: If the forward calls no backbone.
     """
     inner = inner_model(model)
-    backbone = inner.base_model
-    if accepts_argument(backbone, "position_ids") and "position_ids" not in kwargs:
+    if accepts_argument(inner, "position_ids") and "position_ids" not in kwargs:
         kwargs["position_ids"] = position_ids_from_mask(attention_mask)
     kwargs.setdefault("use_cache", False)
-    return backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+    for name in _backbone_names(inner):
+        recorder = _Recorder(inner.get_submodule(name))
+        clone = _with_child(inner, name.split("."), recorder)
+        type(inner).forward(clone, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if recorder.hidden is not None:
+            _BACKBONES[_layout(inner)] = name
+            return recorder.hidden
+    raise _no_backbone(inner)
 
 
-def project_hidden(model: nn.Module, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
-    """Applies the output embedding, with the scaling and soft-capping that some layouts add.
+def logits_of_states(model: nn.Module, states: Tensor) -> Tensor:
+    """Returns the logits that the model's own forward makes of hidden states.
 
     Args:
-        model: A causal language model.
-        hidden: `[..., D]`.
-        candidate_ids: `[..., K]`, optional: only these rows of the output embedding are evaluated.
+        model: A causal language model, PEFT-wrapped or not.
+        states: `[..., D]`, as `last_hidden_states` returns them.
 
     Returns:
-        Logits in float32, `[..., V]` or `[..., K]`.
+        Logits in float32, `[..., V]`.
+
+    Raises:
+        ValueError: If the forward calls no backbone.
     """
-    layer, weight = output_embedding(model), output_weight(model)
-    if candidate_ids is None:
-        logits = layer(hidden.to(weight.dtype)).float()
-    else:
-        logits = torch.einsum("...kd,...d->...k", weight[candidate_ids], hidden.to(weight.dtype)).float()
-        bias = getattr(layer, "bias", None)
-        if bias is not None:
-            logits = logits + bias[candidate_ids].float()
-    config = inner_model(model).config.get_text_config()
-    scale = getattr(config, "logits_scaling", None)
-    if scale is not None:
-        logits = logits / scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
+    inner, weight = inner_model(model), output_weight(model)
+    flat = states.reshape(1, -1, states.shape[-1])
+    if weight.is_floating_point():
+        flat = flat.to(weight.dtype)
+    ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=flat.device)
+    for name in _backbone_names(inner):
+        replacement = _Replacement(inner.get_submodule(name), flat)
+        clone = _with_child(inner, name.split("."), replacement)
+        output = type(inner).forward(clone, input_ids=ids)
+        if replacement.used:
+            logits = output[0] if isinstance(output, tuple) else output.logits
+            return logits.float().view(*states.shape[:-1], logits.shape[-1])
+    raise _no_backbone(inner)
+
+
+# The earlier name.
+project_hidden = logits_of_states
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module) -> Tensor | None:
+    """Runs a few tokens and checks that hidden states and logits of a model belong together.
+
+    Args:
+        model: A causal language model, PEFT-wrapped or not.
+
+    Returns:
+        The logits `[1, 4, V]` of its own forward, to compare with later ones; `None` where weights are not there to run
+        (sharded by ZeRO-3, or on the meta device).
+
+    Raises:
+        ValueError: If its hidden states do not give its logits.
+    """
+    inner = inner_model(model)
+    if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in inner.parameters()):
+        return None
+    special = {value for name, value in inner.config.to_dict().items() if name.endswith("token_id")}
+    special |= {value for name, value in inner.config.get_text_config().to_dict().items() if name.endswith("token_id")}
+    ids = [token for token in range(min(output_vocab_size(model), 64)) if token not in special][-4:]
+    tokens = torch.tensor([ids or [0]], device=inner.get_input_embeddings().weight.device)
+    mask = torch.ones_like(tokens)
+    with evaluating(inner):
+        logits = inner(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
+        found = logits_of_states(model, last_hidden_states(model, tokens, mask))
+    if not same_logits(found, logits, inner.dtype):
+        raise ValueError(
+            f"The hidden states of {type(inner).__name__} do not give its logits: the largest difference is "
+            f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be learned "
+            "on a model that computes its logits from anything else; use another layout of AutoModelForCausalLM."
+        )
     return logits
+
+
+def same_logits(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Tells whether two computations of logits in `dtype` agree up to rounding."""
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
+    scale = expected.abs().max().clamp(min=1.0)
+    return bool((found.to(expected.device) - expected).abs().max() <= tolerance * scale)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switches a model to evaluation mode, without dropout, for as long as the context lasts."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 # States whose logits exist at a time: 150 MB in float32 at a vocabulary of 150,000.
 STATES_AT_A_TIME = 256
 
 
-def chosen_logps(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+def chosen_logps(
+    model: nn.Module,
+    hidden: Tensor,
+    ids: Tensor,
+    *,
+    contexts: Tensor | None = None,
+    samplings: Sequence[Sampling] = (Sampling(),),
+    sampler: Tensor | None = None,
+) -> Tensor:
     """Log-probabilities of chosen tokens, without holding the logits of all states at once.
 
-    The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped; a backward pass computes them again.
+    The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped; a backward pass computes them again. How
+    often the output embedding runs follows from the number of states alone.
 
     Args:
         model: A causal language model.
-        hidden: `[..., D]`.
+        hidden: `[..., D]`; `[B, T, D]` with a sampling that is not the default.
         ids: `[..., K]`, tokens of each state.
+        contexts: `[B, P + T]`, the rows whose last T tokens the states choose, negative on padding; needed for a
+            repetition penalty.
+        samplings: How tokens were drawn.
+        sampler: `[B]`, which of `samplings` drew each row; the first where left out.
 
     Returns:
-        `[..., K]` in float32, normalised over the vocabulary.
+        `[..., K]` in float32, normalised over the tokens that the sampling keeps.
     """
-
-    def logps(states: Tensor, chosen: Tensor) -> Tensor:
-        logits = project_hidden(model, states)
-        return logits.gather(-1, chosen) - logits.logsumexp(dim=-1, keepdim=True)
-
     states, chosen = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1, ids.shape[-1])
-    if states.shape[0] <= STATES_AT_A_TIME:
-        return logps(states, chosen).view(ids.shape)
-    pairs = zip(states.split(STATES_AT_A_TIME), chosen.split(STATES_AT_A_TIME), strict=True)
-    if torch.is_grad_enabled():
-        parts = [checkpoint(logps, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
-    else:
-        parts = [logps(*pair) for pair in pairs]
+    rows = [0] * hidden.shape[0] if sampler is None else sampler.tolist()
+    steps = hidden.shape[1] if hidden.dim() > 2 else 1
+    plain = all(samplings[row].is_plain for row in rows)
+
+    def logps(part: Tensor, tokens: Tensor, first: int) -> Tensor:
+        logits = logits_of_states(model, part)
+        tokens = tokens.to(logits.device)
+        if plain:
+            return logits.gather(-1, tokens) - logits.logsumexp(dim=-1, keepdim=True)
+        result = []
+        for start, end, row in _runs(first, len(part), steps):
+            places = slice(start - first, end - first)
+            before = None if contexts is None else _before(contexts[row], start - row * steps, end - row * steps, steps)
+            result.append(sampled_logps(logits[places], tokens[places], samplings[rows[row]], before))
+        return torch.cat(result)
+
+    parts = [
+        checkpoint(logps, *part, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled() and states.shape[0] > STATES_AT_A_TIME
+        else logps(*part)
+        for part in zip(
+            states.split(STATES_AT_A_TIME),
+            chosen.split(STATES_AT_A_TIME),
+            range(0, max(states.shape[0], 1), STATES_AT_A_TIME),
+            strict=True,
+        )
+    ]
     return torch.cat(parts).view(ids.shape)
+
+
+def _runs(first: int, count: int, steps: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts the states `first` to `first + count` at the ends of rows of `steps`: start, end and row of each part."""
+    while count > 0:
+        row = first // steps
+        end = min(first + count, (row + 1) * steps)
+        yield first, end, row
+        first, count = end, count - (end - first)
+
+
+def _before(row: Tensor, start: int, end: int, steps: int) -> Tensor:
+    """The tokens `[S, L]` ahead of positions `start` to `end` of a row's last `steps` tokens; -1 for later ones."""
+    length = row.shape[0] - steps
+    ends = torch.arange(length + start, length + end, device=row.device).unsqueeze(-1)
+    positions = torch.arange(row.shape[0], device=row.device)
+    return torch.where(positions < ends, row, -1)

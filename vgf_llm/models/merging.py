@@ -5,19 +5,15 @@ import copy
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.language_model import inner_model
-
-if TYPE_CHECKING:
-    from vgf_llm.models.vgf_model import VGFModel
+from vgf_llm.models.valued_policy import ValuedPolicy
 
 
-def merging_obstacle(model: "VGFModel") -> str | None:
+def merging_obstacle(model: ValuedPolicy) -> str | None:
     """Returns why `merge_value` refuses a model, or `None` if it does not."""
     if not model.value.needs_logits:
         return (
@@ -33,18 +29,17 @@ def merging_obstacle(model: "VGFModel") -> str | None:
     return None
 
 
-def merge_value(model: "VGFModel") -> PreTrainedModel:
+def merge_value(model: ValuedPolicy) -> PreTrainedModel:
     """Returns the model that a log-ratio value is the ratio of, as a plain language model.
 
     Transport with L epsilon = 1 gives mu(v|s) exp(log pi(v|s) - log mu(v|s)) / Z on the base's candidates: pi itself
     there. pi needs no base beside it, and any server runs it at a policy's cost. Its candidates are its own in place of
-    the base's, by its generation defaults. Those are the policy's but for three: it samples, and `top_k` and
-    `epsilon_cutoff`, a token's least probability, are transport's. Budgets beyond L epsilon = 1 stay with the
-    `VGFModel`.
+    the base's, by its generation defaults: it samples, and `top_k` and `epsilon_cutoff`, a token's least probability,
+    are transport's. Of the policy's defaults it keeps the special tokens; temperature, top-p or penalties would make
+    another distribution of it. Budgets beyond L epsilon = 1 stay with the `VGFModel`.
 
     Args:
-        model: A model with a `log_ratio` value. Nothing is copied: with `backbone="lora"` the policy's own weights
-            take the adapter in, and `model` is of no use after it.
+        model: A model with a `log_ratio` value; it stays as it is. The result is a copy, which needs the memory of one.
 
     Returns:
         The model behind the value.
@@ -54,11 +49,11 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from vgf_llm.models import VGFModel, build_value
+        >>> from vgf_llm.models.value import build_value
         >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         >>> value = build_value("log_ratio", width=8, vocab_size=16)
-        >>> model = VGFModel(LlamaForCausalLM(config), value, backbone="lora")
+        >>> model = ValuedPolicy(LlamaForCausalLM(config), value, backbone="lora")
         >>> merge_value(model).generation_config.epsilon_cutoff
         0.02
     """
@@ -66,22 +61,28 @@ def merge_value(model: "VGFModel") -> PreTrainedModel:
     if obstacle is not None:
         raise ValueError(obstacle)
     if model.value_model is not None:
-        merged = inner_model(model.value_model)
+        merged = copy.deepcopy(inner_model(model.value_model))
     else:
-        merged = cast(PeftModel, model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
-    defaults = copy.deepcopy(model.generation_config)
-    defaults.do_sample = True
-    defaults.top_k = model.transport.top_k_candidates
-    defaults.epsilon_cutoff = model.transport.min_candidate_prob or None
-    merged.generation_config = defaults
+        merged = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
+    own = model.generation_config
+    merged.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=model.transport.top_k_candidates,
+        epsilon_cutoff=model.transport.min_candidate_prob or None,
+    )
     return merged
 
 
-def save_merged(model: "VGFModel", tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
+def save_merged(model: ValuedPolicy, tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
     """Writes what `merge_value` returns, with its tokenizer: the whole folder, or none.
 
     Args:
-        model: See `merge_value`; of no use after it.
+        model: See `merge_value`.
         tokenizer: The policy's.
         save_directory: The folder, new or empty.
 

@@ -24,26 +24,28 @@ _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def can_share_prompts(model: nn.Module) -> bool:
-    """Tells whether `grouped_hidden_states` can run a model now.
+    """Tells whether `grouped_hidden_states` runs a model.
+
+    The answer follows from the model and its mode alone, so that every process of a run gives the same.
 
     Args:
         model: A causal language model, PEFT-wrapped or not.
 
     Returns:
-        False for models without a cache of keys and values, with layers that see a window only, while a compiler traces
-        them, and with gradient checkpointing, which excludes caches.
+        False for models that keep anything but keys and values of every token (windows, recurrent states), while a
+        compiler traces them, and with gradient checkpointing, which excludes caches.
     """
     inner = inner_model(model)
     if torch.compiler.is_compiling() or getattr(inner, "_is_stateful", False):
         return False
     if inner.training and any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         return False
-    if not accepts_argument(inner.base_model, "past_key_values"):
+    if not (accepts_argument(inner, "past_key_values") and accepts_argument(inner, "attention_mask")):
         return False
-    config = inner.config.get_text_config()
+    config = inner.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or []
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return not windowed and all(kind == "full_attention" for kind in kinds)
+    layers = DynamicCache(config=config).layers
+    return all(type(layer) is DynamicLayer for layer in layers) and all(kind == "full_attention" for kind in kinds)
 
 
 def grouped_hidden_states(
@@ -62,10 +64,10 @@ def grouped_hidden_states(
         `[R, 1 + T, D]`: of the prompt's last token and of the response's tokens.
     """
     length = input_ids.shape[1] - num_tokens
-    positions = {}
-    if accepts_argument(inner_model(model).base_model, "position_ids"):
+    inner, positions = inner_model(model), {}
+    if accepts_argument(inner, "position_ids"):
         positions = {"position_ids": position_ids_from_mask(attention_mask)[:, length:]}
-    cache = DynamicCache()
+    cache = DynamicCache(config=inner.config.get_text_config(decoder=True))
     sizes = torch.tensor(group_sizes)
     first = (sizes.cumsum(0) - sizes).to(input_ids.device)
     prompts, masks = input_ids[first, :length], attention_mask[first, :length]

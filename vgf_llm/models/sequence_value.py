@@ -6,11 +6,10 @@ reads prompt and response together and returns one number per ensemble member.
 """
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, weight_shape
-from vgf_llm.models.tensor_files import atomic_save_file, load_tensors
+from vgf_llm.models.tensor_files import load_tensors, load_whole, read_json, write_json, write_tensors
 
 HEAD_NAME = "sequence_head.safetensors"
 CONFIG_NAME = "sequence_value.json"
@@ -49,7 +48,24 @@ class ReadPrefix:
 
 
 class DifferentiableValue(nn.Module, ABC):
-    """A value of whole responses with a gradient in their token embeddings: what sequence-level transport needs."""
+    """A value of whole responses with a gradient in their token embeddings: what sequence-level transport needs.
+
+    Attributes:
+        losses: The losses that fit it, as of a token-level value.
+        needs_contrast: Whether prompts without both better and worse completions teach it nothing.
+    """
+
+    parametrization: ClassVar[str] = "sequence"
+    losses: ClassVar[tuple[str, ...]] = ("pairwise", "regression")
+    needs_contrast: ClassVar[bool] = False
+
+    def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
+        """Names the loss that fits the data; see `ValueModel.default_loss`."""
+        return "pairwise"
+
+    def needs_reference(self, loss: str) -> bool:
+        """Tells whether a loss on this value reads log-probabilities of the reference."""
+        return False
 
     @property
     @abstractmethod
@@ -317,14 +333,14 @@ class SequenceValue(DifferentiableValue):
             for part in ("backbone.", "head.")
         }
         self.backbone.save_pretrained(directory, state_dict=parts["backbone."], **kwargs)
-        atomic_save_file(parts["head."], directory / HEAD_NAME, {"format": "pt"})
+        write_tensors(parts["head."], directory / HEAD_NAME, {"format": "pt"})
         settings = {
             "num_members": self.num_members,
             "pooling": self.pooling,
             "bias": self.head.bias is not None,
             "vocab_size": self.vocab_size,
         }
-        (directory / CONFIG_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(settings, directory / CONFIG_NAME)
 
     @classmethod
     def from_pretrained(cls, save_directory: str | Path, **model_kwargs: object) -> "SequenceValue":
@@ -344,7 +360,7 @@ class SequenceValue(DifferentiableValue):
         directory = Path(save_directory)
         settings = _load_settings(directory / CONFIG_NAME)
         try:
-            backbone = AutoModel.from_pretrained(directory, **model_kwargs)
+            backbone = load_whole(AutoModel, directory, **model_kwargs)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"The backbone of the sequence value in {directory} cannot be loaded: {error}.") from error
         value = cls(backbone, settings["num_members"], settings["pooling"], bias=settings["bias"])
@@ -388,12 +404,8 @@ def _load_settings(path: Path) -> dict:
             f"{path} does not exist, so {str(path.parent)!r} is no saved sequence value. "
             "Expected the folder that SequenceValue.save_pretrained wrote."
         )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); the file is truncated or foreign.") from error
+    settings = read_json(path)
     expected = {"num_members", "pooling", "bias", "vocab_size"}
-    if not isinstance(settings, dict) or set(settings) != expected:
-        found = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
-        raise ValueError(f"{path} has fields {found}; expected {sorted(expected)}.")
+    if set(settings) != expected:
+        raise ValueError(f"{path} has fields {sorted(settings)}; expected {sorted(expected)}.")
     return settings

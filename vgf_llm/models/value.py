@@ -1,10 +1,11 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """One interface for every value: Q over the candidates of a state.
 
-Three parametrizations stand behind it. A head reads the last hidden state of a backbone; `log_ratio` is the
-log-probability ratio of an adapted model and the reference, the implicit value of KL-regularised reinforcement
-learning; a `v_head` values the state itself, for flow in hidden space. Where the hidden states come from (the policy's
+A head reads the last hidden state of a backbone; `log_ratio` is the log-probability ratio of an adapted model and the
+reference, the implicit value of KL-regularised reinforcement learning. Where the hidden states come from (the policy's
 own features, a LoRA adapter on it, or a model of its own) is a separate choice, made once in `VGFModel`.
+
+A value says itself how it is trained: which losses fit it, and what of a prompt's completions they need.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vgf_llm.models.heads import BilinearQHead, QHead, ValueHead
+from vgf_llm.models.heads import BilinearQHead, QHead
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class StateFeatures:
         embedding: `[V, D]`, the frozen output embedding of the policy.
         value_logits: `[..., V]`, next-token logits of the adapted model (`log_ratio` only).
         ref_logits: `[..., V]`, next-token logits of the reference (`log_ratio` only).
+        ref_logps: `[..., V]`, its log-probabilities in their place, where they are known.
     """
 
     hidden: Tensor | None = None
     embedding: Tensor | None = None
     value_logits: Tensor | None = None
     ref_logits: Tensor | None = None
+    ref_logps: Tensor | None = None
 
 
 class ValueModel(nn.Module, ABC):
@@ -41,10 +44,18 @@ class ValueModel(nn.Module, ABC):
     Args:
         reward_kind: `"bernoulli"` for 0/1 outcomes: raw scores are logits of success and the potential that moves
             particles is its log-probability; `"regression"`: raw scores are the expected reward itself.
+
+    Attributes:
+        parametrization: Its name in configurations and saved folders.
+        needs_logits: Whether it reads the logits of its backbone and of the reference instead of hidden states.
+        losses: The losses that fit it.
+        needs_contrast: Whether prompts without both better and worse completions teach it nothing, or mislead it.
     """
 
     parametrization: ClassVar[str]
     needs_logits: ClassVar[bool] = False
+    losses: ClassVar[tuple[str, ...]] = ("bernoulli", "regression", "pairwise")
+    needs_contrast: ClassVar[bool] = False
 
     def __init__(self, reward_kind: str = "bernoulli") -> None:
         super().__init__()
@@ -55,6 +66,24 @@ class ValueModel(nn.Module, ABC):
     @abstractmethod
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
         """Returns the raw scores `[..., K]` of candidates `[..., K]`; losses act on these."""
+
+    def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
+        """Names the loss that fits the data.
+
+        Args:
+            outcomes: Whether every reward is 0 or 1.
+            pairs: Whether the data are preference pairs.
+
+        Returns:
+            One of `losses`.
+        """
+        if pairs:
+            return "pairwise"
+        return "bernoulli" if outcomes else "regression"
+
+    def needs_reference(self, loss: str) -> bool:
+        """Tells whether a loss on this value reads log-probabilities of the reference."""
+        return False
 
     def potential(self, scores: Tensor) -> Tensor:
         """Maps raw scores to the potential whose gradient moves particles.
@@ -125,31 +154,6 @@ class BilinearValue(ValueModel):
         return self.head(features.hidden, candidate_ids, features.embedding)
 
 
-class StateValue(ValueModel):
-    """V of the state that a token leads to, for flow in hidden space.
-
-    It cannot tell the candidates of a state apart without a forward per candidate, so logit-space transport refuses it.
-
-    Args:
-        head: The head.
-        reward_kind: See `ValueModel`.
-    """
-
-    parametrization = "v_head"
-
-    def __init__(self, head: ValueHead, reward_kind: str = "bernoulli") -> None:
-        super().__init__(reward_kind)
-        self.head = head
-
-    def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
-        """Returns V of the state `[..., 1]` broadcast to candidates `[..., K]`."""
-        return self.head(features.hidden).unsqueeze(-1).expand(candidate_ids.shape)
-
-    def state_potential(self, hidden: Tensor) -> Tensor:
-        """Returns the potential `[...]` of hidden states `[..., D]`, differentiable in `hidden`."""
-        return self.potential(self.head(hidden))
-
-
 class LogRatioValue(ValueModel):
     """Q(s, v) = log pi_theta(v|s) - log mu(v|s), the implicit value of a model adapted from the reference mu.
 
@@ -160,16 +164,29 @@ class LogRatioValue(ValueModel):
 
     parametrization = "log_ratio"
     needs_logits = True
+    losses = ("likelihood", "pairwise", "bernoulli")
+    needs_contrast = True
 
     def __init__(self) -> None:
         super().__init__("regression")
 
+    def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
+        """Names the loss that fits the data: the likelihood of successes where every reward is 0 or 1."""
+        return "likelihood" if outcomes and not pairs else "pairwise"
+
+    def needs_reference(self, loss: str) -> bool:
+        """Tells whether a loss reads the reference; the likelihood of successes differs by a constant without it."""
+        return loss != "likelihood"
+
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
         """Returns log-probability ratios `[..., K]`."""
-        if features.value_logits is None or features.ref_logits is None:
+        ref = features.ref_logps
+        if ref is None and features.ref_logits is not None:
+            ref = features.ref_logits.float().log_softmax(dim=-1)
+        if features.value_logits is None or ref is None:
             raise ValueError("`features` lacks the value and reference logits that a log_ratio value reads.")
-        value, ref = features.value_logits.float(), features.ref_logits.float()
-        return value.log_softmax(dim=-1).gather(-1, candidate_ids) - ref.log_softmax(dim=-1).gather(-1, candidate_ids)
+        value = features.value_logits.float().log_softmax(dim=-1)
+        return value.gather(-1, candidate_ids) - ref.gather(-1, candidate_ids)
 
     def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Sums the per-token log-ratios `[B, T]` over response tokens: `log pi_theta(y|x) / mu(y|x)`, `[B]`."""
@@ -188,7 +205,7 @@ def build_value(
     """Builds an untrained value by name.
 
     Args:
-        parametrization: `"log_ratio"`, `"bilinear"`, `"vocab"` or `"v_head"`.
+        parametrization: `"log_ratio"`, `"bilinear"` or `"vocab"`.
         width: D of the value backbone's hidden states.
         vocab_size: V.
         embedding_width: Width of the policy's output embedding; `width` when left out.
@@ -211,8 +228,5 @@ def build_value(
         return BilinearValue(BilinearQHead(width, embedding_width or width, head_hidden_size), reward_kind)
     if parametrization == "vocab":
         return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
-    if parametrization == "v_head":
-        return StateValue(ValueHead(width, head_hidden_size), reward_kind)
-    raise ValueError(
-        f"`parametrization` must be one of 'log_ratio', 'bilinear', 'vocab', 'v_head', got {parametrization!r}."
-    )
+    gone = " Values of a state alone are no longer part of this package." if parametrization == "v_head" else ""
+    raise ValueError(f"`parametrization` must be one of 'log_ratio', 'bilinear', 'vocab', got {parametrization!r}.{gone}")

@@ -3,10 +3,10 @@
 
 from vgf_llm.serving.artefacts import engine_arguments, load_served_value, policy_view
 from vgf_llm.serving.client import best_of, score
-from vgf_llm.serving.transport import Request, ServedTransport
+from vgf_llm.serving.transport import ServedRequest, ServedTransport
 
 __all__ = [
-    "Request",
+    "ServedRequest",
     "ServedTransport",
     "best_of",
     "engine_arguments",

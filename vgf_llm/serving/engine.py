@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vgf_llm.serving.artefacts import MODEL_KEY, load_served_value
 from vgf_llm.serving.plugin import CAPTURED
-from vgf_llm.serving.transport import Request, ServedTransport
+from vgf_llm.serving.transport import ServedRequest, ServedTransport
 
 
 def __getattr__(name: str) -> Any:
@@ -46,7 +46,7 @@ def _processor_class() -> type:
                 )
             value, config = load_served_value(path)
             self.served = ServedTransport(value.to(device), config.transport, vocab_size=config.vocab_size)
-            self.requests: dict[int, Request] = {}
+            self.requests: dict[int, ServedRequest] = {}
 
         def is_argmax_invariant(self) -> bool:
             """Says that greedy decoding needs it too."""
@@ -55,7 +55,7 @@ def _processor_class() -> type:
         def update_state(self, batch_update: Any) -> None:
             """Follows requests as they enter, move within and leave the batch."""
             process_dict_updates(
-                self.requests, batch_update, lambda params, prompt, output: self.served.request(params.extra_args)
+                self.requests, batch_update, lambda params, prompt, output: self.served.admitted(params.extra_args)
             )
 
         def apply(self, logits: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def parameter_checker() -> ServedTransport:
     return ServedTransport(build_value("vocab", width=1, vocab_size=1), TransportConfig(), vocab_size=2**31)
 
 
-def apply_captured(served: ServedTransport, logits: Tensor, requests: dict[int, Request]) -> Tensor:
+def apply_captured(served: ServedTransport, logits: Tensor, requests: dict[int, ServedRequest]) -> Tensor:
     """Moves a batch by the hidden states that its logits came from.
 
     Args:

@@ -23,7 +23,7 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
         engine: Further options of vLLM's server; they come last and win.
 
     Returns:
-        The command.
+        The command. Without a `--host` of the caller's the server listens on this machine alone.
 
     Raises:
         ValueError: If the model cannot be served, or vLLM is not installed.
@@ -42,6 +42,7 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
         *("--logits-processors", *arguments["logits_processors"]),
         *("--additional-config", json.dumps(arguments["additional_config"])),
         *("--logprobs-mode", arguments["logprobs_mode"]),
+        *("--host", "127.0.0.1"),  # vLLM's own default is every interface, without a key
         *engine,
     ]
 

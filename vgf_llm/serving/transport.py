@@ -5,33 +5,39 @@ The engine hands over the logits of a decode step and the hidden states they cam
 through the processor that `VGFModel.generate` uses; rows without a budget are not touched. Nothing here imports vLLM.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vgf_llm.functional import Range
+from vgf_llm.generation.options import TRANSPORT_FIELDS, TRANSPORT_OPTIONS
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.value import StateFeatures, StateValue, ValueModel
-from vgf_llm.spaces import build_space
+from vgf_llm.models.value import StateFeatures, ValueModel
 
-# What a request may set, and the types that arrive over HTTP as they should be.
-REQUEST_OPTIONS: dict[str, type] = {
-    "transport_steps": int,
-    "step_size": float,
-    "top_k_candidates": int,
-    "min_candidate_prob": float,
-    "alpha": float,
-    "max_kl": float,
-    "min_entropy": float,
+_LOG = logging.getLogger(__name__)
+
+# What a request may set, and how far: whatever is within computes in one engine step, without an overflow.
+REQUEST_RANGES: dict[str, Range] = {
+    "transport_steps": Range(0, 1024, integer=True),
+    "step_size": Range(0, 1024, open_low=True),
+    "top_k_candidates": Range(1, 1024, integer=True),
+    "min_candidate_prob": Range(0, 1, open_high=True),
+    "alpha": Range(1e-3, 1e3, optional=True),
+    "max_kl": Range(0, 1e3, open_low=True, optional=True),
+    "min_entropy": Range(0, 1e3),
 }
+_BUDGET = Range(0, 1024)  # L * epsilon
+_STEP_TO_TARGET = Range(0, 1, open_low=True, hint="With `alpha` a longer step overshoots the target.")
 SCORE_TOKEN = "vgf_score_token"
 
 
 @dataclass(frozen=True)
-class Request:
+class ServedRequest:
     """What one request wants of the engine.
 
     Attributes:
@@ -51,13 +57,13 @@ class Request:
 class _Rows:
     """The features of some rows of a batch, in the form that `TransportProcessor` reads them."""
 
-    need_hidden = False
-    policy_hidden = None
-
     def __init__(self, hidden: Tensor, embedding: Tensor | None) -> None:
         self._features = StateFeatures(hidden=hidden, embedding=embedding)
 
-    def features(self, input_ids: Tensor | None) -> StateFeatures:
+    def install(self, copied: Any) -> None:
+        """Hooks nothing: the engine's plugin has seen the hidden states."""
+
+    def features(self, input_ids: Tensor | None, policy_logps: Tensor | None = None) -> StateFeatures:
         """Returns the features `[R, ...]`."""
         return self._features
 
@@ -74,7 +80,8 @@ class ServedTransport:
         ValueError: If the value cannot run inside one engine step.
 
     Example:
-        >>> from vgf_llm.models import TransportConfig, build_value
+        >>> from vgf_llm.models.config import TransportConfig
+        >>> from vgf_llm.models.value import build_value
         >>> value = build_value("vocab", width=4, vocab_size=6)
         >>> served = ServedTransport(value, TransportConfig(transport_steps=0), vocab_size=6)
         >>> logits, hidden = torch.zeros(2, 6), torch.ones(2, 4)
@@ -95,7 +102,7 @@ class ServedTransport:
         """Whether the value reads the output embedding E."""
         return self.value.parametrization == "bilinear"
 
-    def request(self, extra_args: Mapping[str, Any] | None) -> Request:
+    def request(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
         """Reads a request's own parameters.
 
         Args:
@@ -103,32 +110,51 @@ class ServedTransport:
                 other extensions of the engine and pass.
 
         Returns:
-            The request.
+            The request, which `apply` computes within an engine step.
 
         Raises:
             ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig`
                 that requests cannot set.
         """
         given = dict(extra_args or {})
-        set_here = [name for name in REQUEST_OPTIONS if given.get(name) is not None]
-        changes: dict[str, Any] = {name: _number(name, given[name]) for name in set_here}
-        fixed = {item.name for item in fields(TransportConfig)} - set(REQUEST_OPTIONS)
-        refused = sorted(fixed & set(given))
+        refused = [name for name in TRANSPORT_FIELDS if name in given and name not in REQUEST_RANGES]
         if refused:
             raise ValueError(
                 f"{', '.join(f'`{name}`' for name in refused)} cannot be set for a request; what can is "
-                f"{', '.join(REQUEST_OPTIONS)}. For several particles ask for `n` responses and select among them."
+                f"{', '.join(REQUEST_RANGES)}. For several particles ask for `n` responses and select among them."
             )
+        changes = {name: given[name] for name in REQUEST_RANGES if given.get(name) is not None}
+        for name, value in changes.items():
+            _check(REQUEST_RANGES[name], name, value)
+            changes[name] = TRANSPORT_OPTIONS[name].kind(value)
+        transport = replace(self.defaults, **changes)
+        _check_budget(transport)
         token = given.get(SCORE_TOKEN)
         if token is not None:
-            token = int(_number(SCORE_TOKEN, token, int))
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"`{SCORE_TOKEN}` must be a token id in [0, {self.vocab_size}), got {token}.")
-        return Request(replace(self.defaults, **changes), token)
+            _check(Range(0, self.vocab_size, integer=True, open_high=True), SCORE_TOKEN, token)
+        return ServedRequest(transport, token)
+
+    def admitted(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
+        """Reads the parameters of a request that the engine has taken in, where nothing may be raised any more.
+
+        The server checks parameters without the model: a token beyond its vocabulary, or a step that only its own
+        defaults forbid, is found here. Such a request gets the base model, and the log says why.
+
+        Args:
+            extra_args: See `request`.
+
+        Returns:
+            The request.
+        """
+        try:
+            return self.request(extra_args)
+        except ValueError as error:
+            _LOG.error("A request is answered without transport: %s", error)
+            return ServedRequest(replace(self.defaults, transport_steps=0))
 
     @torch.no_grad()
     def apply(
-        self, logits: Tensor, hidden: Tensor, requests: Mapping[int, Request], embedding: Tensor | None = None
+        self, logits: Tensor, hidden: Tensor, requests: Mapping[int, ServedRequest], embedding: Tensor | None = None
     ) -> Tensor:
         """Moves the rows whose requests have a budget.
 
@@ -169,11 +195,10 @@ class ServedTransport:
     def _transport(
         self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, transport: TransportConfig
     ) -> Tensor:
-        space = build_space(_NO_POLICY, self.value, transport)
+        rows: Any = _Rows(hidden, embedding)
+        processor = TransportProcessor(_NO_POLICY, self.value, transport, rows, record=False)
         # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
         moved = logits.clone()
-        rows: Any = _Rows(hidden, embedding)
-        processor = TransportProcessor(space, rows, transport, record=False)
         moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]
         return moved
 
@@ -182,7 +207,8 @@ class ServedTransport:
         features = StateFeatures(hidden=hidden.unsqueeze(0), embedding=embedding)
         score = self.value.scores(features, torch.tensor([[token]], device=logits.device))[0, 0]
         result = torch.full_like(logits, -torch.inf)
-        result[token] = score.to(logits.dtype)
+        # A value that is no number must not reach the sampler of the whole batch.
+        result[token] = score.to(logits.dtype).nan_to_num()
         result[score_partner(token)] = 0.0
         return result
 
@@ -195,12 +221,18 @@ def score_partner(token: int) -> int:
     return 1 if token == 0 else 0
 
 
-def _number(name: str, value: Any, kind: type | None = None) -> int | float:
-    kind = kind or REQUEST_OPTIONS[name]
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ValueError(f"`{name}` must be {'an integer' if kind is int else 'a number'}, got {value!r}.")
-    return kind(value)
+def _check(allowed: Range, name: str, value: Any) -> None:
+    """`Range.check`, whose every error a server answers as the client's."""
+    try:
+        allowed.check(name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_budget(transport: TransportConfig) -> None:
+    if transport.alpha is not None:
+        _check(_STEP_TO_TARGET, "step_size", transport.step_size)
+    _check(_BUDGET, "transport_steps` * `step_size", transport.transport_steps * transport.step_size)
 
 
 def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
@@ -212,8 +244,8 @@ def check_servable(value: ValueModel, transport: TransportConfig, backbone: str 
         backbone: Where the value reads, as `vgf_config.json` names it.
 
     Raises:
-        ValueError: For a value that needs a second forward for each token, a state value, or interacting particles;
-            the message names the alternatives.
+        ValueError: For a value that needs a second forward for each token, interacting particles, or defaults beyond
+            what requests may ask for; the message names the alternatives.
     """
     alternatives = (
         "Distil the transported policy into weights (`distill_coef > 0`) and serve those, or train a head on the "
@@ -225,8 +257,6 @@ def check_servable(value: ValueModel, transport: TransportConfig, backbone: str 
             "engine step cannot do beside the policy's. Its transport at L * epsilon = 1 is a plain model, though: "
             f"`vgf export PATH OUT` writes it, and `vllm serve OUT` serves it. {alternatives}"
         )
-    if isinstance(value, StateValue):
-        raise ValueError(f"A v_head value moves hidden states, not logits. {alternatives}")
     if backbone != "policy":
         raise ValueError(
             f"This value reads features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a second "
@@ -236,3 +266,6 @@ def check_servable(value: ValueModel, transport: TransportConfig, backbone: str 
         raise ValueError("`interaction=True` couples the particles of a prompt, which are separate requests here.")
     if transport.space != "logit":
         raise ValueError(f"`space` must be 'logit' to serve, got {transport.space!r}.")
+    for name, allowed in REQUEST_RANGES.items():
+        _check(allowed, name, getattr(transport, name))
+    _check_budget(transport)

@@ -7,7 +7,6 @@ from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.value import ValueModel
 from vgf_llm.spaces.base import DecodeState, TransportedStep, TransportSpace
-from vgf_llm.spaces.hidden import HiddenSpace
 from vgf_llm.spaces.logit import LogitSpace
 from vgf_llm.spaces.sequence import SequenceSpace, SequenceState
 from vgf_llm.spaces.sequence_embedding import SequenceEmbeddingSpace
@@ -15,7 +14,6 @@ from vgf_llm.spaces.sequence_logit import SequenceLogitSpace
 
 __all__ = [
     "DecodeState",
-    "HiddenSpace",
     "LogitSpace",
     "SequenceEmbeddingSpace",
     "SequenceLogitSpace",
@@ -36,7 +34,7 @@ def build_space(
     Args:
         policy: The language model.
         value: The value.
-        transport: Space, metric, steps and interaction.
+        transport: Space, steps and interaction.
         control: `None`, `"random"` or `"shuffled"`.
 
     Returns:
@@ -45,23 +43,11 @@ def build_space(
     Raises:
         ValueError: If the value cannot move particles of that space.
     """
-    if transport.space == "hidden":
-        return HiddenSpace(
-            policy,
-            value,
-            step_size=transport.step_size,
-            num_steps=transport.transport_steps,
-            alpha=transport.alpha,
-            interaction=transport.interaction,
-            repulsion=transport.repulsion,
-            control=control,
-        )
     return LogitSpace(
         policy,
         value,
         step_size=transport.step_size,
         num_steps=transport.transport_steps,
-        metric=transport.metric,
         alpha=transport.alpha,
         interaction=transport.interaction,
         repulsion=transport.repulsion,
@@ -103,4 +89,4 @@ def build_sequence_space(
             decode_strength=transport.decode_strength,
             **common,
         )
-    return SequenceLogitSpace(value, metric=transport.metric, noise=transport.noise, temperature=temperature, **common)
+    return SequenceLogitSpace(value, temperature=temperature, **common)

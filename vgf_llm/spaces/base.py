@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vgf_llm.functional import masked_log_softmax
 from vgf_llm.models.value import StateFeatures, ValueModel
 
 CONTROLS = (None, "random", "shuffled")
@@ -101,16 +102,6 @@ class TransportSpace(ABC):
         for _ in range(self.num_steps):
             particles = self.step(particles, self.velocity(particles, state))
         return TransportedStep(masked_log_softmax(self.project(particles, state), state.candidate_mask), None)
-
-
-def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Normalises logits `[..., K]` over the entries where `mask` is true; the others get `-inf`.
-
-    Example:
-        >>> masked_log_softmax(torch.zeros(3), torch.tensor([True, True, False])).exp().tolist()
-        [0.5, 0.5, 0.0]
-    """
-    return logits.masked_fill(~mask, -torch.inf).log_softmax(dim=-1)
 
 
 def random_like(direction: Tensor, weights: Tensor | None = None) -> Tensor:

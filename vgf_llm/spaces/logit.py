@@ -1,23 +1,20 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Logit space: a particle is the next-token distribution over the base's candidates.
 
-The flow on the simplex has a closed form under the Fisher metric, so that L steps cost as much as one. Particles of
+The flow on the simplex has a closed form, so that L steps cost as much as one. Particles of
 one prompt may interact: the kernel compares their distributions, attraction shares their Q-values and repulsion keeps
 them apart; that has no closed form and runs step by step.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from vgf_llm.functional import flow_direction, simplex_flow
-from vgf_llm.models.value import StateValue, ValueModel
+from vgf_llm.functional import flow_direction, masked_log_softmax, simplex_flow, value_checks
+from vgf_llm.models.value import ValueModel
 from vgf_llm.spaces.base import (
     DecodeState,
     TransportedStep,
     TransportSpace,
-    masked_log_softmax,
     random_like,
     shuffled_like,
 )
@@ -31,14 +28,10 @@ class LogitSpace(TransportSpace):
         value: A value that ranks candidates.
         step_size: epsilon.
         num_steps: L.
-        metric: `"fisher"` or `"euclidean"`.
         alpha: Entropy temperature of the Boltzmann target, or `None` to tilt.
-        interaction: Whether particles of one prompt interact; Fisher metric only.
+        interaction: Whether particles of one prompt interact.
         repulsion: Whether the interaction includes the kernel's gradient.
         control: `None`, `"random"` or `"shuffled"`.
-
-    Raises:
-        ValueError: For a state value, which cannot rank candidates, or an interaction under the Euclidean metric.
     """
 
     name = "logit"
@@ -50,18 +43,12 @@ class LogitSpace(TransportSpace):
         *,
         step_size: float,
         num_steps: int,
-        metric: Literal["fisher", "euclidean"] = "fisher",
         alpha: float | None = None,
         interaction: bool = False,
         repulsion: bool = False,
         control: str | None = None,
     ) -> None:
         super().__init__(policy, value, step_size=step_size, num_steps=num_steps, control=control)
-        if isinstance(value, StateValue):
-            raise ValueError("`space='logit'` needs a value over candidates; a v_head value moves `space='hidden'`.")
-        if interaction and metric != "fisher":
-            raise ValueError("`interaction=True` is defined for `metric='fisher'`.")
-        self.metric = metric
         self.alpha = alpha
         self.interaction = interaction
         self.repulsion = repulsion
@@ -106,7 +93,6 @@ class LogitSpace(TransportSpace):
                 q_values,
                 step_size=self.step_size,
                 num_steps=self.num_steps,
-                metric=self.metric,
                 alpha=self.alpha,
                 candidate_mask=state.candidate_mask,
             )
@@ -126,7 +112,8 @@ def _interact(probs: Tensor, scores: Tensor, state: DecodeState, alpha: float | 
     def in_slots(x: Tensor) -> Tensor:
         return x.new_zeros(*slots.shape[:2], n * k).scatter_(-1, slots, x.view(slots.shape))
 
-    phi = flow_direction(in_slots(probs), in_slots(scores), alpha=alpha or 1.0, repulsion=repulsion)
+    with value_checks(False):  # once per token and step: the host is not to wait
+        phi = flow_direction(in_slots(probs), in_slots(scores), alpha=alpha or 1.0, repulsion=repulsion)
     return phi.gather(-1, slots).view(probs.shape) * state.candidate_mask
 
 

@@ -1,14 +1,14 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Logit space of whole responses: a particle is one distribution per position over the base's candidates there."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vgf_llm.functional import langevin_scale, sequence_direction, simplex_direction, straight_through_tokens
+from vgf_llm.functional import masked_log_softmax, sequence_direction, simplex_direction, straight_through_tokens
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.spaces.base import masked_log_softmax, random_like
+from vgf_llm.spaces.base import random_like
 from vgf_llm.spaces.sequence import SequenceSpace, SequenceState, SequenceVelocity, TextCandidates, Tilt
 
 
@@ -17,13 +17,10 @@ class SequenceLogitSpace(SequenceSpace):
 
     The value reads the tokens that the moved logits would give under the sample's own noise, and its gradient passes
     straight through to the expected embeddings: Q of a candidate is E[v] . (gradient at its position). With `alpha` the
-    score is Q / alpha + log mu, and the entropy that keeps a distribution from collapsing comes from - log p or, with
-    `noise`, from Langevin noise.
+    score is Q / alpha + log mu - log p, whose entropy keeps a distribution from collapsing.
 
     Args:
         value: The sequence value.
-        metric: `"fisher"` or `"euclidean"`.
-        noise: Temperature of the Langevin noise, annealed to zero.
         temperature: The sampling temperature of the text.
         **kwargs: See `SequenceSpace`.
     """
@@ -35,14 +32,10 @@ class SequenceLogitSpace(SequenceSpace):
         self,
         value: DifferentiableValue,
         *,
-        metric: Literal["fisher", "euclidean"] = "fisher",
-        noise: float = 0.0,
         temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(value, **kwargs)
-        self.metric = metric
-        self.noise = noise
         self.temperature = temperature
         self._embedding = value.embedding.detach().float()
 
@@ -82,24 +75,13 @@ class SequenceLogitSpace(SequenceSpace):
         q_values = torch.autograd.grad(soft, leaf, grad_outputs=score.to(soft.dtype))[0]
         if self.control == "random":
             q_values = random_like(q_values, torch.where(candidates.mask, probs.detach(), 0.0))
-        direction = simplex_direction(
-            particles,
-            q_values,
-            candidates.mask,
-            metric=self.metric,
-            alpha=self.alpha,
-            reference=start,
-            entropy=self.noise == 0,
-        )
+        direction = simplex_direction(particles, q_values, candidates.mask, alpha=self.alpha, reference=start)
         return SequenceVelocity(direction * state.mask.unsqueeze(-1), values)
 
     def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
-        """Moves the logits, with noise where it is asked for; returns log-probabilities `[R, T, K]`."""
+        """Moves the logits and normalises them; returns log-probabilities `[R, T, K]`."""
         candidates = state.needed_candidates()
         moved = particles + self.step_size * direction
-        if self.noise > 0:
-            scale = langevin_scale(self.noise, self.step_size, index, self.num_steps)
-            moved = moved + scale * torch.randn_like(moved) * state.mask.unsqueeze(-1)
         return torch.where(state.mask.unsqueeze(-1), masked_log_softmax(moved, candidates.mask), particles)
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:

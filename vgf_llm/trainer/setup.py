@@ -2,6 +2,7 @@
 """From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -16,15 +17,17 @@ from transformers import (
 )
 
 from vgf_llm._compat import create_model_from_path, get_config_model_id
-from vgf_llm.models import SequenceValue, TransportConfig, VGFModel, build_value
+from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
-from vgf_llm.models.vgf_model import BackboneName
-from vgf_llm.trainer.batch_sizes import fit_round
-from vgf_llm.trainer.rollout_config import settings_dict
-from vgf_llm.trainer.sequence_objective import is_sequence, needed_value
-from vgf_llm.trainer.sharding import is_sharded
-from vgf_llm.trainer.validation import check_dataset, check_output_dir, check_tokenizer
-from vgf_llm.trainer.vgf_config import VGFConfig
+from vgf_llm.models.origin import record_origin
+from vgf_llm.models.saving import load_policy_or_vgf
+from vgf_llm.models.sequence_value import DifferentiableValue, SequenceValue
+from vgf_llm.models.value import build_value
+from vgf_llm.models.valued_policy import BackboneName
+from vgf_llm.trainer.choose.prompts import check_dataset, check_output_dir, check_tokenizer, check_vocabulary
+from vgf_llm.trainer.config import VGFConfig, fit_round, settings_dict
+from vgf_llm.trainer.save.sharding import is_sharded, whole
+from vgf_llm.vgf_model import VGFModel
 
 
 def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
@@ -42,16 +45,6 @@ def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None
     if not isinstance(args, VGFConfig):
         raise TypeError(
             f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
-        )
-    if args.use_transformers_continuous_batching:
-        raise ValueError(
-            "`use_transformers_continuous_batching=True` is not supported, because the value's adapter shares "
-            "batches with the policy. Leave it False; `use_vllm=True` is the fast engine."
-        )
-    if args.torch_compile and args.gradient_checkpointing:
-        raise ValueError(
-            "`torch_compile=True` cannot trace the recomputation of `gradient_checkpointing=True`, which has to "
-            "know the adapter of every row. Set `gradient_checkpointing=False`, or leave `torch_compile` off."
         )
     check_dataset(train_dataset)
     fit_round(args, train_dataset)
@@ -86,7 +79,11 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             kwargs["device_map"] = None  # a device map and a distributed run exclude each other
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return create_model_from_path(model, **kwargs)
+        loaded = load_policy_or_vgf(model, VGFModel, **kwargs)
+        if loaded is None:
+            loaded = create_model_from_path(model, **kwargs)
+            record_origin(loaded, kwargs, whole)
+        return loaded
     if not isinstance(model, (PreTrainedModel, PeftModel, VGFModel)):
         raise TypeError(
             "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "
@@ -124,6 +121,67 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
     return tokenizer
 
 
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, args: VGFConfig) -> list[int]:
+    """Returns every token that ends a completion: the tokenizer's and those the model declares, or the user's own.
+
+    Args:
+        model: Any policy.
+        tokenizer: Its tokenizer.
+        args: The configuration; `generation_kwargs["eos_token_id"]` takes the place of both.
+    """
+    given = settings_dict(args.generation_kwargs).get("eos_token_id")
+    declared = model.generation_config.eos_token_id if given is None else given
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = tokenizer.eos_token_id
+    return declared if given is not None or own in declared else [own, *declared]
+
+
+def trains_sequence_value(model: VGFModel, args: VGFConfig) -> bool:
+    """Tells whether the value of whole responses is trained: the only kind that the model has, or the one asked for."""
+    if args.value_parametrization == "sequence":
+        needed_value(model)
+        return True
+    return False
+
+
+def needed_value(model: VGFModel) -> DifferentiableValue:
+    """The model's sequence value, for those who cannot do without."""
+    if model.sequence_value is None:
+        raise ValueError(
+            "`value_parametrization='sequence'` trains `model.sequence_value`, and this VGFModel has none. Build it "
+            "with `sequence_value=SequenceValue(...)`, or pass the policy alone."
+        )
+    return model.sequence_value
+
+
+def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> None:
+    """Refuses a `peft_config` that nothing would use, or that cannot be a value's adapter.
+
+    Raises:
+        TypeError: If it is no plain LoRA.
+        ValueError: If the model has adapters already, or no part of the run takes one.
+    """
+    if peft_config is None:
+        return
+    if type(peft_config) is not LoraConfig:
+        raise TypeError(
+            f"`peft_config` must be a peft.LoraConfig, got {type(peft_config).__name__}: a value's adapter is plain LoRA. "
+            "Pass LoraConfig(...), or leave it out."
+        )
+    if isinstance(policy, VGFModel):
+        raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
+    if isinstance(policy, PeftModel):
+        raise ValueError(
+            "`peft_config` and a PeftModel exclude each other; pass the plain model with `peft_config`, or the "
+            "PeftModel alone."
+        )
+    if args.distill_coef == 0 and args.value_backbone != "lora":
+        raise ValueError(
+            f"`peft_config` has no effect: the policy is frozen (`distill_coef=0`), and `value_backbone` is "
+            f"{args.value_backbone!r}, which has no adapter. Leave it out, or set `value_backbone='lora'`."
+        )
+
+
 def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig | None) -> VGFModel:
     """Puts the value that `args` describes on a policy.
 
@@ -136,32 +194,19 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         The model, with gradients on exactly what is trained.
 
     Raises:
-        ValueError: If a PEFT model and `peft_config` are both given.
+        TypeError: If `peft_config` is no plain LoRA.
+        ValueError: If nothing would use `peft_config`, or the value of a VGFModel is another than `args` ask for.
     """
-    distil, sequence = args.distill_coef > 0, is_sequence(args)
+    check_peft_config(peft_config, policy, args)
+    distil = args.distill_coef > 0
+    if args.value_parametrization == "sequence" and args.transport.space not in SEQUENCE_SPACES:
+        args.transport = replace(args.transport, space="sequence_embedding")  # what such a value moves
     if isinstance(policy, VGFModel):
-        if peft_config is not None:
-            raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
-        if sequence:
-            needed_value(policy)
-        policy.set_trainable(
-            value=args.value_coef > 0 and not sequence, policy=distil, sequence_value=args.value_coef > 0 and sequence
-        )
-        if distil and policy.policy_adapter is None and policy.ref_model is None and not sequence:
-            policy.ref_model = copy_language_model(policy.policy, args).requires_grad_(False)
-        return policy
-    if peft_config is not None:
-        if isinstance(policy, PeftModel):
-            raise ValueError(
-                "`peft_config` and a PeftModel exclude each other; pass the plain model with `peft_config`, or the "
-                "PeftModel alone."
-            )
-        if not isinstance(peft_config, PeftConfig):
-            raise TypeError(f"`peft_config` must be a peft.PeftConfig, got {type(peft_config).__name__}.")
-    lora_config = value_lora_config(args, peft_config)
-    value_model = None
-    if sequence:
+        return _taken_over(policy, args)
+    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora()
+    if args.value_parametrization == "sequence":
         return _with_sequence_value(policy, args, peft_config)
+    value_model = None
     if args.value_backbone not in ("lora", "copy", "policy"):
         value_model = AutoModelForCausalLM.from_pretrained(
             args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner_model(policy).dtype
@@ -190,9 +235,40 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         value_model=value_model,
         ref_model=ref_model,
         lora_config=lora_config,
-        transport=transport_config(args),
+        transport=args.transport,
     )
-    model.set_trainable(value=args.value_coef > 0, policy=distil)
+    model.set_trainable(value=True, policy=distil)
+    return model
+
+
+def _default_lora() -> LoraConfig:
+    """The adapter of a value, where the user gives none."""
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
+    """A model that has its value already, which is trained as what it is."""
+    distil, sequence = args.distill_coef > 0, args.value_parametrization == "sequence"
+    default = VGFConfig.__dataclass_fields__["value_parametrization"].default
+    own = model.value.parametrization
+    if not sequence and args.value_parametrization not in (own, default):
+        raise ValueError(
+            f"`value_parametrization` is {args.value_parametrization!r}, but the VGFModel given as `model` has a value "
+            f"of the kind {own!r}, which is what would be trained. Leave `value_parametrization` out, or pass the "
+            "policy alone."
+        )
+    if sequence:
+        needed_value(model)
+    else:
+        args.value_parametrization = own
+    # One owner: what the user set for this run, else what the model came with.
+    if args.transport == TransportConfig():
+        args.transport = model.transport
+    else:
+        model.transport = args.transport
+    model.set_trainable(value=not sequence, policy=distil, sequence_value=sequence)
+    if distil and model.policy_adapter is None and model.ref_model is None and not sequence:
+        model.ref_model = copy_language_model(model.policy, args).requires_grad_(False)
     return model
 
 
@@ -246,34 +322,9 @@ def _with_sequence_value(policy: nn.Module, args: VGFConfig, peft_config: PeftCo
         )
     if peft_config is not None and args.distill_coef > 0:
         policy = get_peft_model(policy, peft_config)
-    model = VGFModel(policy, sequence_value=value, transport=transport_config(args))
-    model.set_trainable(value=False, policy=args.distill_coef > 0, sequence_value=args.value_coef > 0)
+    model = VGFModel(policy, sequence_value=value, transport=args.transport)
+    model.set_trainable(value=False, policy=args.distill_coef > 0, sequence_value=True)
     return model
-
-
-def value_lora_config(args: VGFConfig, peft_config: PeftConfig | None) -> LoraConfig:
-    """Returns the LoRA configuration of the value: the user's `peft_config`, else the `value_lora_*` fields."""
-    if isinstance(peft_config, LoraConfig):
-        return copy.deepcopy(peft_config)
-    return LoraConfig(
-        r=args.value_lora_r,
-        lora_alpha=args.value_lora_alpha,
-        target_modules=args.value_lora_target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def transport_config(args: VGFConfig) -> TransportConfig:
-    """Returns the transport that `args` describes, the trained model's defaults at generation."""
-    return TransportConfig(
-        transport_steps=args.transport_steps,
-        step_size=args.step_size,
-        metric=cast(Literal["fisher", "euclidean"], args.transport_metric),
-        top_k_candidates=args.top_k_candidates,
-        min_candidate_prob=args.min_candidate_prob,
-        max_kl=args.max_kl,
-        space={"v_head": "hidden", "sequence": "sequence_embedding"}.get(args.value_parametrization, "logit"),
-    )
 
 
 def align_pad_token(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,60 +1,72 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """`VGFTrainer`: learns a value from rewards, and on request distils the transported policy into weights."""
 
+import logging
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.profiler import record_function
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import is_conversational
 
 from vgf_llm._compat import (
+    RepeatSampler,
     disable_dropout_in_model,
     get_config_model_id,
     identity,
     profiling_context,
     profiling_decorator,
+    repeat_iterable_dataset,
 )
-from vgf_llm.models import VGFModel
-from vgf_llm.models.backbones import is_value_adapter
-from vgf_llm.models.language_model import inner_model
-from vgf_llm.trainer.checkpoint import CheckpointMixin
-from vgf_llm.trainer.dataloaders import DataLoaderMixin
-from vgf_llm.trainer.faults import SIGTERM_STATUS, SaveOnSigterm
-from vgf_llm.trainer.metrics import MetricLog, logger
-from vgf_llm.trainer.objective import (
-    Batch,
-    mean_over_rows,
-    policy_loss,
-    sequences,
-    transport_batch,
-    transport_candidates,
-    value_loss,
-)
-from vgf_llm.trainer.preferences import check_pairs, has_pairs, preferred, tokenized_pairs, with_prompts
-from vgf_llm.trainer.prompt_selection import UnsolvedFirst
-from vgf_llm.trainer.reward_checks import RewardFunc
-from vgf_llm.trainer.rewards import RewardRunner
-from vgf_llm.trainer.rollout import RolloutEngine, RolloutFunc, eos_token_ids
-from vgf_llm.trainer.rollout_config import settings_dict
-from vgf_llm.trainer.rounds import ValueRounds
-from vgf_llm.trainer.sampling import SamplingMixin
-from vgf_llm.trainer.sequence_objective import is_sequence, sequence_losses
-from vgf_llm.trainer.setup import align_pad_token, build_vgf_model, check_inputs, load_policy, load_tokenizer
-from vgf_llm.trainer.validation import (
+from vgf_llm.models.sampling import Sampling
+from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
+from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_rows, preferred, tokenized_pairs, with_prompts
+from vgf_llm.trainer.choose.prompts import (
     check_dataset_prompts,
-    check_vocabulary,
+    check_prompt_lengths,
     max_prompt_length,
+    tokenize_prompts,
+    usable_holdout_ratio,
 )
-from vgf_llm.trainer.vgf_config import VGFConfig
+from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
+from vgf_llm.trainer.config import VGFConfig, settings_dict
+from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
+from vgf_llm.trainer.fit.objective import Objective
+from vgf_llm.trainer.keep.buffer import RolloutGroup, pack, unpack
+from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds, is_held_out
+from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
+from vgf_llm.trainer.measure.metrics import MetricLog
+from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sampler
+from vgf_llm.trainer.sample.arguments import rollout_samplings
+from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
+from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
+from vgf_llm.trainer.save.sharding import whole_parameters
+from vgf_llm.trainer.score.checks import RewardFunc
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
+from vgf_llm.trainer.setup import (
+    align_pad_token,
+    build_vgf_model,
+    check_inputs,
+    end_token_ids,
+    load_policy,
+    load_tokenizer,
+    trains_sequence_value,
+)
+from vgf_llm.vgf_model import VGFModel
+
+logger = logging.getLogger(__name__)
 
 
-class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
+class VGFTrainer(CheckpointedTrainer):
     """
     Trainer for Value Gradient Flow (VGF), proposed in the paper [Reinforcement Learning via Value Gradient
     Flow](https://huggingface.co/papers/2604.14265).
@@ -62,6 +74,9 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     It samples completions, scores them with reward functions, and fits a value that transports the policy's next-token
     distributions. The policy itself stays frozen unless `distill_coef > 0`. The arguments are those of
     [`~trl.GRPOTrainer`], in its order.
+
+    A round is one call of each part: `schedule` says which prompts are sampled and who samples them, `sampler` samples,
+    `reward_runner` scores, `rounds` keeps, `objective` fits, `gate` measures.
 
     Example:
 
@@ -82,7 +97,8 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`VGFModel`]):
-            The policy, by name or as a model, or a policy that has a value already.
+            The policy, by name or as a model, or a policy that has a value already: a [`VGFModel`], or the folder or
+            checkpoint of one. Such a value is trained as what it is, whatever `args` say of values.
         reward_funcs (`RewardFunc | list[RewardFunc]`):
             Reward functions as [`~trl.GRPOTrainer`] takes them: the path or hub id of a sequence classifier, such a
             model, or a synchronous or asynchronous callable `f(prompts=, completions=, completion_ids=, **columns,
@@ -105,12 +121,13 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             Optimizer and scheduler. If `None`, AdamW with a linear schedule.
         quantization_config (*optional*):
             Quantisation of a model given by name.
-        peft_config ([`~peft.PeftConfig`], *optional*):
+        peft_config ([`~peft.LoraConfig`], *optional*):
             LoRA of the value's adapter and, with `distill_coef > 0`, of the policy.
         rollout_func (*optional*):
             `f(prompts, trainer)` that returns a dict with `"prompt_ids"` and `"completion_ids"`, one of each per
-            prompt. `"ref_logprobs"`, the log-probability of every completion token under the base at temperature 1,
-            spares log-ratio values a pass of the base; further entries go to the reward functions.
+            prompt. `"finished"` says which completions ended by themselves (those that end in an end-of-sequence token,
+            if left out); `"ref_logprobs"`, the log-probability of every completion token under the base at temperature
+            1, spares log-ratio values a pass of the base; further entries go to the reward functions.
     """
 
     _tag_names = ["trl", "vgf"]  # noqa: RUF012 (a class attribute of the base)
@@ -129,6 +146,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             }"""
         ),
     }
+    fixed_on_resume = ("prompt_selection",)
     # The loss is a mean over micro-batches of equal size; the base class divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
@@ -149,7 +167,7 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     ) -> None:
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = VGFConfig(f"{str(origin).split('/')[-1] or 'model'}-VGF")
+            args = VGFConfig(f"{str(origin).rstrip('/').split('/')[-1] or 'model'}-VGF")
         self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
         if self.reads_pairs:
             train_dataset, eval_dataset = with_prompts(train_dataset), with_prompts(eval_dataset)
@@ -157,9 +175,9 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         set_seed(args.seed)  # adapters start at random weights
         policy = load_policy(model, args, quantization_config)
         self._tokenizer = load_tokenizer(processing_class, policy, args)
-        check_vocabulary(self._tokenizer, inner_model(policy.policy if isinstance(policy, VGFModel) else policy))
         if self.reads_pairs:
             check_pairs(args, rollout_func, eval_dataset)
+        self._end_token_ids = end_token_ids(policy, self._tokenizer, args)
         train_dataset = self._readable(train_dataset, policy, args, "train_dataset")
         eval_dataset = self._readable(eval_dataset, policy, args, "eval_dataset")
         self.reward_runner = RewardRunner(
@@ -172,15 +190,14 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
             device=args.device,
             profile=lambda name: profiling_context(self, name),
         )
-        if (
-            isinstance(train_dataset, Dataset) and rollout_func is None and not self.reads_pairs
-        ):  # a rollout function may add columns
+        # A rollout function may add columns, and pairs have their own.
+        if isinstance(train_dataset, Dataset) and rollout_func is None and not self.reads_pairs:
             self.reward_runner.check_columns(train_dataset.column_names)
         vgf_model = build_vgf_model(policy, args, peft_config)
         align_pad_token(vgf_model, self._tokenizer)
         if args.disable_dropout:
             disable_dropout_in_model(vgf_model)
-        self._settings(args, train_dataset, eval_dataset)
+        self._settings(args, vgf_model, train_dataset, eval_dataset)
         super().__init__(
             model=vgf_model,
             args=args,
@@ -211,22 +228,38 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         return tokenized_pairs(
             dataset,
             self._tokenizer,
-            eos_token_ids=eos_token_ids(policy, self._tokenizer),
+            eos_token_ids=self._end_token_ids,
             max_completion_length=longest,
             max_prompt_length=max_prompt_length(policy.config, longest),
             chat_template_kwargs=template_kwargs,
             name=name,
         )
 
-    def _settings(self, args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
-        """Sets TRL's attributes, which callbacks and reward functions read."""
+    def _settings(self, args: VGFConfig, model: VGFModel, train_dataset: Any, eval_dataset: Any) -> None:
+        """Sets TRL's attributes, which callbacks and reward functions read, and the parts that need no accelerator."""
         self.num_generations = cast(int, args.num_generations)
         self.num_generations_eval = args.num_generations_eval or self.num_generations
         self.num_iterations = args.num_iterations
         self.max_completion_length = args.max_completion_length
         self.temperature = args.temperature
         self.shuffle_dataset = bool(args.shuffle_dataset)
-        self.prompts = None
+        self._step = 0
+        self._current_train_step_time = 0.0
+        self._evaluating: str | None = None  # the prefix of the metrics, while evaluation runs
+        self._rounds_without_reward = 0
+        self._pass: tuple[int, list[list[PassShare]], dict[int, Tensor] | None] | None = None
+        self._lookahead: Lookahead | None = None
+        self.gate = ValueGate()
+        self.objective = Objective(
+            model,
+            value_loss=args.value_loss,
+            sequence=trains_sequence_value(model, args),
+            distill_coef=args.distill_coef,
+            pairs=self.reads_pairs,
+            samplings=(Sampling(),) if self.reads_pairs else rollout_samplings(args, model.transport),
+            seed=args.seed,
+        )
+        prompts = None
         if args.prompt_selection == "unsolved":
             if self.reads_pairs or not isinstance(train_dataset, Dataset):
                 found = "preference pairs" if self.reads_pairs else type(train_dataset).__name__
@@ -234,9 +267,15 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                     "`prompt_selection='unsolved'` chooses among all prompts by the rewards of their completions, but "
                     f"`train_dataset` is {found}. Give a `Dataset` and reward functions, or leave it 'dataset'."
                 )
-            self.prompts = UnsolvedFirst(len(train_dataset), args.seed)
-        self._step = 0
-        self._current_train_step_time = 0.0
+            prompts = UnsolvedFirst(len(train_dataset), args.seed)
+        self.schedule = Schedule(
+            num_generations=self.num_generations,
+            samples_from=args.samples_from,
+            base_generations=args.base_generations,
+            round_steps=cast(int, args.steps_per_generation) * self.num_iterations,
+            rollout_fraction=args.rollout_fraction,
+            prompts=prompts,
+        )
         datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         if any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *datasets)):
             if args.accelerator_config.dispatch_batches:
@@ -246,22 +285,46 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 raise ValueError("A streamed dataset needs `dataloader_num_workers=0`, to keep groups together.")
 
     def _finish_setup(self, rollout_func: RolloutFunc | None) -> None:
-        """Sets up what needs the accelerator."""
-        args = self.args
+        """Sets up the parts that need the accelerator."""
+        args, accelerator = self.args, self.accelerator
         if self.vgf_model.ref_model is not None:
-            self.vgf_model.ref_model.to(self.accelerator.device)
-        self.reward_runner.prepare(self.accelerator, deepspeed=self.is_deepspeed_enabled)
-        self.metrics = MetricLog(self.accelerator, self.reward_runner.reward_func_names, args.generation_batch_size)
-        accelerator = self.accelerator
-        pad_token_id = self._tokenizer.pad_token_id
-        self.rounds = ValueRounds(args, accelerator.num_processes, accelerator.process_index, pad_token_id)
+            self.vgf_model.ref_model.to(accelerator.device)
+        self.reward_runner.prepare(accelerator, deepspeed=self.is_deepspeed_enabled)
+        self.metrics = MetricLog(accelerator, self.reward_runner.reward_func_names, args.generation_batch_size)
+        self.rounds = ValueRounds(
+            groups_per_round=cast(int, args.generation_batch_size) // self.num_generations,
+            steps_per_round=cast(int, args.steps_per_generation),
+            num_iterations=self.num_iterations,
+            buffer_size=args.buffer_size,
+            replay_ratio=args.replay_ratio,
+            holdout_ratio=usable_holdout_ratio(
+                self.train_dataset,
+                self._tokenizer,
+                args.value_holdout_ratio,
+                lambda ids: is_held_out(ids, args.value_holdout_ratio, args.seed),
+                settings_dict(args.chat_template_kwargs),
+            ),
+            seed=args.seed,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        )
+        self._samples_elsewhere = self.reads_pairs or rollout_func is not None
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
-        self.rollout = RolloutEngine(self, rollout_func)
-        self.sigterm = SaveOnSigterm(accelerator)
-        self.add_callback(self.sigterm)
+        self.sampler = build_sampler(
+            args,
+            model=lambda: self.vgf_model,
+            gathered=self.generation_context,
+            accelerator=accelerator,
+            tokenizer=self._tokenizer,
+            end_token_ids=self._end_token_ids,
+            step=lambda: self.state.global_step,
+            function=None if rollout_func is None else (lambda prompts: rollout_func(prompts, self)),
+        )
+
+    # What others read
 
     @property
-    def vgf_model(self) -> VGFModel:  # type: ignore[override]
+    def vgf_model(self) -> VGFModel:
         """The model without the wrappers of distributed training."""
         accelerator = getattr(self, "accelerator", None)
         if isinstance(self.model, VGFModel):  # nothing to take off, and every step asks
@@ -271,13 +334,389 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
     @property
     def vllm_generation(self) -> Any:
         """TRL's vLLM engine with `use_vllm=True`, for rollout functions; else `None`."""
-        return self.rollout.vllm
+        return getattr(getattr(self.sampler, "sampler", self.sampler), "engine", None)
+
+    def generation_context(self) -> AbstractContextManager[Any]:
+        """Gathers sharded weights once, for as long as completions are sampled or scored."""
+        return whole_parameters(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    @contextmanager
+    def _scoring(self) -> Iterator[VGFModel]:
+        """The bare model, without gradients and dropout, in the precision that the losses see it in."""
+        model, was_training = self.vgf_model, self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast(), self.generation_context():
+                yield model
+        finally:
+            self.model.train(was_training)
+
+    # Loading prompts
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["prompt"]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Loads a whole generation batch at a time, as `GRPOTrainer` does."""
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            dataset = repeat_iterable_dataset(
+                dataset.shuffle(seed=self.args.seed) if self.shuffle_dataset else dataset,
+                mini_repeat_count=self.num_generations,
+                batch_size=self.args.generation_batch_size // self.num_generations,
+                repeat_count=self.num_iterations * self.args.steps_per_generation,
+            )
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size * self.args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Loads evaluation prompts; a stream, which no sampler can repeat, is repeated itself."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, IterableDataset):
+            eval_dataset = repeat_iterable_dataset(dataset, mini_repeat_count=self.num_generations_eval)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return EpochRepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
+        return RepeatSampler(data_source=eval_dataset, mini_repeat_count=self.num_generations_eval, seed=self.args.seed)
+
+    # A round: choose, sample, score, keep, measure
+
+    def _prepare_inputs(self, inputs: list[dict[str, Any]] | MicroBatch) -> MicroBatch:
+        """Turns dataset rows into a micro-batch, sampling a new round when the last is used up."""
+        if isinstance(inputs, MicroBatch):  # `training_step` has prepared it
+            return inputs
+        with profiling_context(self, "_prepare_inputs"):
+            if self._evaluating is not None:
+                return self._evaluation_batch(self._sample_groups(inputs, "eval"))
+            self._begin_round(inputs)
+            return self._training_batch()
+
+    def _begin_round(self, inputs: list[dict[str, Any]]) -> None:
+        starts = self._step % self.schedule.round_steps == 0
+        sampled_steps = self.schedule.sampled_steps(self.state.max_steps * self.args.gradient_accumulation_steps)
+        if starts:
+            self.rounds.retire(self.objective.keeps)
+        samples = self._step < sampled_steps or len(self.rounds.buffer) == 0
+        if samples and (starts or not self.rounds.fresh):
+            prompts = self.schedule.prompts
+            if prompts is not None:
+                chosen = prompts.choose(self.rounds.groups_per_round)
+                start = self.accelerator.process_index * len(inputs)
+                own = [index for index in chosen for _ in range(self.num_generations)][start : start + len(inputs)]
+                inputs = [self.train_dataset[index] for index in own]
+            groups = self._sample_groups(inputs, "train")
+            if prompts is not None:
+                prompts.record(chosen, torch.stack([group.rewards for group in groups]))
+                self.metrics.set("train", "prompts/solved", prompts.solved_fraction)
+            self.rounds.begin(groups)
+            self._measure_gate(self.rounds.held_out_groups(), "train")
+
+    def _request(self, inputs: list[dict[str, Any]], mode: str, step: int) -> Request:
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids = tokenize_prompts(prompts, self._tokenizer, settings_dict(self.args.chat_template_kwargs))
+        check_prompt_lengths(prompt_ids, self.vgf_model.config, self.args.max_completion_length, prompts=prompts)
+        first_row = self.accelerator.process_index * len(prompts)
+        count = self.num_generations if mode == "train" else self.num_generations_eval
+        who = self.schedule.who(len(prompts), first_row=first_row, mode=mode)
+        return Request(prompts, prompt_ids, who, count, first_row, mode, step, self.args.seed)
+
+    def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
+        """Samples and scores completions of all processes; every process returns all groups in the same order."""
+        if self.reads_pairs:
+            request, samples = self._read_pairs(inputs, mode)
+        else:
+            step = self._step // self.schedule.round_steps if mode == "train" else self.state.global_step
+            request = self._request(inputs, mode, step)
+            samples = self.sampler(request)
+            if mode == "train":
+                self._sample_ahead()
+        extra = samples.extra
+        rows = [{**row, **{name: column[i] for name, column in extra.items()}} for i, row in enumerate(inputs)]
+        with record_function("vgf/score"):
+            return self._score_groups(rows, request, samples, mode)
+
+    def _read_pairs(self, inputs: list[dict[str, Any]], mode: str) -> tuple[Request, Samples]:
+        """The responses of preference pairs in the place of samples."""
+        first_row = self.accelerator.process_index * len(inputs)
+        rows = pair_rows(inputs, first_row)
+        who = ["base"] * len(inputs)
+        request = Request(rows.prompts, rows.prompt_ids, who, 2, first_row, mode, 0, self.args.seed)
+        return request, Samples(rows.completion_ids, [True] * len(inputs), extra={"preferred": rows.labels})
+
+    def _decode(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[Any]:
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        if is_conversational({"prompt": prompts[0]}):
+            return [[{"role": "assistant", "content": text}] for text in texts]
+        return texts
+
+    def _score_groups(
+        self, rows: list[dict[str, Any]], request: Request, samples: Samples, mode: str
+    ) -> list[RolloutGroup]:
+        completions = self._decode(request.prompts, samples.completion_ids)
+        local = self.reward_runner(
+            rows,
+            request.prompts,
+            completions,
+            samples.completion_ids,
+            self.state,
+            self.metrics.log_extra,
+            self.metrics.log_metric,
+        )
+        per_func = self.accelerator.gather(local)
+        rewards = combine(per_func, self.reward_runner.reward_weights)
+        self._log_rollout(mode, request, samples, completions, per_func, rewards)
+        if mode == "train":
+            self._count_rewards(rewards)
+            if self.objective.observe(rewards):
+                self.rounds.forget()
+        prompt_ids = request.prompt_ids if samples.prompt_ids is None else samples.prompt_ids
+        logps = self._ref_logps(prompt_ids, request, samples)
+        who = [WHO.index(kind) for kind in request.who]
+        everyone = gather_object(
+            list(zip(prompt_ids, samples.completion_ids, logps, samples.finished, who, strict=True))
+        )
+        if self.args.mask_truncated_completions:
+            cut = torch.tensor([not finished for _, _, _, finished, _ in everyone], device=rewards.device)
+            rewards = rewards.masked_fill(cut, torch.nan)
+        groups, count = [], request.num_generations
+        for start in range(0, len(everyone), count):
+            prompts, ids, ref_logps, _, samplers = zip(*everyone[start : start + count], strict=True)
+            known = None if ref_logps[0] is None else list(ref_logps)
+            scored = rewards[start : start + count].tolist()
+            groups.append(RolloutGroup(prompts[0], ids, scored, known, self.state.global_step, samplers))
+        return groups
+
+    def _count_rewards(self, rewards: Tensor) -> None:
+        """Counts rounds that brought no reward at all, and ends a run that gets none."""
+        self._rounds_without_reward = self._rounds_without_reward + 1 if bool(rewards.isnan().all()) else 0
+        if self._rounds_without_reward >= self.args.max_rounds_without_reward:
+            raise ValueError(
+                f"All reward functions returned None for all completions of {self._rounds_without_reward} rounds in a "
+                "row, so there is nothing to learn from. Check that the reward functions apply to this dataset "
+                "(columns, answer format), or raise `max_rounds_without_reward`."
+            )
+
+    def _ref_logps(self, prompt_ids: list[list[int]], request: Request, samples: Samples) -> list[list[float] | None]:
+        """Log-probabilities of this process's completions under the reference, as the loss sees them sampled.
+
+        Every process runs as many passes as every other: all its rows, or none.
+        """
+        objective = self.objective
+        if not objective.reads_reference or not objective.value.needs_logits:
+            return [None] * len(prompt_ids)
+        if samples.ref_logps is not None and self.temperature == 1:
+            return list(samples.ref_logps)
+        samplers = torch.tensor([WHO.index(who) for who in request.who])
+        result: list[list[float] | None] = []
+        with self._scoring() as model:
+            for start in range(0, len(prompt_ids), self._rows_without_gradients):
+                rows = slice(start, start + self._rows_without_gradients)
+                ids = samples.completion_ids[rows]
+                group = [
+                    Row(RolloutGroup(prompt, [row], [0.0], samplers=[int(kind)]), 0)
+                    for prompt, row, kind in zip(prompt_ids[rows], ids, samplers[rows], strict=True)
+                ]
+                batch = self._collate(group)
+                logps = model.ref_logps(
+                    batch.input_ids,
+                    batch.attention_mask,
+                    batch.num_tokens,
+                    group_size=_runs(prompt_ids[rows]),
+                    samplings=objective.sampling_of(objective.kind),
+                    sampler=batch.sampler,
+                )
+                result += [logp[: len(row)].tolist() for logp, row in zip(logps.cpu(), ids, strict=True)]
+        return result
+
+    @property
+    def _rows_without_gradients(self) -> int:
+        """Rows of a pass that keeps nothing for a backward; four times those of a step then take less memory."""
+        return max(4 * self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
+
+    def _measure_gate(self, groups: list[RolloutGroup], mode: str) -> None:
+        """Measures the value, and what transport by it would do, on groups that it does not train on."""
+        accelerator = self.accelerator
+        with self._scoring() as model:
+            counts = measure_gate(
+                model,
+                groups,
+                sequence=self.objective.sequence,
+                groups_at_a_time=max(1, self._rows_without_gradients // self.num_generations),
+                num_processes=accelerator.num_processes,
+                process_index=accelerator.process_index,
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        total = accelerator.reduce(counts.tensor().to(accelerator.device), reduction="sum").tolist()
+        correct, pairs, kl, distance, measured = total
+        if mode == "train":
+            self.gate.add(correct, int(pairs))
+            self.metrics.set("train", "value/buffer_size", len(self.rounds.buffer))
+            self.metrics.set("train", "value/within_prompt_accuracy", self.gate.accuracy)
+        elif pairs:
+            self.metrics.add("eval", "value/within_prompt_accuracy", correct / pairs, weight=pairs)
+        if measured:
+            self.metrics.add(mode, "transport/kl", kl / measured, weight=measured)
+            self.metrics.add(mode, "transport/distance", distance / measured, weight=measured)
+
+    def _log_rollout(
+        self,
+        mode: str,
+        request: Request,
+        samples: Samples,
+        completions: list[Any],
+        per_func: Tensor,
+        rewards: Tensor,
+    ) -> None:
+        accelerator, metrics = self.accelerator, self.metrics
+        lengths = torch.tensor([len(ids) for ids in samples.completion_ids], device=accelerator.device)
+        truncated = ~torch.tensor(samples.finished, dtype=torch.bool, device=accelerator.device)
+        lengths, truncated = accelerator.gather(lengths), accelerator.gather(truncated)
+        if mode == "train":
+            prompt_tokens = torch.tensor(sum(map(len, request.prompt_ids)), device=accelerator.device)
+            self.state.num_input_tokens_seen += int(accelerator.gather(prompt_tokens).sum() + lengths.sum())
+        metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
+        metrics.add_lengths(mode, lengths, truncated)
+        metrics.add_rewards(mode, per_func, rewards, request.num_generations)
+        of_base = 0 if self._samples_elsewhere else self.schedule.base_generations
+        if mode == "train" and of_base > 0:
+            sampled = rewards.view(-1, request.num_generations)[:, of_base:]
+            metrics.add("train", "rollout/reward", sampled.nanmean().item())
+        if self.schedule.samples_from == "transport" and not self._samples_elsewhere:
+            # Every process has such rows, or none has: a sum and a count may be gathered.
+            kl = torch.zeros(0) if samples.kl is None else samples.kl.float().cpu()
+            both = torch.tensor([float(kl.sum()), float(len(kl))], device=accelerator.device)
+            total, count = accelerator.reduce(both, reduction="sum").tolist()
+            if count:
+                metrics.add(mode, "rollout/kl", total / count)
+        metrics.flush_reward_logs(mode, len(request.prompts))
+        metrics.add_rows(gather_object(request.prompts), gather_object(completions), per_func)
+
+    # Micro-batches
+
+    def _collate(self, rows: list[Row], **kwargs: Any) -> MicroBatch:
+        multiple = cast(int | None, self.args.pad_to_multiple_of)
+        return collate(rows, self._tokenizer.pad_token_id, self.accelerator.device, multiple, **kwargs)
+
+    def _reads(self, group: RolloutGroup) -> list[int]:
+        return self.objective.reads(group, self.rounds.outcomes)
+
+    def _training_batch(self) -> MicroBatch:
+        steps = cast(int, self.args.steps_per_generation)
+        pass_index, slice_index = divmod(self._step, steps)
+        if self._pass is None or self._pass[0] != pass_index:
+            compares = self.objective.kind is not None and self.objective.compares
+            # The configuration decides, so that every process does the same: whole groups in every micro-batch, or the
+            # scores of all completions at the beginning of the pass.
+            whole = self.args.per_device_train_batch_size % self.num_generations == 0
+            shares = self.rounds.shares(pass_index, self._reads, whole_groups=compares and whole)
+            self._pass = (pass_index, shares, None)
+            if compares and not whole:
+                self._pass = (pass_index, shares, self._scores(shares))
+        _, shares, scores = self._pass
+        return self._batch_of(shares[slice_index][self.accelerator.process_index], scores)
+
+    def _batch_of(self, share: PassShare, scores: dict[int, Tensor] | None) -> MicroBatch:
+        rows = [Row(group, index) for group, index in share.rows]
+        present = bool(rows)
+        if not present:  # one stands in, for a forward and a backward in every process
+            rows, scores = [Row(self.rounds.any_group(), 0)], None
+        learned = {id(group): set(self.objective.learns(group, self.rounds.outcomes)) for group, _ in rows}
+        return self._collate(
+            rows,
+            num_groups=share.num_groups,
+            num_rows=share.num_rows,
+            scores=scores,
+            trains=[index in learned[id(group)] for group, index in rows],
+            present=present,
+            with_reference=present and self.objective.reads_reference and self.objective.value.needs_logits,
+        )
+
+    def _scores(self, shares: list[list[PassShare]]) -> dict[int, Tensor]:
+        """Scores of all completions of a pass, by the identity of their group: `[G, H]` each.
+
+        Every process scores its own micro-batches, as many as every other.
+        """
+        own = []
+        with self._scoring() as model:
+            for step in shares:
+                batch = self._batch_of(step[self.accelerator.process_index], None)
+                own.append(self.objective.score(model, batch).cpu())
+        everyone = gather_object([own])
+        scores: dict[int, Tensor] = {}
+        for index, of_process in enumerate(everyone):
+            for step, values in zip(shares, of_process, strict=True):
+                for (group, row), value in zip(step[index].rows, values, strict=False):
+                    scores.setdefault(id(group), values.new_zeros(len(group), values.shape[-1]))[row] = value
+        return scores
+
+    def _evaluation_batch(self, groups: list[RolloutGroup]) -> MicroBatch:
+        self._measure_gate(groups, "eval")
+        own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
+        chosen = own or groups[:1]
+        return self._collate(
+            [Row(group, row) for group in chosen for row in range(len(group))],
+            num_groups=len(groups) / self.accelerator.num_processes,
+            num_rows=sum(map(len, groups)) / self.accelerator.num_processes,
+            present=bool(own),
+            with_reference=bool(own) and self.objective.reads_reference and self.objective.value.needs_logits,
+        )
+
+    # Sampling ahead
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Takes the batches of one optimizer step; with `rollout_prefetch`, later ones can be seen."""
+        if self.args.rollout_prefetch > 0:
+            if self._lookahead is None or not self._lookahead.follows(epoch_iterator):
+                self._lookahead = Lookahead(epoch_iterator, self._step)
+            self._lookahead.forget(self._step)
+            epoch_iterator = self._lookahead
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _sample_ahead(self) -> None:
+        """Starts sampling the next `rollout_prefetch` rounds of this epoch."""
+        if self._lookahead is None or not isinstance(self.sampler, PrefetchingSampler):
+            return
+        every = self.schedule.round_steps
+        present = self._step // every
+        steps_left = self.state.max_steps - self.state.global_step
+        end = self._lookahead.first + steps_left * self.args.gradient_accumulation_steps
+        end = min(end, self.schedule.sampled_steps(self.state.max_steps * self.args.gradient_accumulation_steps))
+        for index in range(present + 1, present + 1 + self.args.rollout_prefetch):
+            inputs = self._lookahead.at(index * every) if index * every < end else None
+            if inputs is None:
+                return
+            self.sampler.submit(index, lambda rows=inputs, step=index: self._request(rows, "train", step))
+
+    # Fitting
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs one micro-step and times the steps, as `GRPOTrainer` does."""
         start = time.perf_counter()
         model.train()
-        batch = self._prepare_inputs(inputs)
+        batch: Any = self._prepare_inputs(inputs)
         with record_function("vgf/fit"):
             loss = super().training_step(model, batch, num_items_in_batch)
         self._step += 1
@@ -289,52 +728,99 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
 
     @profiling_decorator
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The value's loss plus, with `distill_coef > 0`, the policy's."""
         if return_outputs:
             raise ValueError("VGFTrainer does not return outputs.")
-        mode = "train" if self.model.training else "eval"
+        mode, objective = "train", self.objective
+        if self._evaluating is not None:
+            mode, objective = "eval", objective.resolved(inputs.group_rewards)
         with self.accelerator.autocast():
-            loss, measured = self._losses(model, inputs)
+            loss, measured = objective(model, self.vgf_model, inputs)
         for name, value in measured.items():
             self.metrics.add(mode, name, self.accelerator.reduce(value, reduction="mean").item())
         return loss
 
-    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        args = self.args
-        kind = self.rounds.loss_kind or args.resolve_value_loss(batch["rewards"], pairs=self.reads_pairs)
-        if is_sequence(args):
-            return sequence_losses(model, self.vgf_model, batch, kind, args)
-        input_ids, attention_mask, mask = sequences(batch)
-        distil, targets = args.distill_coef > 0, None
-        if not distil and args.value_coef > 0 and args.td_lambda < 1:
-            with self.generation_context():  # before the forward whose graph a gathering would disturb
-                targets = transport_batch(self.vgf_model, batch, args)
-        output = model(
-            input_ids,
-            attention_mask,
-            mask.shape[1],
-            # A likelihood has no use for the reference: scores are log-probabilities then.
-            ref_logps=torch.zeros_like(mask, dtype=torch.float32) if kind == "likelihood" else batch.get("ref_logps"),
-            candidates=(args.top_k_candidates, args.min_candidate_prob) if distil else None,
-            group_size=batch["group_sizes"],
-        )
-        moved = transport_candidates(output.candidates, args) if distil else None
-        targets = targets if moved is None else moved
-        loss = torch.zeros((), device=input_ids.device)
-        measured = {}
-        if args.value_coef > 0:
-            weight = self.rounds.winner_coef
-            value = value_loss(kind, self.vgf_model, output.scores, batch, args, targets, winner_coef=weight)
-            loss = loss + args.value_coef * value
-            measured["value/loss"] = value.detach()
-        if moved is not None:
-            distilled = policy_loss(output.policy_logps, moved, batch)
-            loss = loss + args.distill_coef * distilled
-            measured["distill/loss"] = distilled.detach()
-            measured["distill/kl"] = mean_over_rows(moved.kl, batch)
-        return loss, measured
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Creates the optimizer, with `value_learning_rate` for the value's parameters if that is set."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        rate = self.args.value_learning_rate
+        if not fresh or rate is None:
+            return optimizer
+        of_policy = {id(parameter) for parameter in self.vgf_model.policy_parameters().values()}
+        groups = []
+        for group in optimizer.param_groups:
+            for is_value in (False, True):
+                members = [p for p in group["params"] if (id(p) not in of_policy) == is_value]
+                if members:
+                    groups.append({**group, "params": members, "lr": rate if is_value else group["lr"]})
+        optimizer.param_groups = groups
+        return optimizer
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("resume_from_checkpoint"):  # what an earlier training left is no part of this one
+            self._restart()
+        try:
+            output = super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self.sampler.close()
+        # Samples of the value itself are what it already acted on: near chance is no alarm there.
+        if (self.reads_pairs or self.schedule.samples_from == "base") and self.args.distill_coef == 0:
+            self.gate.warn_at_chance()
+        return output
+
+    def _restart(self) -> None:
+        self._step = 0
+        self._rounds_without_reward = 0
+        self._pass = self._lookahead = None
+        self.gate = ValueGate()
+        self.rounds.restart()
+        self.metrics.restart("train")
+        if self.schedule.prompts is not None:
+            self.schedule.prompts.restart()
+
+    # Evaluation
+
+    @contextmanager
+    def _evaluation(self, prefix: str) -> Iterator[None]:
+        """Everything inside is evaluation, and its metrics carry a prefix; nothing of it is left afterwards."""
+        before, self._evaluating = self._evaluating, f"{prefix}_"
+        try:
+            yield
+        finally:
+            self._evaluating = before
+            self.metrics.restart("eval")
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Samples, scores and computes the loss on evaluation prompts; see `transformers.Trainer.evaluate`."""
+        with self._evaluation(metric_key_prefix):
+            return super().evaluate(self._given(eval_dataset), ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> Any:
+        """As `evaluate`, with what was measured in the output's metrics."""
+        with self._evaluation(metric_key_prefix):
+            output = super().predict(self._given(test_dataset), ignore_keys, metric_key_prefix)
+            output.metrics.update(self.metrics.pop("eval", f"{metric_key_prefix}_"))
+            return output
+
+    def _given(self, dataset: Any) -> Any:
+        """A dataset that comes with the call, checked and prepared as those of the constructor are."""
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if any(dataset is one for one in (self.eval_dataset, *known)):
+            return dataset
+        if self.reads_pairs:
+            dataset = with_prompts(dataset)
+            check_pairs(self.args, None, dataset)
+        check_inputs(self.args, None, dataset)
+        return self._readable(dataset, self.vgf_model.policy, self.args, "eval_dataset")
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -346,28 +832,12 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
         # The mean over all processes, because transformers weighs the processes of a last, smaller batch unequally.
         return self.accelerator.reduce(loss.detach(), reduction="mean"), None, None
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Creates the optimizer, with `value_learning_rate` for the value's parameters if that is set."""
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        rate = self.args.value_learning_rate
-        if not fresh or rate is None:
-            return optimizer
-        unwrapped = self.vgf_model
-        policy = {id(p) for n, p in unwrapped.policy.named_parameters() if not is_value_adapter(n)}
-        groups = []
-        for group in optimizer.param_groups:
-            for is_policy in (True, False):
-                members = [p for p in group["params"] if (id(p) in policy) == is_policy]
-                if members:
-                    groups.append({**group, "params": members, "lr": group["lr"] if is_policy else rate})
-        optimizer.param_groups = groups
-        return optimizer
-
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds the collected metrics to `logs`, and shows completions if asked to."""
-        mode = "train" if self.model.training else "eval"
-        logs.update(self.metrics.pop(mode))
+        if self._evaluating is None:
+            logs.update(self.metrics.pop("train"))
+        else:
+            logs.update(self.metrics.pop("eval", self._evaluating))
         super().log(logs, start_time)
         if self.accelerator.is_main_process and self.args.log_completions:
             self.metrics.show_completions(
@@ -377,20 +847,52 @@ class VGFTrainer(DataLoaderMixin, SamplingMixin, CheckpointMixin):
                 self.args.report_to or [],
             )
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            output = super()._inner_training_loop(*args, **kwargs)
-        finally:
-            self.rollout.close()
-            self.sigterm.restore()
-        if self.sigterm.received:
-            logger.warning(
-                "SIGTERM ended training after step %d, with a checkpoint in %s; `resume_from_checkpoint=True` goes on.",
-                self.state.global_step,
-                self.args.output_dir,
-            )
-            raise SystemExit(SIGTERM_STATUS)
-        # Samples of the transported policy are what the value already acted on: near chance is no alarm there.
-        if (self.reads_pairs or not self.args.rolls_out_value) and self.args.distill_coef == 0:
-            self.rounds.gate.warn_at_chance()
-        return output
+    # Checkpoints
+
+    def round_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights and the optimizer, as JSON can hold it."""
+        prompts = self.schedule.prompts
+        return {
+            "step": self._step,
+            "held_out": self.rounds.held_out,
+            "outcomes": self.rounds.outcomes.state(),
+            "gate": self.gate.state(),
+            "metrics": self.metrics.state(),
+            "value_loss": self.objective.kind,
+            "prompts": None if prompts is None else prompts.state(),
+            "rounds_without_reward": self._rounds_without_reward,
+        }
+
+    def round_tensors(self) -> dict[str, Tensor]:
+        """The completions of this round and of earlier ones."""
+        parts = {"fresh": self.rounds.fresh, "buffer": self.rounds.buffer.groups}
+        return {f"{part}.{name}": x for part, groups in parts.items() for name, x in pack(groups).items()}
+
+    def load_round_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Puts in place what `round_state` and `round_tensors` returned."""
+        fresh, earlier = (
+            unpack({name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)})
+            for part in ("fresh.", "buffer.")
+        )
+        self.rounds.restore(fresh, state["held_out"])
+        self.rounds.buffer.load(earlier)
+        self.rounds.outcomes.load(state["outcomes"])
+        self.objective.set_kind(state["value_loss"])
+        self.gate.load(state["gate"])
+        self.metrics.load(state["metrics"])
+        if self.schedule.prompts is not None:
+            self.schedule.prompts.load(state["prompts"])
+        self._step = state["step"]
+        self._rounds_without_reward = state["rounds_without_reward"]
+        self._pass = None
+
+
+def _runs(prompts: list[list[int]]) -> list[int]:
+    """Numbers of adjacent rows with equal prompts."""
+    sizes: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if row and prompt == prompts[row - 1]:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+    return sizes

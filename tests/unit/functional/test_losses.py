@@ -10,14 +10,11 @@ from vgf_llm.functional import (
     bernoulli_value_loss,
     centre_by_prompt,
     distillation_loss,
-    expectile_loss,
     kl_divergence,
     masked_mean,
     pairwise_value_loss,
     regression_value_loss,
     success_likelihood_loss,
-    td_lambda_targets,
-    winner_likelihood_loss,
     within_prompt_accuracy,
 )
 
@@ -27,7 +24,6 @@ NAN = math.nan
 TOKEN_LOSSES = {
     "bernoulli": (bernoulli_value_loss, {}),
     "regression": (regression_value_loss, {}),
-    "expectile": (expectile_loss, {"expectile": 0.8}),
 }
 
 
@@ -75,22 +71,6 @@ def test_regression_by_hand():
     assert regression_value_loss(values, targets, MASK).item() == per_row.item()
 
 
-def test_expectile_by_hand_and_at_one_half():
-    values, targets = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[2.0, -1.0, 0.0]], dtype=torch.float64)
-    mask = torch.ones(1, 3)
-    expected = (0.9 * 4 + 0.1 * 1 + 0) / 3
-    assert expectile_loss(values, targets, mask, expectile=0.9).item() == pytest.approx(expected, abs=1e-15)
-    half = expectile_loss(values, targets, mask, expectile=0.5)
-    torch.testing.assert_close(2 * half, regression_value_loss(values, targets, mask))
-
-
-def test_minimiser_of_the_expectile_loss_is_the_expectile():
-    targets, tau = torch.tensor([[0.0, 1.0]], dtype=torch.float64), 0.8
-    value = torch.tensor(tau, dtype=torch.float64, requires_grad=True)  # the tau-expectile of a fair coin is tau
-    expectile_loss(value.expand(1, 2), targets, torch.ones(1, 2), expectile=tau).backward()
-    assert value.grad.item() == pytest.approx(0.0, abs=1e-15)
-
-
 @pytest.mark.parametrize("name", TOKEN_LOSSES)
 def test_token_losses_pass_gradcheck_and_ignore_masked_positions(name):
     loss, settings = TOKEN_LOSSES[name]
@@ -132,12 +112,9 @@ def test_token_losses_raise_on_bad_input(name, bad):
         loss(torch.zeros(3), targets, MASK, **settings)
 
 
-def test_bernoulli_and_expectile_ranges():
+def test_bernoulli_range():
     with pytest.raises(ValueError, match="outcomes must be in"):
         bernoulli_value_loss(torch.zeros(2, 3), torch.tensor([-1.0, 1.0]), torch.ones(2, 3))
-    for bad in (0.0, 1.0, NAN):
-        with pytest.raises(ValueError, match="expectile"):
-            expectile_loss(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1), expectile=bad)
 
 
 def ordered_pairs(rewards):
@@ -169,34 +146,15 @@ def test_pairwise_loss_ignores_completions_without_a_reward():
     assert dirty.grad.isfinite().all() and not dirty.grad[REWARDS.isnan()].any()
 
 
-def test_winner_likelihood_by_hand():
-    scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    winners = [scores[0, 0], scores[2, 3]]  # the second prompt has no worse completion
-    loss = winner_likelihood_loss(scores, REWARDS)
-    torch.testing.assert_close(loss, -torch.stack(winners).mean(), rtol=0, atol=1e-15)
-    torch.testing.assert_close(
-        winner_likelihood_loss(scores, REWARDS, reduction="prompt"), -torch.stack([*winners, loss * 0])[[0, 2, 1]]
-    )
-    dirty = torch.where(REWARDS.isnan(), NAN, scores.detach()).requires_grad_()
-    winner_likelihood_loss(dirty, REWARDS).backward()
-    assert dirty.grad.nonzero().tolist() == [[0, 0], [2, 3]]
-
-
-def test_winner_likelihood_shares_a_prompt_among_tied_winners():
-    scores = torch.tensor([[3.0, 1.0, 7.0, -2.0]], dtype=torch.float64)
-    loss = winner_likelihood_loss(scores, torch.tensor([[1.0, 1.0, 0.0, 0.5]]), reduction="prompt")
-    assert loss.tolist() == [-2.0]
-
-
-def test_winner_likelihood_is_least_at_bayes_posterior():
+def test_success_likelihood_is_least_at_bayes_posterior():
     mu = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
     success = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
     posterior = mu * success / (mu * success).sum()
-    # Every response as often as mu draws it, in one group, so that the mean over winners is that under mu.
+    # Every response as often as mu draws it, in one group, so that the mean over successes is that under mu.
     drawn = torch.repeat_interleave(torch.arange(4), (10 * mu).round().long())
     logits = posterior.clamp_min(1e-30).log().requires_grad_()
     log_ratio = logits.log_softmax(-1) - mu.log()
-    winner_likelihood_loss(log_ratio[drawn].unsqueeze(0), success[drawn].unsqueeze(0)).backward()
+    success_likelihood_loss(log_ratio[drawn], success[drawn], [len(drawn)]).sum().backward()
     assert logits.grad.abs().max() < 1e-12
 
 
@@ -209,14 +167,6 @@ def test_success_likelihood_by_hand():
     assert scores.grad.tolist() == [-0.5, -0.5, 0.0, 0.0, 0.0, -1.0]
 
 
-def test_success_likelihood_of_mixed_prompts_is_that_of_their_winners():
-    scores, rewards = torch.randn(2, 4), torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, NAN, 1.0]])
-    torch.testing.assert_close(
-        success_likelihood_loss(scores.flatten(), rewards.flatten(), [4, 4]),
-        winner_likelihood_loss(scores, rewards, reduction="prompt"),
-    )
-
-
 def test_success_likelihood_names_sizes_that_do_not_add_up():
     with pytest.raises(ValueError, match=r"`group_sizes` must add up to the 3 rows of `scores`, got \[2, 2\]"):
         success_likelihood_loss(torch.zeros(3), torch.ones(3), [2, 2])
@@ -226,10 +176,6 @@ def test_success_likelihood_names_sizes_that_do_not_add_up():
 def test_pairwise_loss_without_pairs_is_a_zero_with_a_gradient(rewards):
     scores = torch.randn(2, 3, requires_grad=True)
     loss = pairwise_value_loss(scores, rewards)
-    loss.backward()
-    assert loss.item() == 0.0 and not scores.grad.any()
-    scores.grad = None
-    loss = winner_likelihood_loss(scores, rewards)
     loss.backward()
     assert loss.item() == 0.0 and not scores.grad.any()
     correct, num_pairs = within_prompt_accuracy(scores, rewards)
@@ -274,69 +220,6 @@ def test_centre_by_prompt():
         centre_by_prompt(torch.tensor([[math.inf, 0.0]]))
     with pytest.raises(ValueError, match="rewards must have shape"):
         centre_by_prompt(torch.zeros(3))
-
-
-def td_by_definition(rewards, next_values, td_lambda, gamma):
-    """sum_n (1 - lambda) lambda^(n-1) G^(n), the n-step returns, for one episode without gaps."""
-    length, targets = len(rewards), []
-    for t in range(length):
-        total, steps_left = 0.0, length - t
-        for n in range(1, steps_left + 1):
-            n_step = sum(gamma**k * rewards[t + k] for k in range(n))
-            if n < steps_left:
-                n_step += gamma**n * next_values[t + n - 1]
-                weight = (1 - td_lambda) * td_lambda ** (n - 1)
-            else:
-                weight = td_lambda ** (n - 1)
-            total += weight * n_step
-        targets.append(total)
-    return targets
-
-
-@pytest.mark.parametrize("td_lambda", [0.0, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_td_lambda_is_the_mixture_of_n_step_returns(td_lambda, gamma):
-    rewards, next_values = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
-    targets = td_lambda_targets(rewards, next_values, torch.ones(1, 6), td_lambda=td_lambda, gamma=gamma)
-    expected = td_by_definition(rewards[0].tolist(), next_values[0].tolist(), td_lambda, gamma)
-    torch.testing.assert_close(targets[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13)
-
-
-def test_td_lambda_one_is_the_outcome_and_zero_the_next_value():
-    rewards = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
-    next_values, mask = torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.tensor([[1, 1, 1, 0]])
-    assert td_lambda_targets(rewards, next_values, mask, td_lambda=1.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
-    one_step = td_lambda_targets(rewards, next_values, mask, td_lambda=0.0)
-    torch.testing.assert_close(one_step, torch.tensor([[0.1, 0.2, 1.0, 0.0]]))
-
-
-def test_td_lambda_skips_what_was_not_sampled():
-    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
-    rewards, next_values = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
-    dirty = torch.where(mask.bool(), next_values, NAN)
-    dirty[0, 4] = NAN  # the last sampled token: nothing follows
-    targets = td_lambda_targets(torch.where(mask.bool(), rewards, NAN), dirty, mask, td_lambda=0.7)
-    chosen = [1, 3, 4]
-    packed = td_lambda_targets(rewards[:1, chosen], next_values[:1, chosen], torch.ones(1, 3), td_lambda=0.7)
-    torch.testing.assert_close(targets[0, chosen], packed[0], rtol=0, atol=1e-15)
-    assert not targets[~mask.bool()].any()
-
-
-def test_td_lambda_has_no_gradient_and_raises_on_bad_input():
-    rewards, mask = torch.zeros(1, 3), torch.ones(1, 3)
-    next_values = torch.zeros(1, 3, requires_grad=True)
-    assert not td_lambda_targets(rewards, next_values, mask, td_lambda=0.5).requires_grad
-    for bad in (-0.1, 1.1, NAN):
-        with pytest.raises(ValueError, match="td_lambda"):
-            td_lambda_targets(rewards, next_values, mask, td_lambda=bad)
-        with pytest.raises(ValueError, match="gamma"):
-            td_lambda_targets(rewards, next_values, mask, td_lambda=0.5, gamma=bad)
-    with pytest.raises(ValueError, match="next_values must be finite"):
-        td_lambda_targets(rewards, torch.full((1, 3), NAN), mask, td_lambda=0.5)
-    with pytest.raises(ValueError, match="rewards must be finite"):
-        td_lambda_targets(torch.full((1, 3), NAN), next_values, mask, td_lambda=0.5)
-    with pytest.raises(ValueError, match="must have shape"):
-        td_lambda_targets(rewards, torch.zeros(1, 4), mask, td_lambda=0.5)
 
 
 def random_distillation():

@@ -6,15 +6,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaModel, PreTrainedModel
 
-from tests.layouts import LAYOUTS, VOCAB, prompts, tiny_model
+from tests.layouts import LAYOUTS, VOCAB, broad_model, prompts, tiny_model
 from vgf_llm.models.language_model import (
     inner_model,
     last_hidden_states,
+    logits_of_states,
     output_embedding,
     output_vocab_size,
     output_width,
     position_ids_from_mask,
-    project_hidden,
 )
 
 
@@ -29,7 +29,7 @@ def test_backbone_and_output_embedding_give_the_models_own_logits(base: PreTrain
     expected = base(ids, attention_mask=mask, position_ids=position_ids_from_mask(mask)).logits
     hidden = last_hidden_states(base, ids, mask)
     assert hidden.shape == (*ids.shape, output_width(base))
-    found = project_hidden(base, hidden)
+    found = logits_of_states(base, hidden)
     real = mask.bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-6, rtol=1e-6)
 
@@ -37,34 +37,38 @@ def test_backbone_and_output_embedding_give_the_models_own_logits(base: PreTrain
 @torch.no_grad()
 def test_left_padding_does_not_change_a_prompts_logits(base: PreTrainedModel) -> None:
     ids, mask = prompts()
-    batched = project_hidden(base, last_hidden_states(base, ids, mask))
+    batched = logits_of_states(base, last_hidden_states(base, ids, mask))
     for row, row_ids, row_mask in zip(batched, ids, mask, strict=True):
         alone = row_ids[row_mask.bool()].unsqueeze(0)
         torch.testing.assert_close(row[row_mask.bool()], base(alone).logits[0], atol=2e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_candidate_rows_are_the_full_projections_rows(base: PreTrainedModel) -> None:
-    hidden = last_hidden_states(base, *prompts())
-    candidates = torch.randint(VOCAB, (*hidden.shape[:2], 7))
-    expected = project_hidden(base, hidden).gather(-1, candidates)
-    torch.testing.assert_close(project_hidden(base, hidden, candidates), expected, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("layout", ["cohere", "falcon_h1", "granite", "recurrent_gemma", "gemma2"])
+def test_scales_and_caps_are_the_models_own(layout: str) -> None:
+    base = broad_model(layout)
+    ids = torch.tensor([[5, 9, 77, 31], [4, 8, 15, 16]])
+    expected = base(ids).logits
+    torch.testing.assert_close(logits_of_states(base, last_hidden_states(base, ids, torch.ones_like(ids))), expected)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(output_embedding(base)(base.base_model(ids).last_hidden_state), expected)
 
 
-def test_a_bias_of_the_output_embedding_counts_for_candidates() -> None:
+def test_a_bias_of_the_output_embedding_counts() -> None:
     base = tiny_model("llama")
     biased = torch.nn.Linear(16, VOCAB)
     torch.nn.init.normal_(biased.bias)
     base.set_output_embeddings(biased)
-    hidden, candidates = torch.randn(2, 16), torch.tensor([[3, 4], [0, 39]])
-    expected = biased(hidden).gather(-1, candidates)
-    torch.testing.assert_close(project_hidden(base, hidden, candidates), expected)
+    hidden = torch.randn(2, 3, 16)
+    torch.testing.assert_close(logits_of_states(base, hidden), biased(hidden))
 
 
-def test_logits_scaling_divides() -> None:
-    base = tiny_model("llama", logits_scaling=4.0)
-    hidden = torch.randn(2, 16)
-    torch.testing.assert_close(project_hidden(base, hidden), base.lm_head(hidden) / 4)
+def test_running_a_model_leaves_no_trace_on_it() -> None:
+    base, (ids, mask) = tiny_model("opt_projected"), prompts()
+    modules, state = dict(base.named_modules()), {name: dict(module.__dict__) for name, module in base.named_modules()}
+    logits_of_states(base, last_hidden_states(base, ids, mask))
+    assert dict(base.named_modules()) == modules
+    assert {name: dict(module.__dict__) for name, module in base.named_modules()} == state
 
 
 def test_the_inner_model_of_a_peft_model_is_the_model() -> None:

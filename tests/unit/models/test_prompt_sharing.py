@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.layouts import EOS, LAYOUTS, PAD, prompts, tiny_model, vgf_model
 from vgf_llm.generation import mask_after_eos
-from vgf_llm.models import VGFModel, language_model, prompt_sharing
+from vgf_llm.models import language_model, prompt_sharing
 from vgf_llm.models.prompt_sharing import can_share_prompts, grouped_hidden_states
+from vgf_llm.vgf_model import VGFModel
 
 WINDOWED = {"mistral", "gemma2", "gemma3"}
 
@@ -54,7 +55,7 @@ def test_hidden_states_and_gradients_are_those_of_separate_rows(layout: str, siz
 
 @pytest.mark.parametrize(
     ("parametrization", "backbone"),
-    [("bilinear", "policy"), ("vocab", "lora"), ("log_ratio", "lora"), ("log_ratio", "copy"), ("v_head", "policy")],
+    [("bilinear", "policy"), ("vocab", "lora"), ("log_ratio", "lora"), ("log_ratio", "copy")],
 )
 def test_every_pass_over_groups_gives_what_single_rows_give(
     parametrization: str, backbone: str, monkeypatch: pytest.MonkeyPatch
@@ -70,18 +71,31 @@ def test_every_pass_over_groups_gives_what_single_rows_give(
 
     monkeypatch.setattr(prompt_sharing, "last_hidden_states", counted)
     plain, shared = (model(ids, mask, 4, group_size=n).scores for n in (1, 2))
-    assert set(read) == {3 * 5, 6 * 4}
+    assert set(read) == {6 * 5, 3 * 5, 6 * 4}
     torch.testing.assert_close(shared * completion_mask, plain * completion_mask, atol=1e-4, rtol=1e-4)
     plain, shared = (model.score(ids, mask, completion_mask, group_size=n).values for n in (1, 2))
     torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
     plain, shared = (model.ref_logps(ids, mask, 4, group_size=n) for n in (1, 2))
     torch.testing.assert_close(shared * completion_mask, plain * completion_mask, atol=1e-4, rtol=1e-4)
-    if parametrization != "v_head":
-        plain, shared = (
-            model.candidate_values(ids, mask, 4, top_k=6, min_prob=0.0, group_size=n).q_values for n in (1, 2)
-        )
-        real = completion_mask.unsqueeze(-1)
-        torch.testing.assert_close(shared * real, plain * real, atol=1e-4, rtol=1e-4)
+    plain, shared = (model.candidate_values(ids, mask, 4, top_k=6, min_prob=0.0, group_size=n).q_values for n in (1, 2))
+    real = completion_mask.unsqueeze(-1)
+    torch.testing.assert_close(shared * real, plain * real, atol=1e-4, rtol=1e-4)
+
+
+def test_which_forwards_run_does_not_depend_on_the_groups() -> None:
+    """Processes that shard a model run the same forwards whatever groups their rows are in."""
+    model = vgf_model(tiny_model("llama"), "log_ratio", "lora")
+    ids, mask, completion_mask = groups()
+    runs = []
+    model.policy.get_base_model().model.register_forward_hook(lambda *_: runs.append(1))
+    counts = set()
+    for rows, size in ((6, 2), (6, 1), (6, (1, 3, 2)), (1, 1), (2, (1, 1))):
+        runs.clear()
+        batch = ids[:rows], mask[:rows]
+        model(*batch, 4, group_size=size, ref_logps=model.ref_logps(*batch, 4, group_size=size))
+        model.score(*batch, completion_mask[:rows], group_size=size)
+        counts.add(len(runs))
+    assert counts == {2 + 2 + 4}
 
 
 def test_gradient_checkpointing_reads_prompts_row_by_row() -> None:

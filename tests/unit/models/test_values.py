@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Heads, values and the configuration, against plain tensor arithmetic."""
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.layouts import shake
-from vgf_llm.models import BilinearQHead, QHead, StateFeatures, TransportConfig, ValueHead, build_value
-from vgf_llm.models.value import LogRatioValue
+from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.heads import BilinearQHead, QHead
+from vgf_llm.models.value import LogRatioValue, StateFeatures, build_value
 
 WIDTH, VOCAB = 6, 9
 
@@ -40,7 +42,6 @@ def test_q_heads_evaluate_candidate_rows(hidden_size: int | None, states: tuple[
 def test_untrained_heads_are_zero_and_learn(hidden_size: int | None) -> None:
     hidden, ids = torch.randn(2, WIDTH), torch.tensor([[1, 2], [3, 4]])
     for head, args in (
-        (ValueHead(WIDTH, hidden_size), (hidden,)),
         (QHead(WIDTH, VOCAB, hidden_size), (hidden, ids)),
         (BilinearQHead(WIDTH, WIDTH, hidden_size), (hidden, ids, torch.randn(VOCAB, WIDTH))),
     ):
@@ -76,43 +77,57 @@ def test_log_ratio_is_the_difference_of_normalised_logits() -> None:
         LogRatioValue().scores(StateFeatures(hidden=value), ids)
 
 
-def test_a_state_value_is_one_number_for_all_candidates() -> None:
-    value = build_value("v_head", width=WIDTH, vocab_size=VOCAB)
-    shake(value)
-    hidden, ids = torch.randn(2, WIDTH), torch.zeros(2, 4, dtype=torch.long)
-    expected = value.head(hidden)
-    torch.testing.assert_close(value.scores(StateFeatures(hidden=hidden), ids), expected[:, None].expand(2, 4))
-    torch.testing.assert_close(value.state_potential(hidden), nn.functional.logsigmoid(expected))
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"transport_steps": -1}, ValueError, "`transport_steps` must be an integer >= 0 and finite, got -1"),
+        ({"transport_steps": 1.5}, TypeError, "`transport_steps` must be an integer, got 1.5"),
+        ({"transport_steps": True}, TypeError, "`transport_steps` must be an integer, got True"),
+        ({"transport_steps": 10**400}, ValueError, "`transport_steps` must be an integer"),
+        ({"transport_steps": 10**5000}, ValueError, "`transport_steps` must be an integer.*too long to show"),
+        ({"num_particles": 0}, ValueError, "`num_particles` must be an integer >= 1 and finite, got 0"),
+        ({"top_k_candidates": b"8"}, TypeError, "`top_k_candidates` must be an integer, got b'8'"),
+        ({"block_size": 0}, ValueError, "`block_size` must be an integer or None >= 1"),
+        ({"step_size": float("nan")}, ValueError, "`step_size` must be a number > 0 and finite, got nan"),
+        ({"step_size": float("inf")}, ValueError, "`step_size` must be a number > 0 and finite, got inf"),
+        ({"step_size": 0.0}, ValueError, "`step_size` must be a number > 0 and finite, got 0.0"),
+        ({"step_size": 10**400}, ValueError, "`step_size` must be a number > 0 and finite"),
+        ({"step_size": "fast"}, TypeError, "`step_size` must be a number, got 'fast'"),
+        ({"step_size": None}, TypeError, "`step_size` must be a number, got None"),
+        ({"alpha": -1.0}, ValueError, "`alpha` must be a number or None > 0 and finite, got -1.0"),
+        ({"max_kl": 0.0}, ValueError, "`max_kl` must be a number or None > 0"),
+        ({"max_kl": object()}, TypeError, "`max_kl` must be a number or None, got <object"),
+        ({"min_entropy": -0.1}, ValueError, "`min_entropy` must be a number >= 0"),
+        ({"min_candidate_prob": 1.0}, ValueError, r"`min_candidate_prob` must be a number in \[0, 1\), got 1.0"),
+        ({"min_candidate_prob": float("nan")}, ValueError, "`min_candidate_prob` must be a number.*got nan"),
+        ({"selection": "best"}, ValueError, "`selection` must be one of 'value', .*; got 'best'"),
+        ({"space": "hidden"}, ValueError, "`space` must be one of 'logit', .*; got 'hidden'"),
+        ({"interaction": "yes"}, ValueError, "`interaction` must be one of False, True; got 'yes'"),
+        ({"rescore": 1}, ValueError, "`rescore` must be one of False, True; got 1"),
+        ({"metric": "fisher"}, ValueError, "`metric` is no longer a transport setting"),
+        ({"noise": 0.0}, ValueError, "`noise` is no longer a transport setting"),
+        ({"repulsion": True}, ValueError, "`repulsion=True` needs `interaction=True`"),
+    ],
+)
+def test_transport_config_refuses(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        TransportConfig(**settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"transport_steps": -1}, "`transport_steps` must be an integer >= 0, got -1"),
-        ({"transport_steps": 1.5}, "`transport_steps` must be an integer"),
-        ({"transport_steps": True}, "`transport_steps` must be an integer"),
-        ({"num_particles": 0}, "`num_particles` must be an integer >= 1, got 0"),
-        ({"top_k_candidates": 0}, "`top_k_candidates` must be an integer >= 1"),
-        ({"step_size": float("nan")}, "`step_size` must be a finite number > 0, got nan"),
-        ({"step_size": float("inf")}, "`step_size` must be a finite number > 0, got inf"),
-        ({"step_size": 0.0}, "`step_size` must be a finite number > 0, got 0.0"),
-        ({"step_size": "fast"}, "`step_size` must be a finite number > 0, got 'fast'"),
-        ({"step_size": True}, "`step_size` must be a finite number"),
-        ({"alpha": -1.0}, "`alpha` must be a finite number > 0, got -1.0"),
-        ({"max_kl": 0.0}, "`max_kl` must be a finite number > 0"),
-        ({"min_entropy": -0.1}, "`min_entropy` must be a finite number >= 0"),
-        ({"min_candidate_prob": 1.0}, r"`min_candidate_prob` must be in \[0, 1\), got 1.0"),
-        ({"min_candidate_prob": float("nan")}, "`min_candidate_prob` must be a finite number >= 0, got nan"),
-        ({"selection": "best"}, "`selection` must be one of value, weighted_vote, majority, none; got 'best'"),
-        ({"space": "token"}, "`space` must be one of logit, hidden, sequence_embedding, sequence_logit; got 'token'"),
-        ({"metric": "l2"}, "`metric` must be one of fisher, euclidean; got 'l2'"),
-        ({"repulsion": True}, "`repulsion=True` needs `interaction=True`"),
+        ({"noise": 0.1}, "here: `noise` is no longer a transport setting"),
+        ({"step_size": "a"}, "here: `step_size` must be a number"),
+        ({"steps": 3}, r"here has transport fields \['steps'\]"),
+        ([1], r"here has transport fields \[1\]"),
     ],
 )
-def test_transport_config_refuses(settings: dict[str, Any], message: str) -> None:
+def test_transport_settings_that_were_read_name_their_source(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransportConfig(**settings)
+        TransportConfig.from_dict(settings, "here")
 
 
 def test_transport_config_defaults_are_valid() -> None:
     assert TransportConfig(**asdict(TransportConfig())) == TransportConfig()
+    assert copy.deepcopy(TransportConfig(alpha=0.5)) == TransportConfig(alpha=0.5)

@@ -7,12 +7,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM
 
 from tests.layouts import EOS, LAYOUTS, PAD, VOCAB, prompts, shake, tiny_model, vgf_model
 from vgf_llm.functional import candidate_set
 from vgf_llm.generation import mask_after_eos
-from vgf_llm.models import VGFModel, build_value, language_model
-from vgf_llm.models.language_model import chosen_logps, output_width, project_hidden
+from vgf_llm.models import language_model
+from vgf_llm.models.language_model import chosen_logps, logits_of_states, output_width
+from vgf_llm.models.sampling import Sampling
+from vgf_llm.models.value import build_value
+from vgf_llm.vgf_model import VGFModel
 
 LOG_RATIO = {"parametrization": "log_ratio", "width": 16, "vocab_size": VOCAB}
 
@@ -62,7 +67,7 @@ def trained(model: VGFModel) -> set[str]:
         ("log_ratio", "lora", True, True, True, {"policy.value", "policy.default"}),
         ("log_ratio", "copy", False, True, False, {"value_model", "value_model.lm_head"}),
         ("vocab", "copy", False, True, False, {"value", "value_model"}),
-        ("v_head", "copy", False, True, True, {"value", "value_model", "policy"}),
+        ("vocab", "copy", False, True, True, {"value", "value_model", "policy"}),
     ],
 )
 def test_set_trainable(
@@ -155,7 +160,7 @@ def test_log_ratio_scores_are_log_probability_ratios(backbone: str, own_adapter:
 
 
 @torch.no_grad()
-def test_head_scores_read_the_state_before_a_token_and_v_heads_the_state_after() -> None:
+def test_head_scores_read_the_state_before_a_token() -> None:
     ids, mask, completion_mask = responses()
     base = tiny_model("llama")
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -166,8 +171,6 @@ def test_head_scores_read_the_state_before_a_token_and_v_heads_the_state_after()
     scored = q.score(ids, mask, completion_mask)
     torch.testing.assert_close(scored.token_scores, expected[:, 4:-1], atol=1e-5, rtol=1e-4)
     assert torch.equal(scored.values, scored.token_scores[torch.arange(3), torch.tensor([3, 1, 3])])
-    v = vgf_model(base, "v_head")
-    torch.testing.assert_close(v.score(ids, mask, completion_mask).token_scores, v.value.head(hidden[:, 5:]))
 
 
 def test_an_empty_response_has_value_zero() -> None:
@@ -190,8 +193,6 @@ def test_candidate_values_are_the_references_candidates_with_their_potentials() 
     torch.testing.assert_close(found.logits, logits.log_softmax(-1).gather(-1, found.ids), atol=1e-6, rtol=1e-5)
     scores = model.value.head.out(hidden).gather(-1, found.ids)
     torch.testing.assert_close(found.q_values, torch.nn.functional.logsigmoid(scores), atol=1e-6, rtol=1e-5)
-    with pytest.raises(ValueError, match="does not rank candidate tokens"):
-        vgf_model(tiny_model("llama"), "v_head").candidate_values(ids, mask, 4, top_k=5, min_prob=0.05)
 
 
 def test_policy_logps_are_the_policys_with_its_adapter_and_carry_its_gradient() -> None:
@@ -219,9 +220,10 @@ def test_one_forward_for_distillation_gives_what_separate_ones_give(parametrizat
     calls = []
     model.policy.get_base_model().base_model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     found = model(ids, mask, 4, candidates=(5, 0.05))
-    # the reference, the policy, and the value where it has an adapter, with log-ratios of the reference once more
+    # the reference, the policy, and the value where it has an adapter, with log-ratios of the reference once more;
+    # each reads prompts, then responses
     gradients = {"vocab": [False, True], "bilinear": [False, True, True], "log_ratio": [False, False, True, True]}
-    assert sorted(calls) == gradients[parametrization]
+    assert sorted(calls) == [grad for grad in gradients[parametrization] for _ in range(2)]
     for name in ("ids", "mask", "logits", "q_values"):
         torch.testing.assert_close(getattr(found.candidates, name), getattr(separate, name))
         assert not getattr(found.candidates, name).requires_grad
@@ -258,7 +260,7 @@ def test_log_probabilities_a_few_states_at_a_time_are_those_of_all(trains: bool,
     policy = tiny_model("gemma2").requires_grad_(trains)  # its logits are capped
     hidden = torch.randn(3, 5, output_width(policy), requires_grad=True)
     ids = torch.randint(VOCAB, (3, 5, 2))
-    logits = project_hidden(policy, hidden)
+    logits = logits_of_states(policy, hidden)
     expected = logits.log_softmax(dim=-1).gather(-1, ids)
     weights = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * weights).sum(), hidden)[0]
@@ -316,10 +318,6 @@ def other_vocabulary() -> Any:
             "BilinearQHead of width 8; these models need width 16",
         ),
         (
-            lambda: VGFModel(tiny_model(), build_value("v_head", width=8, vocab_size=VOCAB, head_hidden_size=4)),
-            "ValueHead of width 8",
-        ),
-        (
             lambda: VGFModel(tiny_model(), build_value("vocab", width=16, vocab_size=VOCAB + 1)),
             "QHead of vocab_size 41; these models need vocab_size 40",
         ),
@@ -328,6 +326,7 @@ def other_vocabulary() -> Any:
             "embedding_width 9",
         ),
         (lambda: build_value("q_head", width=8, vocab_size=9), "`parametrization` must be one of.*'q_head'"),
+        (lambda: build_value("v_head", width=8, vocab_size=9), "'v_head'. Values of a state alone are no longer"),
         (lambda: build_value("vocab", width=8, vocab_size=9, reward_kind="gold"), "`reward_kind` must be.*'gold'"),
     ],
 )
@@ -345,3 +344,72 @@ def test_a_default_model_transports_nothing() -> None:
 
 def test_layouts_are_those_that_the_documentation_names() -> None:
     assert {"llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "gpt2", "gpt_neox", "opt"} <= set(LAYOUTS)
+
+
+def test_embeddings_are_the_policys() -> None:
+    """What the Trainer asks of a model: noise on embeddings goes on the policy's, whatever else the model holds."""
+    model = vgf_model(tiny_model("llama"), "log_ratio", "copy")
+    assert model.get_input_embeddings() is model.policy.model.embed_tokens
+    assert model.get_output_embeddings() is model.policy.lm_head
+
+
+class Detached(LlamaForCausalLM):
+    """A layout whose logits are not made of its backbone's hidden states alone."""
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        out = super().forward(input_ids=input_ids, **kwargs)
+        out.logits = out.logits + self.model.embed_tokens(input_ids).sum(-1, keepdim=True)[:, -out.logits.shape[1] :]
+        return out
+
+
+def test_a_layout_whose_states_do_not_give_its_logits_is_refused_by_name() -> None:
+    base = Detached(tiny_model("llama").config)
+    with pytest.raises(ValueError, match="The hidden states of Detached do not give its logits"):
+        VGFModel(base)
+    with pytest.raises(ValueError, match="The hidden states of Detached do not give its logits"):
+        VGFModel(tiny_model("llama"), build_value(**LOG_RATIO), value_model=base)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_no_pass_holds_the_logits_of_all_states(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "STATES_AT_A_TIME", 4)
+    ids, mask, completion_mask = responses()
+    model = vgf_model(tiny_model("llama"), "log_ratio", "lora")
+    largest = LargestTensor()
+    with largest:
+        settings = {"samplings": (Sampling(temperature=temperature, top_p=0.9),)}
+        model(ids, mask, 4, **settings).scores.sum().backward()
+        model.score(ids, mask, completion_mask, **settings)
+    assert 0 < largest.rows <= 4
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most rows of a tensor of activations whose last dimension is the vocabulary."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dim() > 1 and out.shape[-1] == VOCAB and out.shape[-2] != 16:
+            self.rows = max(self.rows, out.numel() // VOCAB)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "outcomes", "graded", "contrast"),
+    [
+        ("log_ratio", ("likelihood", "pairwise", "bernoulli"), "likelihood", "pairwise", True),
+        ("bilinear", ("bernoulli", "regression", "pairwise"), "bernoulli", "regression", False),
+        ("vocab", ("bernoulli", "regression", "pairwise"), "bernoulli", "regression", False),
+    ],
+)
+def test_a_value_says_how_it_is_trained(
+    name: str, losses: tuple[str, ...], outcomes: str, graded: str, contrast: bool
+) -> None:
+    value = build_value(name, width=16, vocab_size=VOCAB)
+    assert (value.losses, value.needs_contrast) == (losses, contrast)
+    assert value.default_loss(outcomes=True, pairs=False) == outcomes
+    assert value.default_loss(outcomes=False, pairs=False) == graded
+    assert value.default_loss(outcomes=True, pairs=True) == "pairwise"
+    reads = {loss for loss in losses if value.needs_reference(loss)}
+    assert reads == ({"pairwise", "bernoulli"} if name == "log_ratio" else set())

@@ -8,10 +8,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from reward_models.classifier import ClassifierReward
-from tests.trainer.tiny import tokenizer
+from tests.trainer.tiny import llama, tokenizer
 from tests.unit.reward_models.classifiers import classifier
 from vgf_llm.models.sequence_value import SequenceValue
-from vgf_llm.trainer.rewards import RewardRunner
+from vgf_llm.trainer.score.rewards import RewardRunner
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
 COMPLETIONS = [" w8", " w9 w10 w11", " w12", " w1 w1"]
@@ -75,6 +75,28 @@ def test_a_trained_ensemble_is_read_with_its_pooling_and_lower_bound(tmp_path: P
     expected = float(values.mean() - 0.5 * values.std(correction=0))
     assert reward(prompts=["w1"], completions=[" w8"]) == pytest.approx([expected], abs=1e-5)
     assert reward(prompts=["w1"], completions=[""])[0] is not None, "its end is a response"
+
+
+def test_a_classifier_of_several_labels_is_told_which_one_pays() -> None:
+    model = classifier(3, id2label={0: "bad", 1: "fair", 2: "good"}, label2id={"bad": 0, "fair": 1, "good": 2})
+    with pytest.raises(ValueError, match=r"has 3 labels \(\['bad', 'fair', 'good'\]\)"):
+        ClassifierReward(model, tokenizer())
+    ids = torch.tensor([tokenizer()("w1 w8").input_ids])
+    expected = model(input_ids=ids).logits.softmax(-1)[0, 2].logit().item()
+    for label in ("good", 2):
+        reward = ClassifierReward(model, tokenizer(), label=label)
+        assert reward(prompts=["w1"], completions=[" w8"]) == pytest.approx([expected], abs=1e-5)
+    for label in ("great", 3, -1):
+        with pytest.raises(ValueError, match=r"`label` must be one of \['bad', 'fair', 'good'\] or its number"):
+            ClassifierReward(model, tokenizer(), label=label)
+    with pytest.raises(ValueError, match="a single label needs none"):
+        ClassifierReward(classifier(), tokenizer(), label=0)
+
+
+def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks the weights \['score.weight'\]"):
+        ClassifierReward(tmp_path, tokenizer())
 
 
 def test_an_empty_completion_is_not_judged_by_the_prompt() -> None:

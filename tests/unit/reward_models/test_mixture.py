@@ -29,7 +29,7 @@ def test_weighted_sum_leaves_out_what_is_not_scored() -> None:
 
 
 def test_it_is_what_the_trainer_computes_from_the_parts() -> None:
-    from vgf_llm.trainer.rewards import RewardRunner, combine
+    from vgf_llm.trainer.score.rewards import RewardRunner, combine
 
     texts = ["a", "ab", "abb"]
     parts = RewardRunner([length, only_b], reward_weights=[0.5, 2.0])

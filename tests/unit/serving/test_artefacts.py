@@ -76,6 +76,13 @@ def test_the_command_of_the_server(saved, monkeypatch):
     assert json.loads(options["--additional-config"]) == {"vgf_model": str(path)}
     assert options["--logprobs-mode"] == "processed_logprobs"
     assert options["--port"] == "8123"
+    # Nobody else's machine reaches a server whose caller did not say so, and what the caller says comes last.
+    assert options["--host"] == "127.0.0.1"
+    other = view.parent / "other"
+    other.mkdir()
+    shared = server_command(path, other, ["--host", "0.0.0.0", "--api-key", "secret"])
+    assert shared[-4:] == ["--host", "0.0.0.0", "--api-key", "secret"]
+    assert shared.index("127.0.0.1") < shared.index("0.0.0.0")
 
 
 @pytest.mark.parametrize(

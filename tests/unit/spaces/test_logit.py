@@ -66,7 +66,7 @@ def test_fisher_tilts_by_steps_times_step_size() -> None:
 
 def test_no_step_is_the_base_on_the_candidates() -> None:
     state, q = make_state(5, num_particles=5), table(5)
-    for settings in ({}, {"metric": "euclidean"}, {"interaction": True}, {"alpha": 0.5}):
+    for settings in ({}, {"interaction": True}, {"alpha": 0.5}):
         moved = space(q, num_steps=0, **settings).transport(state).logits
         torch.testing.assert_close(moved, tilted(state, q, 0.0), atol=1e-12, rtol=0)
 
@@ -78,15 +78,6 @@ def test_alpha_flows_to_the_boltzmann_target_and_no_further() -> None:
     torch.testing.assert_close(near, target, atol=1e-12, rtol=0)
     part = space(q, alpha=0.5, step_size=0.25, num_steps=3).transport(state).logits
     torch.testing.assert_close(part, tilted(state, q, (1 - 0.75**3) / 0.5), atol=1e-12, rtol=0)
-
-
-def test_euclidean_steps_weigh_by_probability() -> None:
-    state, q = make_state(1, min_prob=0.0), table(1)
-    mu = state.logits.softmax(-1)
-    gain = q.gather(-1, state.candidate_ids)
-    expected = (state.logits + 0.3 * mu * (gain - (mu * gain).sum(-1, keepdim=True))).log_softmax(-1)
-    moved = space(q, metric="euclidean", step_size=0.3, num_steps=1).transport(state).logits
-    torch.testing.assert_close(moved, expected, atol=1e-12, rtol=0)
 
 
 def test_the_interface_steps_to_the_closed_form() -> None:
@@ -217,10 +208,5 @@ def test_repulsion_drives_distributions_apart() -> None:
 
 
 def test_what_the_space_refuses() -> None:
-    v_head = build_value("v_head", width=16, vocab_size=VOCAB)
-    with pytest.raises(ValueError, match="`space='logit'` needs a value over candidates; a v_head"):
-        LogitSpace(tiny_model("llama"), v_head, step_size=1.0, num_steps=1)
-    with pytest.raises(ValueError, match="`interaction=True` is defined for `metric='fisher'`"):
-        space(table(1), interaction=True, metric="euclidean")
     with pytest.raises(ValueError, match="`control` must be one of None, 'random', 'shuffled'; got 'noise'"):
         space(table(1), control="noise")

@@ -135,20 +135,6 @@ def test_with_a_temperature_logits_flow_to_the_boltzmann_target() -> None:
     torch.testing.assert_close(moved[text.mask], target[text.mask], rtol=1e-4, atol=1e-4)
 
 
-def test_langevin_noise_moves_candidates_of_the_response_alone_and_ends() -> None:
-    space = space_of("sequence_logit", noise=1.0)
-    text = state(space.value)
-    start = space.lift(text)
-    still = torch.zeros_like(start)
-    torch.manual_seed(0)
-    first, last = (space.step(start, still, start, text, index) for index in (0, 2))
-    assert torch.equal(first[~text.mask], start[~text.mask])
-    several = text.mask & (text.candidates.mask.sum(-1) > 1)
-    assert ((first - start)[several].abs().nan_to_num().amax(-1) > 0).all()
-    torch.testing.assert_close(last, start)
-    assert torch.equal(first == -torch.inf, ~text.candidates.mask)
-
-
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("at_text", [True, False])
 def test_order_of_particles_does_not_matter(name: str, at_text: bool) -> None:

@@ -1,16 +1,14 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""ValueBuffer: bound, drawing, bit-exact saving, and batches padded as TRL pads them."""
+"""ValueBuffer: bound, drawing, bit-exact saving, and micro-batches padded as TRL pads them."""
 
-import json
 import math
-import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vgf_llm.trainer import buffer as buffer_module
-from vgf_llm.trainer.buffer import FILE_NAME, RolloutGroup, ValueBuffer, collate
+from vgf_llm.trainer.fit.micro_batch import Row, collate
+from vgf_llm.trainer.keep.buffer import RolloutGroup, ValueBuffer, pack, unpack
 
 NAN = math.nan
 
@@ -36,7 +34,7 @@ def assert_same(left, right):
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
         assert one.step == other.step and one.is_mixed == other.is_mixed
-        for name in ("prompt_ids", "rewards"):
+        for name in ("prompt_ids", "rewards", "samplers"):
             assert getattr(one, name).dtype == getattr(other, name).dtype
             assert getattr(one, name).view(torch.uint8).equal(getattr(other, name).view(torch.uint8)), name
         for name in ("completion_ids", "ref_logps"):
@@ -102,13 +100,17 @@ def test_drawing_depends_on_the_generator_alone():
     assert draw(0) == first != draw(1)
 
 
-def test_drawing_mixed_groups_only():
+def test_drawing_among_wanted_groups_only():
     buffer = ValueBuffer(100)
     buffer.add([group(step, rewards=[1.0, float(step % 2)]) for step in range(6)])
-    assert sorted(item.step for item in buffer.sample(3, mixed_only=True)) == [0, 2, 4]
+
+    def mixed(item):
+        return item.is_mixed
+
+    assert sorted(item.step for item in buffer.sample(3, wanted=mixed)) == [0, 2, 4]
     uniform = ValueBuffer(100)
     uniform.add([group(rewards=[1.0, 1.0])])
-    assert uniform.sample(2, mixed_only=True) == []
+    assert uniform.sample(2, wanted=mixed) == []
 
 
 def test_drawing_from_nothing_gives_nothing():
@@ -118,15 +120,18 @@ def test_drawing_from_nothing_gives_nothing():
         filled().sample(-1)
 
 
+def kept(groups, path):
+    """What a file of the groups gives back."""
+    save_file(pack(groups), path)
+    return unpack(load_file(path))
+
+
 @pytest.mark.parametrize("logps", [True, False])
 def test_saving_is_bit_exact(tmp_path, logps):
     buffer = filled(logps=logps)
     buffer.add([group(6, size=3, rewards=[NAN, 0.1, -1 / 3], logps=logps)])
-    path = buffer.save(tmp_path / "checkpoint")
-    assert path == tmp_path / "checkpoint" / "value_buffer.safetensors"
-    assert os.listdir(tmp_path / "checkpoint") == [FILE_NAME]
-    loaded = ValueBuffer(100)
-    loaded.load(tmp_path / "checkpoint")
+    loaded = filled(count=2)
+    loaded.load(kept(buffer.groups, tmp_path / "file"))
     assert len(loaded) == len(buffer)
     assert_same(loaded.groups, buffer.groups)
     draws = [source.sample(4, torch.Generator().manual_seed(3)) for source in (buffer, loaded)]
@@ -134,96 +139,37 @@ def test_saving_is_bit_exact(tmp_path, logps):
 
 
 def test_groups_with_and_without_log_probabilities_are_saved_together(tmp_path):
-    buffer = ValueBuffer(100)
-    buffer.add([group(0), group(1, logps=False), group(2)])
-    loaded = ValueBuffer(100)
-    buffer.save(tmp_path)
-    loaded.load(tmp_path)
-    assert_same(loaded.groups, buffer.groups)
+    groups = [group(0), group(1, logps=False), group(2)]
+    assert_same(kept(groups, tmp_path / "file"), groups)
 
 
 def test_an_empty_buffer_is_saved(tmp_path):
-    ValueBuffer(4).save(tmp_path)
     loaded = filled()
-    loaded.load(tmp_path)
+    loaded.load(kept([], tmp_path / "file"))
     assert len(loaded) == 0 and loaded.groups == []
 
 
 def test_a_smaller_buffer_keeps_the_most_recent_groups():
     small = ValueBuffer(4)
-    small.load_state_dict(filled(count=5).state_dict())
+    small.load([*filled(count=5).groups, group(5, size=5)])
     assert [item.step for item in small.groups] == [3, 4] and small.capacity == 4
 
 
-def test_meta_is_json():
-    state = filled().state_dict()
-    assert json.loads(json.dumps(state["meta"])) == state["meta"]
-    assert all(isinstance(value, torch.Tensor) for value in state["tensors"].values())
-
-
-def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
-    filled(count=1).save(tmp_path)
-
-    def failing(tensors, path, metadata):
-        path.write_bytes(b"half a file")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(buffer_module, "save_file", failing)
-    with pytest.raises(OSError, match="disk full"):
-        filled(count=3).save(tmp_path)
-    assert os.listdir(tmp_path) == [FILE_NAME]
-    loaded = ValueBuffer(10)
-    loaded.load(tmp_path)
-    assert len(loaded) == 2
-
-
-def rewrite(path, **changes):
-    tensors = {**load_file(path), **changes}
-    meta = {"vgf_llm": json.dumps(filled().state_dict()["meta"])}
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata=meta)
-
-
-BAD_FILES = [
-    # how the file is spoiled, what the message says
-    (lambda path: path.write_bytes(path.read_bytes()[:-20]), "truncated or foreign"),
-    (lambda path: path.write_bytes(path.read_bytes()[:20]), "truncated or foreign"),
-    (lambda path: path.write_bytes(b""), "truncated or foreign"),
-    (lambda path: path.write_text("not a buffer"), "truncated or foreign"),
-    (lambda path: save_file({"weight": torch.ones(2)}, path), "Expected the format 'vgf-llm value buffer', found {}"),
-    (lambda path: save_file({}, path, metadata={"vgf_llm": "[1"}), "truncated or foreign"),
-    (
-        lambda path: save_file(
-            load_file(path), path, {"vgf_llm": '{"format": "vgf-llm value buffer", "format_version": 9}'}
-        ),
-        "Expected format version 1, found 9",
-    ),
-    (lambda path: rewrite(path, rewards=None), "Expected a flat torch.float64 tensor `rewards`, found nothing"),
-    (lambda path: rewrite(path, rewards=torch.zeros(10)), "`rewards`, found torch.float32"),
-    (lambda path: rewrite(path, rewards=torch.zeros(9).double()), "Expected 10 entries in `rewards`, found 9"),
-    (lambda path: rewrite(path, group_sizes=torch.tensor([-2, 2, 2, 2, 2])), "lengths of at least 0 in `group_sizes`"),
-    (lambda path: rewrite(path, group_sizes=torch.tensor([2, 2])), "Expected 2 entries in `prompt_lengths`"),
-    (lambda path: rewrite(path, ref_logps=torch.zeros(3)), "Expected 15 entries in `ref_logps`, found 3"),
+BAD_TENSORS = [
+    ({"rewards": None}, "Expected a flat torch.float64 tensor `rewards`, found nothing"),
+    ({"rewards": torch.zeros(10)}, "`rewards`, found torch.float32"),
+    ({"rewards": torch.zeros(9).double()}, "Expected 10 entries in `rewards`, found 9"),
+    ({"group_sizes": torch.tensor([-2, 2, 2, 2, 2])}, "lengths of at least 0 in `group_sizes`"),
+    ({"group_sizes": torch.tensor([2, 2])}, "Expected 2 entries in `prompt_lengths`"),
+    ({"ref_logps": torch.zeros(3)}, "Expected 15 entries in `ref_logps`, found 3"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_FILES)
-def test_bad_files(tmp_path, spoil, message):
-    spoil(filled().save(tmp_path))
-    loaded = filled(count=1)
-    with pytest.raises(ValueError, match=message) as caught:
-        loaded.load(tmp_path)
-    assert str(tmp_path / FILE_NAME) in str(caught.value)
-    assert len(loaded) == 2
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*{FILE_NAME}"):
-        ValueBuffer(4).load(tmp_path)
-
-
-def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match="Expected the format"):
-        ValueBuffer(4).load_state_dict({"weight": torch.ones(1)})
+@pytest.mark.parametrize(("changes", "message"), BAD_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(changes, message):
+    tensors = {**pack(filled().groups), **changes}
+    with pytest.raises(ValueError, match=message):
+        unpack({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 BAD_GROUPS = [
@@ -247,55 +193,56 @@ def test_negative_capacity_is_refused():
         ValueBuffer(-1)
 
 
+def rows_of(*groups):
+    return [Row(item, index) for item in groups for index in range(len(item))]
+
+
 def test_collate_pads_prompts_on_the_left_and_completions_on_the_right():
     groups = [
-        RolloutGroup([1, 2, 3], [[4], [5, 6]], [0.0, 1.0], [[-0.1], [-0.2, -0.3]]),
+        RolloutGroup([1, 2, 3], [[4], [5, 6]], [0.0, 1.0], [[-0.1], [-0.2, -0.3]], samplers=[0, 1]),
         RolloutGroup([7], [[8, 9, 10], [11]], [NAN, 0.5], [[-0.4, -0.5, -0.6], [-0.7]]),
     ]
-    batch = collate(groups, pad_token_id=99)
-    assert batch["prompt_ids"].tolist() == [[1, 2, 3], [1, 2, 3], [99, 99, 7], [99, 99, 7]]
-    assert batch["prompt_mask"].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
-    assert batch["completion_ids"].tolist() == [[4, 99, 99], [5, 6, 99], [8, 9, 10], [11, 99, 99]]
-    assert batch["completion_mask"].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    batch = collate(rows_of(*groups), pad_token_id=99, with_reference=True)
+    assert batch.prompt_ids.tolist() == [[1, 2, 3], [1, 2, 3], [99, 99, 7], [99, 99, 7]]
+    assert batch.prompt_mask.tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
+    assert batch.completion_ids.tolist() == [[4, 99, 99], [5, 6, 99], [8, 9, 10], [11, 99, 99]]
+    assert batch.completion_mask.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert batch.input_ids[3].tolist() == [99, 99, 7, 11, 99, 99]
+    assert batch.attention_mask[3].tolist() == [0, 0, 1, 1, 0, 0]
+    assert batch.response_mask[1].tolist() == [0, 0, 0, 1, 1, 0]
     expected = torch.tensor([[-0.1, 0, 0], [-0.2, -0.3, 0], [-0.4, -0.5, -0.6], [-0.7, 0, 0]])
-    torch.testing.assert_close(batch["ref_logps"], expected)
-    torch.testing.assert_close(batch["rewards"], torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
-    assert (batch["group_shape"], batch["group_sizes"]) == ((2, 2), [2, 2])
-    assert batch["prompt_ids"].dtype == batch["completion_mask"].dtype == torch.int64
-    assert batch["rewards"].dtype == batch["ref_logps"].dtype == torch.float32
+    torch.testing.assert_close(batch.ref_logps, expected)
+    torch.testing.assert_close(batch.rewards, torch.tensor([0, 1, NAN, 0.5]), equal_nan=True)
+    assert (batch.group_sizes, batch.place.tolist(), batch.sampler.tolist()) == ([2, 2], [0, 1, 0, 1], [0, 1, 0, 0])
+    assert batch.prompt_ids.dtype == batch.completion_mask.dtype == torch.int64
+    assert batch.rewards.dtype == batch.ref_logps.dtype == torch.float32
 
 
-def test_collate_rounds_lengths_up_and_leaves_absent_log_probabilities_out():
-    batch = collate([group(logps=False)], pad_token_id=0, pad_to_multiple_of=4)
-    assert batch["prompt_ids"].shape == batch["completion_ids"].shape == (2, 4)
-    assert "ref_logps" not in batch
+def test_collate_rounds_lengths_up():
+    batch = collate(rows_of(group(logps=False)), pad_token_id=0, pad_to_multiple_of=4)
+    assert batch.prompt_ids.shape == batch.completion_ids.shape == (2, 4)
+    assert batch.ref_logps is None
 
 
-def test_groups_may_differ_in_size_and_then_have_no_common_shape():
-    batch = collate([group(size=2), group(size=3)], pad_token_id=0)
-    assert batch["group_sizes"] == [2, 3]
-    assert len(batch["prompt_ids"]) == len(batch["rewards"]) == 5
-    assert "group_shape" not in batch
+def test_groups_may_differ_in_size_and_what_is_missing_has_no_reward():
+    batch = collate(rows_of(group(size=2), group(size=3)), pad_token_id=0)
+    assert batch.group_sizes == [2, 3]
+    assert len(batch.prompt_ids) == len(batch.rewards) == 5
+    assert batch.group_rewards.isnan().sum(dim=1).tolist() == [1, 1, 0, 0, 0]
 
 
-def test_successes_are_the_completions_of_reward_1():
-    full = RolloutGroup([5], [[1], [2, 3], [4], [6]], [1.0, 0.5, NAN, 1.0], [[-0.1], [-0.2, -0.3], [-0.4], [-0.5]], 7)
-    kept = full.successes()
+def test_some_completions_make_a_group():
+    full = RolloutGroup(
+        [5], [[1], [2, 3], [4], [6]], [1.0, 0.5, NAN, 1.0], [[-0.1], [-0.2, -0.3], [-0.4], [-0.5]], 7, [0, 0, 1, 1]
+    )
+    kept = full.subset([0, 3])
     assert [ids.tolist() for ids in kept.completion_ids] == [[1], [6]]
     assert kept.rewards.tolist() == [1.0, 1.0]
-    assert (kept.prompt_ids.tolist(), kept.step) == ([5], 7)
+    assert (kept.prompt_ids.tolist(), kept.step, kept.samplers.tolist()) == ([5], 7, [0, 1])
     assert [row.tolist() for row in kept.ref_logps] == [pytest.approx([-0.1]), pytest.approx([-0.5])]
-    assert kept.successes() is kept
-    assert RolloutGroup([5], [[1], [2]], [0.0, NAN]).successes() is None
+    assert kept.subset([0, 1]) is kept
 
 
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ([], "`groups` is empty"),
-        ([group(), group(logps=False)], "1 of 2 groups have `ref_logps`"),
-    ],
-)
-def test_collate_refuses_groups_that_make_no_batch(groups, message):
-    with pytest.raises(ValueError, match=message):
-        collate(groups, pad_token_id=0)
+def test_collate_refuses_no_rows():
+    with pytest.raises(ValueError, match="`rows` is empty"):
+        collate([], pad_token_id=0)

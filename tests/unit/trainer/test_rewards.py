@@ -1,20 +1,26 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""RewardRunner: TRL's call, names and weights, and errors that show what a reward function failed on."""
+"""RewardRunner: TRL's call, names and weights, and errors that name the reward function and show a prompt."""
 
 import asyncio
+import copy
 import functools
 import logging
 import math
+from collections import deque
 from contextlib import contextmanager
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from vgf_llm.trainer.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine
 
 NAN = math.nan
 BATCH = {
@@ -107,6 +113,63 @@ def test_names_are_trls(classifier, tokenizer):
     assert runner.reward_func_names == ["Scorer", "reward", "judge"]
 
 
+def test_every_function_has_a_name_of_its_own(caplog, classifier, tokenizer):
+    def constant(level, completions, **kwargs):
+        return [level] * len(completions)
+
+    def constant_2(completions, **kwargs):
+        return [9.0] * len(completions)
+
+    other = copy.deepcopy(classifier)
+    other.config._name_or_path = "elsewhere/judge/"
+    funcs = [functools.partial(constant, 1.0), constant_2, functools.partial(constant, 3.0), classifier, other]
+    runner = RewardRunner(funcs, reward_processing_classes=[None, None, None, tokenizer, tokenizer])
+    assert runner.reward_func_names == ["constant", "constant_2", "constant_3", "judge", "judge_2"]
+    assert "['constant', 'judge']" in caplog.text
+    assert runner(**BATCH)[0, :3].tolist() == [1.0, 9.0, 3.0]
+    lambdas = RewardRunner([lambda **kwargs: [0, 0, 0], lambda **kwargs: [1, 1, 1]])
+    assert lambdas.reward_func_names == ["<lambda>", "<lambda>_2"]
+
+
+def test_a_model_without_an_origin_has_its_class_for_a_name(classifier, tokenizer):
+    classifier.config._name_or_path = ""
+    runner = RewardRunner(classifier, reward_processing_classes=tokenizer)
+    assert runner.reward_func_names == ["LlamaForSequenceClassification"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_a_function_does_to_its_arguments_stays_there(asynchronous):
+    def spoil(prompts, completions, completion_ids, answer, answers, **kwargs):
+        prompts[0][0]["content"] = "spoilt"
+        completions.clear()
+        for ids in completion_ids:
+            ids.append(99)
+        answer.reverse()
+        answers[0].append(1)
+        answers[1][:] = 7
+        return [0, 0, 0]
+
+    async def spoil_later(**kwargs):
+        return spoil(**kwargs)
+
+    seen = {}
+
+    def look(**kwargs):
+        seen.update(kwargs)
+        return [1, 1, 1]
+
+    prompts = [[{"role": "user", "content": text}] for text in BATCH["prompts"]]
+    rows = [{"answer": row, "answers": [[0], np.zeros(2), None][row]} for row in range(3)]
+    batch = {**BATCH, "inputs": rows, "prompts": prompts}
+    before = copy.deepcopy(batch)
+    runner = RewardRunner([spoil_later if asynchronous else spoil, look])
+    runner(**batch)
+    runner.close()
+    np.testing.assert_equal(batch, before)
+    assert seen["completions"] == ["c0", "c1", "c2"] and seen["answer"] == [0, 1, 2]
+    assert seen["prompts"] == before["prompts"] and seen["completion_ids"] == [[1], [2, 3], [4]]
+
+
 def test_arrays_tensors_and_generators_are_sequences():
     def yielding(**kwargs):
         yield from [1.0, 2.0, None]
@@ -184,12 +247,43 @@ def test_models_are_loaded_from_a_path(tmp_path, classifier, tokenizer):
     torch.testing.assert_close(loaded(**BATCH), given(**BATCH))
 
 
+def test_a_prompt_that_ends_with_the_assistant_is_continued(classifier, tokenizer):
+    runner = RewardRunner(classifier, reward_processing_classes=tokenizer)
+    prompt = [{"role": "user", "content": "p0"}, {"role": "assistant", "content": [{"type": "text", "text": "c0 "}]}]
+    rewards = runner([{}], [prompt], [[{"role": "assistant", "content": "c1"}]], [[1]])
+    with torch.no_grad():
+        expected = classifier(**tokenizer("user p0 assistant c0 c1", return_tensors="pt")).logits[0, 0]
+    torch.testing.assert_close(rewards[0, 0], expected)
+
+
+def test_classifiers_of_several_labels_are_refused(tmp_path, classifier, tokenizer):
+    config = LlamaConfig(**{**classifier.config.to_diff_dict(), "id2label": {0: "NEGATIVE", 1: "POSITIVE"}})
+    model = LlamaForSequenceClassification(config)
+    with pytest.raises(ValueError, match=r"2 labels \(\['NEGATIVE', 'POSITIVE'\]\), and a reward model has one"):
+        RewardRunner(model, reward_processing_classes=tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The reward model .* has 2 labels"):
+        RewardRunner(str(tmp_path))
+
+
+def test_a_checkpoint_without_a_reward_head_is_refused(tmp_path, classifier, tokenizer):
+    LlamaForCausalLM(LlamaConfig(**classifier.config.to_diff_dict())).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks the weights \['score.weight'\].* no reward head"):
+        RewardRunner(str(tmp_path))
+
+
+def test_models_score_without_dropout(classifier, tokenizer):
+    assert not RewardRunner(classifier.train(), reward_processing_classes=tokenizer).reward_funcs[0].training
+
+
 class Plain(nn.Module):
     pass
 
 
 class WithConfig(nn.Module):
-    config = LlamaConfig()
+    config = LlamaConfig(num_labels=1)
 
 
 def without_kwargs(prompts, completions):
@@ -235,6 +329,118 @@ BAD_OUTPUTS = [
 ]
 
 
+class Number:
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("no text")
+
+
+class Unreadable:
+    def tolist(self):
+        raise ValueError("no list")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ([True, False, True], [1, 0, 1]),
+        ([Decimal("0.5"), Fraction(1, 4), -0.0], [0.5, 0.25, 0]),
+        ([np.float32(0.5), np.array([1.0]), np.array(2)], [0.5, 1, 2]),
+        ([torch.tensor(0.5), torch.ones(1, dtype=torch.bfloat16), None], [0.5, 1, NAN]),
+        (torch.ones(3, requires_grad=True), [1, 1, 1]),
+        (np.array([1, None, 2], dtype=object), [1, NAN, 2]),
+        (np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]), [1, NAN, 3]),
+        (np.array([True, False, True]), [1, 0, 1]),
+        (range(3), [0, 1, 2]),
+        (deque([1, 2, 3]), [1, 2, 3]),
+        ([Number(0.5), 5e-324, 1], [0.5, 0, 1]),
+    ],
+    ids=str,
+)
+def test_numbers_of_every_kind(output, expected, asynchronous):
+    async def later(**kwargs):
+        return output
+
+    runner = RewardRunner(later if asynchronous else returning(output))
+    rewards = runner(**BATCH)[:, 0]
+    runner.close()
+    torch.testing.assert_close(rewards, torch.tensor(expected, dtype=torch.float32), equal_nan=True)
+
+
+REFUSED = [
+    [0, b"1", 0],
+    [0, bytearray(b"1"), 0],
+    [0, 1j, 0],
+    [0, ..., 0],
+    [10**400, 0, 0],
+    [Fraction(10**400), 0, 0],
+    [Decimal("NaN"), 0, 0],
+    [Decimal("sNaN"), 0, 0],
+    [Number(RuntimeError("x")), 0, 0],
+    [Number(OverflowError("big")), 0, 0],
+    [Number(NAN), 0, 0],
+    [np.datetime64(1, "ns"), 0, 0],
+    [torch.ones(2), 0, 0],
+    [np.ones(0), 0, 0],
+    [torch.ones((), device="meta"), 0, 0],
+    np.array([1, 2, 3], dtype="datetime64[ns]"),
+    np.array([1, 2, 3], dtype="timedelta64[s]"),
+    np.array([b"1", b"2", b"3"]),
+    np.zeros(3, dtype=[("a", "f4")]),
+    np.ones((3, 1)),
+    torch.ones(3, 1),
+    torch.ones(3, dtype=torch.complex64),
+    torch.ones(3, device="meta"),
+    torch.ones(3).to_sparse(),
+    memoryview(b"abc"),
+    bytearray(b"abc"),
+    {1, 2, 3},
+    iter([1, 2, 3]),
+    map(float, [1, 2, 3]),
+    NotImplemented,
+    ValueError("returned, not raised"),
+    Unreadable(),
+    [Unprintable(), 0, 0],
+    ["x" * 10**6, 0, 0],
+]
+
+
+@pytest.mark.parametrize("output", REFUSED, ids=lambda output: type(output).__name__)
+def test_everything_else_is_refused_by_name(output):
+    with pytest.raises((TypeError, ValueError), match="The reward function 'reward' returned") as caught:
+        RewardRunner(returning(output))(**BATCH)
+    assert len(str(caught.value)) < 2000
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+        lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=2), parts, max_size=3),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_an_output_is_numbers_or_refused_by_name(output):
+    try:
+        rewards = RewardRunner(returning(output))(**BATCH)
+    except (TypeError, ValueError) as error:
+        assert "'reward' returned" in str(error)
+    else:
+        assert rewards.shape == (3, 1)
+        for reward, value in zip(rewards[:, 0].tolist(), output, strict=True):
+            assert math.isnan(reward) if value is None else math.isfinite(reward)
+
+
 @pytest.mark.parametrize(("output", "error", "message"), BAD_OUTPUTS)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_bad_outputs(output, error, message, asynchronous):
@@ -255,44 +461,51 @@ def test_a_coroutine_from_a_plain_function_is_explained():
         RewardRunner(lambda **kwargs: later())(**BATCH)
 
 
-def test_an_exception_is_pinned_to_its_row():
-    calls = []
+def raising(error):
+    def reward(**kwargs):
+        raise error
 
-    def reward(answer, completions, log_extra, log_metric, **kwargs):
-        calls.append(len(answer))
-        log_extra("answers", answer)
-        log_metric("calls", 1.0)
-        return [1 / (value - 1) for value in answer]
-
-    logged = []
-
-    def log(*args):
-        logged.append(args)
-
-    with pytest.raises(RuntimeError, match=r"'reward' raised ZeroDivisionError: .* Prompt: 'p1' Completion: 'c1'") as e:
-        RewardRunner(reward)(**BATCH, log_extra=log, log_metric=log)
-    assert isinstance(e.value.__cause__, ZeroDivisionError)
-    assert calls == [3, 1, 1]
-    assert logged == [("answers", [0, 1, 2]), ("calls", 1.0)]
+    return reward
 
 
-def test_an_exception_of_a_generator_is_pinned_too():
+ERRORS = [ZeroDivisionError("no"), StopIteration(), KeyError("k"), asyncio.CancelledError(), SystemExit(3), Exception()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_exception_names_the_function_and_a_prompt(error):
+    async def later(**kwargs):
+        raise error
+
+    for func, name in ((raising(error), "reward"), (later, "later")):
+        runner = RewardRunner(func)
+        with pytest.raises(RuntimeError, match=f"'{name}' raised .*First prompt of the batch of 3: 'p0'") as caught:
+            runner(**BATCH)
+        runner.close()
+        assert type(error).__name__ in str(caught.value) or isinstance(error, StopIteration)
+        assert caught.value.__cause__ is not None
+
+
+def test_an_exception_of_a_generator_is_named_too():
     def reward(answer, **kwargs):
         for value in answer:
             yield 1 / (value - 2)
 
-    with pytest.raises(RuntimeError, match="Prompt: 'p2'"):
+    with pytest.raises(RuntimeError, match="'reward' raised ZeroDivisionError"):
         RewardRunner(reward)(**BATCH)
 
 
-def test_an_exception_of_the_batch_as_a_whole_shows_its_first_prompt():
-    def reward(prompts, **kwargs):
-        if len(prompts) > 1:
-            raise OSError("too many")
-        return [0.0]
+def test_an_interruption_passes_through():
+    with pytest.raises(KeyboardInterrupt):
+        RewardRunner(raising(KeyboardInterrupt()))(**BATCH)
 
-    with pytest.raises(RuntimeError, match=r"'reward' raised OSError: too many. First prompt of the batch of 3: 'p0'"):
-        RewardRunner(reward)(**BATCH)
+
+def test_a_generator_without_an_end_ends():
+    def forever(**kwargs):
+        while True:
+            yield 1.0
+
+    with pytest.raises(ValueError, match="'forever' returned 4 rewards, but 3 were expected"):
+        RewardRunner(forever)(**BATCH)
 
 
 def test_an_exception_of_an_asynchronous_function_is_not_retried():
@@ -316,7 +529,7 @@ def test_long_prompts_are_shortened_in_errors():
 
     with pytest.raises(RuntimeError) as caught:
         RewardRunner(reward)(**{**BATCH, "prompts": ["x" * 100_000] * 3})
-    assert len(str(caught.value)) < 1000 and "100002 characters" in str(caught.value)
+    assert len(str(caught.value)) < 1000 and "'xxx" in str(caught.value)
 
 
 def test_rows_without_any_reward_are_warned_about(caplog):
@@ -333,9 +546,8 @@ def test_combine_weighs_and_leaves_none_out():
     torch.testing.assert_close(combine(rewards), torch.tensor([3.0, 3.0, NAN]), equal_nan=True)
 
 
-def test_combine_refuses_a_batch_without_any_reward():
-    with pytest.raises(ValueError, match="returned None for all 4 completions"):
-        combine(torch.full((4, 2), NAN))
+def test_a_batch_without_any_reward_is_nan():
+    assert combine(torch.full((4, 2), NAN)).isnan().all()
 
 
 def test_combine_refuses_other_numbers_of_weights():

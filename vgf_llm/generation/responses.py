@@ -1,0 +1,84 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""One run of a language model's own `generate`, and what is known of its responses afterwards."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from vgf_llm.generation.ends import Ends, record_ends, response_mask
+from vgf_llm.generation.prefill import SharedPrefill
+from vgf_llm.generation.processor import TransportProcessor
+from vgf_llm.generation.shallow import shallow_copy
+from vgf_llm.models.language_model import backbone_name
+
+
+@dataclass(frozen=True)
+class Responses:
+    """R responses as `generate` left them.
+
+    Attributes:
+        sequences: `[R, P + T]`.
+        prompt_length: P.
+        ends: Their lengths, whether they finished, and the criteria that ended them.
+        scores: Processed logits per step, when asked for.
+        logits: Raw logits per step, when asked for.
+    """
+
+    sequences: Tensor
+    prompt_length: int
+    ends: Ends
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """`[R, T]`."""
+        return self.sequences[:, self.prompt_length :]
+
+    @property
+    def mask(self) -> Tensor:
+        """`[R, T]`, 1 on tokens of the response."""
+        return response_mask(self.ends.lengths, self.tokens.shape[1])
+
+
+def run_generate(
+    language_model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    defaults: GenerationConfig,
+    num_particles: int,
+    transport: TransportProcessor | None = None,
+    **kwargs: Any,
+) -> Responses:
+    """Runs `generate` on a copy of the model's object, so that nothing of it stays on the model.
+
+    Args:
+        language_model: The transformers model.
+        input_ids: `[R, P]`, one row for each particle.
+        attention_mask: `[R, P]`.
+        defaults: What stands in the place of the model's own generation defaults.
+        num_particles: Adjacent rows with one prompt, which is read once.
+        transport: Moves next-token distributions; runs behind all other processors but temperature and top-p.
+        **kwargs: For `generate`.
+
+    Returns:
+        The responses.
+    """
+    copied = shallow_copy(language_model, "" if transport is None else backbone_name(language_model))
+    copied.generation_config = defaults
+    SharedPrefill(num_particles).install(copied)
+    if transport is not None:
+        transport.install(copied)
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), transport])
+    ends = record_ends(copied)
+    config: GenerationConfig | None = copy.deepcopy(kwargs.pop("generation_config", None))
+    if config is None:
+        kwargs["return_dict_in_generate"] = True
+    else:  # transformers warns of settings beside a configuration
+        config.return_dict_in_generate = True
+    raw: Any = copied.generate(input_ids, attention_mask=attention_mask, generation_config=config, **kwargs)
+    return Responses(raw.sequences, input_ids.shape[1], ends, raw.scores, raw.logits)

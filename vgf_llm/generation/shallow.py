@@ -1,0 +1,60 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""A model's object for one call: hooks on it are seen by nobody else, and its weights are the model's own."""
+
+import copy
+import functools
+import inspect
+from types import MethodType
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def shallow_copy(model: PreTrainedModel, part: str = "") -> PreTrainedModel:
+    """Copies a model's own object and those on the way to one of its parts; everything else is shared.
+
+    Hooks and attributes that are put on the copy do not reach the model, so that several threads can each have one.
+
+    Args:
+        model: A transformers model.
+        part: The name of a module of it, at any depth, such as its backbone.
+
+    Returns:
+        The copy. Its part is a copy too, and what lies between.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8,
+        ...                                      num_hidden_layers=1, num_attention_heads=2))
+        >>> copied = shallow_copy(model, "model")
+        >>> copied.model is model.model, copied.model.layers is model.model.layers, copied.lm_head is model.lm_head
+        (False, True, True)
+    """
+    copied = _own_object(model)
+    parent: nn.Module = copied
+    for name in part.split(".") if part else ():
+        child = _own_object(parent.get_submodule(name))
+        parent._modules[name] = child
+        parent = child
+    return copied
+
+
+def _own_object(module: Module) -> Module:
+    copied = copy.copy(module)
+    for name, value in list(vars(copied).items()):
+        if name == "_modules" or "_hooks" in name:
+            copied.__dict__[name] = copy.copy(value)
+    # Forwards that belong to the object call the object that they were made for.
+    copied._compiled_call_impl = None
+    for name in ("_old_forward", "forward"):
+        own = vars(module).get(name)
+        if isinstance(own, functools.partial) and own.args[:1] == (module,):  # accelerate's, of a device map
+            copied.__dict__[name] = functools.partial(own.func, copied, *own.args[1:], **own.keywords)
+        elif inspect.ismethod(own) and own.__self__ is module:
+            copied.__dict__[name] = MethodType(own.__func__, copied)
+        elif own is not None:  # a compiled one
+            del copied.__dict__[name]
+    return copied

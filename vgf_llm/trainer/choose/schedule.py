@@ -1,0 +1,147 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Which prompts a round samples, who samples their completions, and when sampling ends. It never sees the model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgf_llm.trainer.keep.rounds import counted_generator
+
+
+class UnsolvedFirst:
+    """Chooses prompts without a success first, among them the least tried; then, of all, the least tried.
+
+    A prompt that has a right completion needs no other one to be imitated, and one without has taught nothing yet. Every
+    process holds the same record and chooses the same prompts. What it chooses follows from the record and the seed, so
+    that a resumed run goes on with the same ones.
+
+    Args:
+        num_prompts: Prompts of the training set.
+        seed: Seed of the run; decides among prompts that stand equal.
+
+    Example:
+        >>> prompts = UnsolvedFirst(3, seed=0)
+        >>> first = prompts.choose(2)
+        >>> prompts.record(first, torch.tensor([[0.0, 1.0], [0.0, 0.0]]))  # the first is solved, the second is not
+        >>> prompts.choose(2) == [({0, 1, 2} - {*first}).pop(), first[1]]
+        True
+        >>> prompts.solved_fraction
+        0.3333333333333333
+    """
+
+    def __init__(self, num_prompts: int, seed: int) -> None:
+        self.seed = seed
+        self._rounds = 0
+        self._tries = torch.zeros(num_prompts, dtype=torch.int64)
+        self._solved = torch.zeros(num_prompts, dtype=torch.bool)
+
+    @property
+    def solved_fraction(self) -> float:
+        """Fraction of the prompts that have a completion of reward 1."""
+        return self._solved.double().mean().item()
+
+    def choose(self, count: int) -> list[int]:
+        """Returns the indices of the next round's prompts, none twice unless `count` is more than there are."""
+        order = torch.randperm(len(self._tries), generator=counted_generator(self.seed, self._rounds))
+        for key in (self._tries, self._solved.to(torch.int64)):  # the last sort has the last word
+            order = order[torch.sort(key[order], stable=True).indices]
+        repeats = -(-count // len(order))
+        return order.repeat(repeats)[:count].tolist()
+
+    def record(self, indices: Sequence[int], rewards: Tensor) -> None:
+        """Notes the outcomes of a round.
+
+        Args:
+            indices: What `choose` returned.
+            rewards: Reward of each completion, `[len(indices), G]`; 1 is a success, NaN is none.
+
+        Raises:
+            ValueError: If a reward is neither 0 nor 1.
+        """
+        scored = rewards[~rewards.isnan()]
+        if bool(((scored != 0) & (scored != 1)).any()):
+            raise ValueError(
+                f"`prompt_selection='unsolved'` counts a prompt as solved by a reward of 1, and rewards other than 0 "
+                f"and 1 arrived, from {scored.min().item():g} to {scored.max().item():g}. Set "
+                "`prompt_selection='dataset'`, or let the reward functions return 0 and 1."
+            )
+        self._rounds += 1
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        self._tries.index_add_(0, chosen, torch.ones_like(chosen))
+        self._solved[chosen[(rewards == 1).any(dim=1).cpu()]] = True
+
+    def restart(self) -> None:
+        """Forgets all outcomes."""
+        self.__init__(len(self._tries), self.seed)  # type: ignore[misc]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, as JSON can hold it."""
+        return {"rounds": self._rounds, "tries": self._tries.tolist(), "solved": self._solved.nonzero()[:, 0].tolist()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts a record in place.
+
+        Raises:
+            ValueError: If it is of another number of prompts.
+        """
+        if len(state["tries"]) != len(self._tries):
+            raise ValueError(
+                f"The checkpoint has outcomes of {len(state['tries'])} prompts, but `train_dataset` has "
+                f"{len(self._tries)}. Resume with the training set of the interrupted run."
+            )
+        self._rounds = state["rounds"]
+        self._tries = torch.tensor(state["tries"], dtype=torch.int64)
+        self._solved = torch.zeros(len(self._tries), dtype=torch.bool)
+        self._solved[torch.tensor(state["solved"], dtype=torch.int64)] = True
+
+
+class Schedule:
+    """Who samples each completion of a round, and in which steps rounds are sampled at all.
+
+    Args:
+        num_generations: Completions of a training prompt.
+        samples_from: Who samples what the base does not, of `vgf_llm.trainer.sample.sampler.WHO`.
+        base_generations: Of the completions of a training prompt, those that the base samples.
+        round_steps: Micro-steps of a round, all passes over it.
+        rollout_fraction: Share of the training steps whose rounds are sampled, to the nearest whole round.
+        prompts: Chooses the prompts of a round by their outcomes; `None` takes those that the loader gives.
+
+    Example:
+        >>> schedule = Schedule(num_generations=3, samples_from="value", base_generations=1, round_steps=1)
+        >>> schedule.who(4, first_row=2, mode="train")
+        ['value', 'base', 'value', 'value']
+    """
+
+    def __init__(
+        self,
+        *,
+        num_generations: int,
+        samples_from: str,
+        round_steps: int,
+        base_generations: int = 0,
+        rollout_fraction: float = 1.0,
+        prompts: UnsolvedFirst | None = None,
+    ) -> None:
+        self.num_generations = num_generations
+        self.samples_from = samples_from
+        self.round_steps = round_steps
+        self.base_generations = base_generations
+        self.rollout_fraction = rollout_fraction
+        self.prompts = prompts
+
+    def who(self, count: int, *, first_row: int, mode: str) -> list[str]:
+        """Returns who samples each of `count` rows, the first of which is `first_row` among those of all processes."""
+        if mode == "eval":
+            return [self.samples_from] * count
+        places = [(first_row + row) % self.num_generations for row in range(count)]
+        return ["base" if place < self.base_generations else self.samples_from for place in places]
+
+    def sampled_steps(self, total_steps: int) -> int:
+        """Micro-steps, of `total_steps`, in whose rounds completions are sampled; the others train on earlier ones."""
+        if self.rollout_fraction == 1:
+            return total_steps
+        rounds = math.floor(total_steps * self.rollout_fraction / self.round_steps + 0.5)
+        return max(1, rounds) * self.round_steps

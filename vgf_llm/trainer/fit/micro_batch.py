@@ -1,0 +1,200 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""One micro-batch of completions, whose rows know nothing of the rows around them.
+
+What a loss needs of the rest of a group (rewards, and scores where completions are compared) travels with every row, so
+that any split of a group over micro-batches and processes gives the gradient of the whole group.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_rows
+
+from vgf_llm._compat import pad
+from vgf_llm.trainer.keep.buffer import RolloutGroup
+
+
+class Row(NamedTuple):
+    """One completion of a group.
+
+    Attributes:
+        group: The prompt with all its completions.
+        index: Which of them.
+    """
+
+    group: RolloutGroup
+    index: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """R rows, padded.
+
+    Attributes:
+        prompt_ids: `[R, P]`, padded on the left.
+        prompt_mask: `[R, P]`.
+        completion_ids: `[R, T]`, padded on the right.
+        completion_mask: `[R, T]`.
+        group_sizes: Numbers of adjacent rows that share a prompt; they add up to R.
+        rewards: `[R]` in float32; NaN where a completion has none.
+        group_rewards: `[R, G]`, the rewards of the row's whole group, filled up with NaN.
+        place: `[R]`, the row's own column in `group_rewards`.
+        group_scores: `[R, G, H]`, scores of the row's whole group at the beginning of the pass, one per member of an
+            ensemble; `None` where they are those of this batch.
+        trains: `[R]`, whether the value learns from the row.
+        present: Whether the rows are part of the round; false for one that stands in for none.
+        sampler: `[R]`, which of the run's samplings drew the row.
+        ref_logps: `[R, T]`, the reference's log-probabilities of the tokens, 0 in the padding; `None` if unknown.
+        whole: Whether every completion with a reward of the batch's groups is in it.
+        num_groups: What a loss divides a sum over groups by: the groups of the pass per micro-batch.
+        num_rows: The same for a sum over completions.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    group_sizes: list[int]
+    rewards: Tensor
+    group_rewards: Tensor
+    place: Tensor
+    group_scores: Tensor | None
+    trains: Tensor
+    present: bool
+    sampler: Tensor
+    ref_logps: Tensor | None
+    whole: bool
+    num_groups: float
+    num_rows: float
+
+    @property
+    def input_ids(self) -> Tensor:
+        """`[R, P + T]`."""
+        return torch.cat([self.prompt_ids, self.completion_ids], dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """`[R, P + T]`."""
+        return torch.cat([self.prompt_mask, self.completion_mask], dim=1)
+
+    @property
+    def response_mask(self) -> Tensor:
+        """`[R, P + T]`, 1 on the completions alone."""
+        return torch.cat([torch.zeros_like(self.prompt_mask), self.completion_mask], dim=1)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.completion_ids.shape[1]
+
+    def seen_from_each_row(self, scores: Tensor) -> Tensor:
+        """The scores of each row's whole group, of which the row's own alone has a gradient.
+
+        Args:
+            scores: `[R, H]`, of the rows, with gradients.
+
+        Returns:
+            `[R, G, H]`; 0 for completions without a score.
+
+        Raises:
+            ValueError: If the batch neither holds whole groups nor knows the scores of the others.
+        """
+        known = self.group_scores
+        if known is None:
+            if not self.whole:
+                raise ValueError("A group's completions are in several micro-batches, and their scores are not known.")
+            known = scores.new_zeros(*self.group_rewards.shape, scores.shape[-1])
+            start = 0
+            for size in self.group_sizes:
+                known[start : start + size, self.place[start : start + size]] = scores[start : start + size].detach()
+                start += size
+        place = self.place.view(-1, 1, 1).expand(-1, 1, scores.shape[-1])
+        return known.to(scores.dtype).scatter(1, place, scores.unsqueeze(1))
+
+
+def collate(
+    rows: Sequence[Row],
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    pad_to_multiple_of: int | None = None,
+    *,
+    num_groups: float | None = None,
+    num_rows: float | None = None,
+    scores: Mapping[int, Tensor] | None = None,
+    trains: Sequence[bool] | None = None,
+    present: bool = True,
+    with_reference: bool = False,
+) -> MicroBatch:
+    """Turns rows into one padded batch.
+
+    Args:
+        rows: At least one; those of a group in adjacent places.
+        pad_token_id: Fills the padding.
+        device: Device of the result.
+        pad_to_multiple_of: Lengths are rounded up to a multiple of it.
+        num_groups: See `MicroBatch`; the number of groups in the batch when left out.
+        num_rows: See `MicroBatch`; the number of rows when left out.
+        scores: Scores `[G, H]` of whole groups, by the identity of the group.
+        trains: Whether the value learns from each row; from all when left out.
+        present: Whether the rows are part of the round; none of a stand-in trains.
+        with_reference: Whether the loss reads the reference's log-probabilities, which all rows must then have.
+
+    Returns:
+        The batch.
+
+    Raises:
+        ValueError: If there is no row, or if one lacks the `ref_logps` that are asked for.
+
+    Example:
+        >>> group = RolloutGroup([1], [[2], [3, 4]], [0.0, 1.0])
+        >>> batch = collate([Row(group, 1), Row(group, 0)], pad_token_id=0)
+        >>> batch.completion_ids.tolist(), batch.place.tolist(), batch.group_sizes
+        ([[3, 4], [2, 0]], [1, 0], [2])
+    """
+    if not rows:
+        raise ValueError("`rows` is empty; a batch has at least one row.")
+    groups = [row.group for row in rows]
+    lacking = sum(group.ref_logps is None for group in groups) if with_reference else 0
+    if lacking:
+        raise ValueError(f"{lacking} of {len(rows)} rows have no `ref_logps`, which the loss reads.")
+    prompts = [group.prompt_ids.long() for group in groups]
+    completions = [group.completion_ids[index].long() for group, index in rows]
+
+    def padded(tensors: list[Tensor], value: float, side: str) -> Tensor:
+        return pad(tensors, padding_value=value, padding_side=side, pad_to_multiple_of=pad_to_multiple_of).to(device)
+
+    ref_logps = None
+    if with_reference:
+        ref_logps = padded([group.ref_logps[index] for group, index in rows if group.ref_logps], 0.0, "right")
+    width = max(len(group) for group in groups)
+    group_rewards = torch.full((len(rows), width), torch.nan)
+    for number, group in enumerate(groups):
+        group_rewards[number, : len(group)] = group.rewards.float()
+    group_scores = None
+    if scores is not None:
+        known = [scores[id(group)] for group in groups]
+        group_scores = torch.stack([pad_rows(x, (0, 0, 0, width - len(x))) for x in known]).to(device)
+    runs = [list(run) for _, run in groupby(groups, key=id)]
+    whole = all(int((~run[0].rewards.isnan()).sum()) <= len(run) for run in runs)
+    return MicroBatch(
+        prompt_ids=padded(prompts, pad_token_id, "left"),
+        prompt_mask=padded([torch.ones_like(ids) for ids in prompts], 0, "left"),
+        completion_ids=padded(completions, pad_token_id, "right"),
+        completion_mask=padded([torch.ones_like(ids) for ids in completions], 0, "right"),
+        group_sizes=[len(run) for run in runs],
+        rewards=torch.stack([group.rewards[index] for group, index in rows]).to(device, torch.float32),
+        group_rewards=group_rewards.to(device),
+        place=torch.tensor([row.index for row in rows], device=device),
+        group_scores=group_scores,
+        trains=torch.tensor([present and (trains is None or trains[i]) for i in range(len(rows))], device=device),
+        present=present,
+        sampler=torch.stack([group.samplers[index] for group, index in rows]).to(device),
+        ref_logps=ref_logps,
+        whole=whole or not present,
+        num_groups=len(runs) if num_groups is None else num_groups,
+        num_rows=len(rows) if num_rows is None else num_rows,
+    )

@@ -1,0 +1,56 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What rewards each prompt has had so far: a prompt whose rewards never differed teaches no log-ratio anything.
+
+The likelihood of samples is learned from samples whatever their reward is. Where all completions of a prompt earn the
+same, what it teaches is the sampler alone; GRPO, RLOO and pairs have no gradient there either.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class PromptOutcomes:
+    """The lowest and the highest reward of every prompt.
+
+    Example:
+        >>> outcomes = PromptOutcomes()
+        >>> outcomes.record([5, 6], torch.tensor([1.0, torch.nan]))
+        >>> outcomes.has_contrast([5, 6])
+        False
+        >>> outcomes.record([5, 6], torch.tensor([0.0]))
+        >>> outcomes.has_contrast([5, 6])
+        True
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def record(self, prompt_ids: Sequence[int] | Tensor, rewards: Tensor) -> None:
+        """Notes the rewards `[G]` of completions of a prompt; NaN is none."""
+        scored = rewards[~rewards.isnan()]
+        if len(scored) == 0:
+            return
+        key = _key(prompt_ids)
+        low, high = self._seen.get(key, (float("inf"), -float("inf")))
+        self._seen[key] = (min(low, float(scored.min())), max(high, float(scored.max())))
+
+    def has_contrast(self, prompt_ids: Sequence[int] | Tensor) -> bool:
+        """Tells whether two completions of a prompt earned different rewards, in whatever rounds."""
+        low, high = self._seen.get(_key(prompt_ids), (0.0, 0.0))
+        return low < high
+
+    def state(self) -> dict[str, list[float]]:
+        """Returns the record, as JSON can hold it."""
+        return {key: list(seen) for key, seen in self._seen.items()}
+
+    def load(self, state: dict[str, list[float]]) -> None:
+        """Puts a record in place."""
+        self._seen = {key: (low, high) for key, (low, high) in state.items()}
+
+
+def _key(prompt_ids: Sequence[int] | Tensor) -> str:
+    ids = torch.as_tensor(prompt_ids, dtype=torch.int64)
+    return hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,167 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Whether the value ranks the completions of prompts that it does not train on, and what transport by it would do."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vgf_llm.functional import within_prompt_accuracy
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.trainer.fit.losses import mean_over_rows
+from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
+from vgf_llm.trainer.fit.objective import transport_batch
+from vgf_llm.trainer.keep.buffer import RolloutGroup
+
+logger = logging.getLogger(__name__)
+
+
+class ValueGate:
+    """Within-prompt accuracy of the value on prompts that it does not train on, over a sliding window.
+
+    Accuracy over prompts says which prompts are hard; only within a prompt does it say which response is better, which
+    is all that transport can use.
+
+    Args:
+        window: Pairs that the estimate looks back on.
+
+    Example:
+        >>> gate = ValueGate(window=100)
+        >>> gate.add(60.0, 80)
+        >>> gate.accuracy
+        0.75
+    """
+
+    def __init__(self, window: int = 2000) -> None:
+        self.window = window
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def add(self, correct: float, pairs: int) -> None:
+        """Adds `correct` right orders out of `pairs`."""
+        if pairs:
+            self._counts.append((correct, pairs))
+        while len(self._counts) > 1 and self.pairs - self._counts[0][1] >= self.window:
+            self._counts.popleft()
+
+    @property
+    def pairs(self) -> int:
+        """Pairs in the window."""
+        return sum(pairs for _, pairs in self._counts)
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy in the window; NaN without pairs."""
+        return sum(correct for correct, _ in self._counts) / self.pairs if self.pairs else math.nan
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether the accuracy exceeds one half by two standard errors (pairs taken as independent)."""
+        return self.pairs > 0 and self.accuracy - 0.5 > 2 * 0.5 / math.sqrt(self.pairs)
+
+    def warn_at_chance(self) -> None:
+        """Warns if the value, measured often enough, cannot tell better responses from worse ones."""
+        if self.pairs >= 100 and not self.is_above_chance:
+            logger.warning(
+                "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
+                "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
+                "prompts, raise `learning_rate`, or use `value_parametrization='log_ratio'`.",
+                self.accuracy,
+                self.pairs,
+            )
+
+    def state(self) -> list[list[float]]:
+        """Returns the window for a checkpoint."""
+        return [[correct, pairs] for correct, pairs in self._counts]
+
+    def load(self, state: list[list[float]]) -> None:
+        """Restores what `state` returned."""
+        self._counts = deque((float(correct), int(pairs)) for correct, pairs in state)
+
+
+@dataclass(frozen=True)
+class GateCounts:
+    """Sums over groups, which add up over batches and processes.
+
+    Attributes:
+        correct: Pairs of completions that the value orders as the rewards do.
+        pairs: Pairs that the rewards order.
+        kl: KL of transport to the reference, the mean per token, summed over groups.
+        distance: Total variation, likewise.
+        groups: Groups whose transport was measured.
+    """
+
+    correct: float = 0.0
+    pairs: float = 0.0
+    kl: float = 0.0
+    distance: float = 0.0
+    groups: float = 0.0
+
+    def tensor(self) -> Tensor:
+        """The sums as `[5]`."""
+        return torch.tensor([self.correct, self.pairs, self.kl, self.distance, self.groups])
+
+
+@torch.no_grad()
+def measure_gate(
+    model: ValuedPolicy,
+    groups: Sequence[RolloutGroup],
+    *,
+    sequence: bool,
+    groups_at_a_time: int,
+    num_processes: int,
+    process_index: int,
+    pad_token_id: int,
+) -> GateCounts:
+    """Measures this process's share of groups.
+
+    Every process runs the model as often as every other, whatever there is to measure: one without a group of its own
+    repeats the first and counts nothing.
+
+    Args:
+        model: The unwrapped model, in evaluation mode.
+        groups: The groups of all processes, the same list in each.
+        sequence: Whether the value of whole responses is measured.
+        groups_at_a_time: Groups of one pass of the model.
+        num_processes: Processes of the run.
+        process_index: This process.
+        pad_token_id: Fills padding.
+
+    Returns:
+        The sums of this process.
+    """
+    transports = not sequence and model.transport.space == "logit" and model.transport.transport_steps > 0
+    own = list(groups[process_index::num_processes])
+    most = -(-len(groups) // num_processes)
+    total = torch.zeros(5, dtype=torch.float64)
+    for start in range(0, most, groups_at_a_time):
+        part = own[start : start + groups_at_a_time]
+        chosen = part or [groups[0]]
+        batch = collate(
+            [Row(group, row) for group in chosen for row in range(len(group))], pad_token_id, model.device
+        )
+        counts = _counts(model, batch, [len(group) for group in chosen], sequence=sequence, transports=transports)
+        if part:
+            total += counts
+    return GateCounts(*total.tolist())
+
+
+def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequence: bool, transports: bool) -> Tensor:
+    if sequence:
+        scores = model.sequence_scores(batch.input_ids, batch.attention_mask, batch.response_mask)
+        values = model.sequence_value.mean(scores)
+    else:
+        values = model.score(batch.input_ids, batch.attention_mask, batch.completion_mask, group_size=sizes).values
+    correct = pairs = 0.0
+    for own, rewards in zip(values.cpu().split(sizes), batch.rewards.cpu().split(sizes), strict=True):
+        right, of = within_prompt_accuracy(own.unsqueeze(0).float(), rewards.unsqueeze(0))
+        correct, pairs = correct + float(right), pairs + int(of)
+    kl = distance = measured = 0.0
+    if transports:
+        moved = transport_batch(model, batch)
+        measured = len(sizes)
+        kl, distance = (float(mean_over_rows(x, batch)) * measured for x in (moved.kl, moved.distance))
+    return torch.tensor([correct, pairs, kl, distance, measured], dtype=torch.float64)

@@ -1,0 +1,76 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Where completions come from: transformers, vLLM or a function of the user's, behind one protocol."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.trainer.sample.arguments import generation_arguments
+from vgf_llm.trainer.sample.function import FunctionSampler
+from vgf_llm.trainer.sample.prefetch import PrefetchingSampler
+from vgf_llm.trainer.sample.sampler import WHO, Prompt, Request, Sampler, Samples
+from vgf_llm.trainer.sample.transformers import TransformersSampler
+
+# TRL's contract: `(prompts, trainer) -> {"prompt_ids", "completion_ids", ...}`.
+RolloutFunc = Callable[[list[Prompt], Any], dict[str, Any]]
+
+__all__ = ["WHO", "Prompt", "Request", "RolloutFunc", "Sampler", "Samples", "build_sampler"]
+
+
+def build_sampler(
+    args: Any,
+    *,
+    model: Callable[[], ValuedPolicy],
+    gathered: Callable[[], AbstractContextManager[Any]],
+    accelerator: Any,
+    tokenizer: Any,
+    end_token_ids: list[int],
+    step: Callable[[], int],
+    function: Callable[[list[Prompt]], dict[str, Any]] | None,
+) -> Sampler:
+    """Builds the sampler that a configuration asks for.
+
+    Args:
+        args: The configuration.
+        model: Gives the policy and its value, unwrapped.
+        gathered: A context in which sharded weights are whole.
+        accelerator: The accelerator.
+        tokenizer: The policy's.
+        end_token_ids: Tokens that end a completion.
+        step: Gives the optimisation step.
+        function: The user's own function.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: If rounds are to be sampled ahead by a function, which sees the trainer.
+    """
+    if function is not None:
+        if args.rollout_prefetch > 0:
+            raise ValueError(
+                f"`rollout_prefetch` ({args.rollout_prefetch}) samples in a thread while the trainer trains, and "
+                "`rollout_func` is given that trainer. Leave `rollout_func` out, or set `rollout_prefetch=0`."
+            )
+        return FunctionSampler(function, eos_token_id=tokenizer.eos_token_id, end_token_ids=end_token_ids)
+    if not args.use_vllm:
+        return TransformersSampler(
+            model,
+            gathered,
+            pad_token_id=tokenizer.pad_token_id,
+            generation_kwargs=generation_arguments(args, tokenizer, end_token_ids),
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+    from vgf_llm.trainer.sample.vllm import VLLMSampler  # TRL imports vLLM with it
+
+    engine = VLLMSampler(
+        model(),
+        accelerator,
+        tokenizer,
+        args,
+        trains_policy=args.distill_coef > 0,
+        step=step,
+        end_token_ids=end_token_ids,
+    )
+    return PrefetchingSampler(engine, engine.description)

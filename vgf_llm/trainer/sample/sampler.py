@@ -1,0 +1,88 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""What every source of completions has in common. A sampler is told who samples each row, and never sees the trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Prompt = str | list[dict[str, str]]
+# Who draws a completion: the base model, the model behind a log-ratio value, or the transported policy. A group keeps
+# the index of each row's sampler.
+WHO = ("base", "value", "transport")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The prompts of one process, one row per completion, with what makes their seeds.
+
+    Attributes:
+        prompts: As the dataset gave them.
+        prompt_ids: Token ids without padding; the rows of a group stand together.
+        who: Who samples each row, of `WHO`.
+        num_generations: Completions of a group, which may be shared by processes.
+        first_row: Number of the first row among those of all processes.
+        mode: `"train"` or `"eval"`.
+        step: The round, or the optimisation step of an evaluation.
+        seed: The run's seed.
+    """
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    who: list[str]
+    num_generations: int
+    first_row: int
+    mode: str
+    step: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The completions of a request.
+
+    Attributes:
+        completion_ids: Token ids without padding, with the end-of-sequence token where there is one.
+        finished: Whether each completion ended by itself, and was not cut at the greatest length.
+        kl: Mean KL to the base per token, in nats, of the rows that the transported policy sampled.
+        prompt_ids: The prompts as the sampler tokenized them, where it did that itself.
+        ref_logps: Log-probability of each completion token under the base at temperature 1, where sampling told.
+        extra: Further columns for the reward functions.
+    """
+
+    completion_ids: list[list[int]]
+    finished: list[bool]
+    kl: Tensor | None = None
+    prompt_ids: list[list[int]] | None = None
+    ref_logps: list[list[float]] | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """A source of completions."""
+
+    def __call__(self, request: Request) -> Samples:
+        """Samples a completion for every row of a request."""
+
+    def close(self) -> None:
+        """Ends what runs in the background; a call still samples."""
+
+
+def check_who(offered: Sequence[str], who: Sequence[str], engine: str) -> None:
+    """Refuses rows that an engine cannot sample.
+
+    Args:
+        offered: Whom the engine can sample.
+        who: Who is asked for.
+        engine: The engine in words.
+
+    Raises:
+        ValueError: If it lacks one.
+    """
+    missing = sorted(set(who) - set(offered))
+    if missing:
+        raise ValueError(
+            f"{engine} samples {' and '.join(map(repr, offered))} only, and {missing[0]!r} is asked for. Set "
+            f"`rollout_policy={offered[0]!r}`, which is another algorithm, or sample with transformers (`use_vllm=False`)."
+        )

@@ -1,0 +1,305 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Sampling with vLLM, in this process or on a server, through TRL's engine and TRL's client.
+
+Every completion has a seed of its own, made of the run's seed, the round and its row. So a round has the same
+completions whether it is sampled when it is due, ahead of time or in a resumed run, and the engine never draws from the
+random state that training draws from.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+from vgf_llm._compat import vllm_client_class, vllm_generation_class
+from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
+from vgf_llm.trainer.save.explain import explained_server
+
+_CONCURRENT_REQUESTS = 32
+
+
+def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
+    """Returns a seed for each row; those of a group follow each other, as vLLM numbers the samples of a prompt.
+
+    Args:
+        request: The rows.
+        prompt_ids: Other rows of the same round, for engines that several processes share.
+        first_row: Number of the first of those.
+
+    Example:
+        >>> request = Request(["a", "a", "b"], [[5, 6], [5, 6], [7]], ["base"] * 3, 2, 0, "train", 0, 0)
+        >>> one, two, three = seeds(request)
+        >>> two - one, three - two == 1
+        (1, False)
+    """
+    rows = request.prompt_ids if prompt_ids is None else prompt_ids
+    found = []
+    for row, ids in enumerate(rows, start=request.first_row if first_row is None else first_row):
+        group, place = divmod(row, request.num_generations)
+        text = f"{request.seed}:{request.mode}:{request.step}:{group}:{','.join(map(str, ids))}".encode()
+        found.append(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) + place)
+    return found
+
+
+class PlainParameters:
+    """A policy that holds the value's adapter, with the parameters and the names of its own checkpoint.
+
+    TRL sends `named_parameters()` to vLLM, which knows neither the adapter nor the names that PEFT gives its base.
+
+    Args:
+        model: The policy inside its PEFT wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields the policy's own parameters."""
+        for name, parameter in self._model.named_parameters():
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), parameter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class FrozenServer:
+    """Completions of a vLLM server that holds the policy's weights and keeps them.
+
+    TRL's engine joins the server's weight-transfer group, which takes CUDA and a server started for it. Nothing is sent
+    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows.
+
+    Args:
+        client: TRL's `VLLMClient`.
+        sampling: Sampling arguments of its `generate`.
+    """
+
+    def __init__(self, client: Any, sampling: dict[str, Any]) -> None:
+        self.vllm_client = client
+        self.sampling = sampling
+
+    def sync_weights(self) -> None:
+        """Does nothing: the policy is frozen."""
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        images: list[Any] | None,
+        num_generations: int,
+        profiler: AbstractContextManager[Any] | None = None,
+        *,
+        seeds: list[int] | None = None,
+    ) -> tuple[list[list[int]], list[list[int]], None, None]:
+        """Samples as TRL's engine does, one request for the rows of each prompt.
+
+        Args:
+            prompts: Token ids; each prompt stands as often as it is wanted.
+            images: Has to be `None`.
+            num_generations: Completions of a prompt, at most as many as one request asks for.
+            profiler: Measures the requests.
+            seeds: One for each row; those of a request follow each other.
+
+        Returns:
+            The prompts, the completions, and `None` twice for the log-probabilities that TRL's engine may return.
+        """
+        if images is not None:
+            raise ValueError("`images` are not supported by VGF rollouts; pass None.")
+        blocks = _blocks(prompts, num_generations, seeds)
+
+        def ask(block: range) -> list[list[int]]:
+            kwargs = dict(self.sampling["generation_kwargs"] or {})
+            if seeds is not None:
+                kwargs["seed"] = seeds[block.start]
+            arguments = {**self.sampling, "n": len(block), "generation_kwargs": kwargs}
+            return self.vllm_client.generate(prompts=[prompts[block.start]], **arguments)["completion_ids"]
+
+        with profiler or nullcontext(), ThreadPoolExecutor(min(_CONCURRENT_REQUESTS, len(blocks))) as pool:
+            completion_ids = [ids for answer in pool.map(ask, blocks) for ids in answer]
+        return prompts, completion_ids, None, None
+
+
+def _blocks(prompts: list[list[int]], num_generations: int, seeds: list[int] | None) -> list[range]:
+    starts: list[int] = []
+    for row, prompt in enumerate(prompts):
+        fits = row > 0 and prompt == prompts[row - 1] and row - starts[-1] < num_generations
+        if not fits or (seeds is not None and seeds[row] != seeds[row - 1] + 1):
+            starts.append(row)
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(prompts)], strict=True)]
+
+
+class _SeededLLM:
+    """A colocated `vllm.LLM` that gives every prompt a seed of its own, where TRL passes one set of parameters."""
+
+    def __init__(self, llm: Any, request: Request, tensor_parallel_size: int) -> None:
+        self._llm = llm
+        self._request = request
+        self._size = tensor_parallel_size
+
+    def generate(self, prompts: list[dict[str, Any]], sampling_params: Any, **kwargs: Any) -> Any:
+        request = self._request
+        rows = len(request.prompt_ids)
+        # Processes that share an engine hand their rows to it together.
+        first = request.first_row // (rows * self._size) * rows * self._size
+        params = []
+        for seed in seeds(request, [prompt["prompt_token_ids"] for prompt in prompts], first):
+            params.append(copy.copy(sampling_params))
+            params[-1].seed = seed
+        return self._llm.generate(prompts, sampling_params=params, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+
+class VLLMSampler:
+    """vLLM as a source of the base's completions: started, kept up to date where the policy trains, asked.
+
+    Args:
+        model: The policy with its value, unwrapped.
+        accelerator: The accelerator.
+        tokenizer: The policy's tokenizer.
+        args: The settings whose names begin with `vllm_`, and those of sampling.
+        trains_policy: Whether the policy's weights change in training.
+        step: Gives the optimisation step.
+        end_token_ids: Tokens that end a completion.
+
+    Raises:
+        ValueError: If rounds are to be sampled ahead with weights that the server has not got.
+    """
+
+    def __init__(
+        self,
+        model: ValuedPolicy,
+        accelerator: Any,
+        tokenizer: Any,
+        args: Any,
+        *,
+        trains_policy: bool,
+        step: Callable[[], int],
+        end_token_ids: list[int],
+    ) -> None:
+        self.model = model
+        self.accelerator = accelerator
+        self.tokenizer = tokenizer
+        self.args = args
+        self.trains_policy = trains_policy
+        self.step = step
+        self.end_token_ids = end_token_ids
+        self._synced_step = -1
+        adapter = model.policy_adapter
+        # Of a PEFT policy vLLM loads the base alone, so that even a frozen adapter is sent once.
+        self.sends_weights = trains_policy or adapter is not None
+        if args.rollout_prefetch > 0 and args.vllm_mode == "server" and self.sends_weights:
+            raise ValueError(
+                f"`rollout_prefetch` ({args.rollout_prefetch}) with `vllm_mode='server'` needs a policy whose weights "
+                f"the server has, but its adapter {adapter!r} would have to be sent. Merge it into the policy "
+                "(`merge_and_unload()`), serve the result, and pass it as `model`; or set `rollout_prefetch=0`."
+            )
+        with self._watched(0):
+            self.engine: Any = self._start()
+
+    @property
+    def description(self) -> str:
+        """The engine in words, for errors."""
+        return f"the vLLM server at {self._url}" if self.args.vllm_mode == "server" else "the colocated vLLM engine"
+
+    @property
+    def _url(self) -> str:
+        args = self.args
+        return args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+
+    def _watched(self, step: int) -> AbstractContextManager[None]:
+        """Names the server in errors, where there is one."""
+        return explained_server(self._url, step) if self.args.vllm_mode == "server" else nullcontext()
+
+    def _start(self) -> Any:
+        args = self.args
+        sampling = {
+            "repetition_penalty": args.repetition_penalty,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "generation_kwargs": args.generation_kwargs,
+        }
+        if args.vllm_mode == "colocate" or self.sends_weights:
+            return self._trl_engine(sampling)
+        client = vllm_client_class()(
+            base_url=self._url, group_port=args.vllm_group_port, connection_timeout=args.vllm_server_timeout
+        )
+        sampling["min_p"] = args.min_p or 0.0
+        sampling["max_tokens"] = args.max_completion_length
+        sampling["structured_outputs_regex"] = args.vllm_structured_outputs_regex
+        return FrozenServer(client, {**sampling, "logprobs": None})
+
+    def _trl_engine(self, sampling: dict[str, Any]) -> Any:
+        args = self.args
+        policy: Any = self.model.policy
+        if self.model.policy_adapter is None:
+            policy = PlainParameters(inner_model(policy))
+        return vllm_generation_class()(
+            model=policy,
+            accelerator=self.accelerator,
+            processing_class=self.tokenizer,
+            mode=args.vllm_mode,
+            structured_outputs_regex=args.vllm_structured_outputs_regex,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            group_port=args.vllm_group_port,
+            server_timeout=args.vllm_server_timeout,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            min_p=args.min_p,
+            max_completion_length=args.max_completion_length,
+            logprobs=None,
+            **sampling,
+        )
+
+    def sync(self) -> None:
+        """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""
+        due = self.sends_weights and (self.trains_policy or self._synced_step == -1)
+        step = self.step()
+        if due and step != self._synced_step:
+            with self._watched(step):
+                self.engine.sync_weights()
+            self._synced_step = step
+
+    def __call__(self, request: Request) -> Samples:
+        """Samples the rows of a request. Runs in any thread, one call at a time."""
+        check_who(("base",), request.who, "vLLM")
+        self.sync()
+        engine, count = self.engine, request.num_generations
+        with record_function("vgf/sample"), self._watched(self.step()):
+            if isinstance(engine, FrozenServer):
+                ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request))[1]
+            else:
+                with self._seeded(request):
+                    ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+        longest = self.args.max_completion_length
+        return Samples(ids, [len(row) < longest or row[-1] in self.end_token_ids for row in ids])
+
+    def close(self) -> None:
+        """Does nothing: all runs in the foreground."""
+
+    @contextmanager
+    def _seeded(self, request: Request) -> Iterator[None]:
+        if self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
+            yield
+            return
+        llm = self.engine.llm
+        self.engine.llm = _SeededLLM(llm, request, self.args.vllm_tensor_parallel_size)
+        try:
+            yield
+        finally:
+            self.engine.llm = llm

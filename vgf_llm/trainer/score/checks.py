@@ -1,0 +1,213 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""Checks of reward functions and of what they return; the errors name the function and show the prompt."""
+
+import inspect
+import logging
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vgf_llm._compat import get_callable_name, get_config_model_id
+
+logger = logging.getLogger(__name__)
+
+# A model id or path, a sequence classifier, or a callable that returns one number (or None) per completion.
+RewardFunc = str | nn.Module | Callable[..., Any]
+
+CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+# Shortens what an error shows, and survives objects whose own `__repr__` raises.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 300
+_SHORT.maxdict = 12
+show = _SHORT.repr
+
+
+def as_list_of_funcs(reward_funcs: RewardFunc | Sequence[RewardFunc] | None) -> list[Any]:
+    """Return the reward functions as a new list, or raise `ValueError` or `TypeError` for what cannot be one."""
+    several = isinstance(reward_funcs, (list, tuple))
+    funcs = list(reward_funcs) if several else [] if reward_funcs is None else [reward_funcs]  # type: ignore[arg-type]
+    if not funcs:
+        raise ValueError(
+            f"No reward source provided: `reward_funcs` is {reward_funcs!r}. Pass a reward function, a reward model, "
+            "or a list of them."
+        )
+    for index, func in enumerate(funcs):
+        if not isinstance(func, str) and not callable(func):
+            raise TypeError(
+                f"`reward_funcs[{index}]` must be a callable, a model or a model id, got {show(func)} "
+                f"({type(func).__name__})."
+            )
+        if isinstance(func, nn.Module) and not hasattr(func, "config"):
+            raise TypeError(
+                f"`reward_funcs[{index}]` is a {type(func).__name__} without a `config`; a module is scored as a "
+                "sequence classifier of transformers. Wrap anything else in a function."
+            )
+        accepted = keywords_of(func)[1]
+        refused = [] if accepted is None else [name for name in CALL_ARGUMENTS if name not in accepted]
+        if refused:
+            raise TypeError(
+                f"The reward function '{_name(func)}' does not accept the argument(s) {refused} that reward functions "
+                "are called with. Add `**kwargs` to its signature."
+            )
+    return funcs
+
+
+def check_weights(reward_weights: Sequence[float] | None, num_funcs: int) -> Tensor:
+    """Return the weights `[num_funcs]`, ones for `None`, or raise `ValueError`."""
+    if reward_weights is None:
+        return torch.ones(num_funcs, dtype=torch.float32)
+    if len(reward_weights) != num_funcs:
+        raise ValueError(
+            f"Number of reward weights ({len(reward_weights)}) must match number of reward functions ({num_funcs}). "
+            f"`reward_weights` is {list(reward_weights)}."
+        )
+    weights = torch.tensor(reward_weights, dtype=torch.float32)
+    if not bool(weights.isfinite().all()):
+        raise ValueError(f"`reward_weights` must be finite, got {list(reward_weights)}.")
+    return weights
+
+
+def check_labels(config: Any, name: str) -> None:
+    """Refuse a classifier of several labels, of which none is said to be the reward.
+
+    Args:
+        config: The configuration of the model.
+        name: What the error calls the model.
+
+    Raises:
+        ValueError: If it has not exactly one label.
+    """
+    count = getattr(config, "num_labels", 1)
+    if count != 1:
+        labels = list((getattr(config, "id2label", None) or {}).values())
+        raise ValueError(
+            f"{name} has {count} labels ({show(labels)}), and a reward model has one. Which label pays cannot be told: "
+            "pass a function that returns the score of the label you want, or a model with `num_labels=1`."
+        )
+
+
+def keywords_of(func: Any) -> tuple[list[str], set[str] | None]:
+    """Required keywords of a callable, and accepted ones; `None` for the latter where anything is accepted."""
+    if isinstance(func, (str, nn.Module)):
+        return [], None
+    try:
+        parameters = inspect.signature(func).parameters.values()
+    except (TypeError, ValueError):  # built-in callables may have no signature to read
+        return [], None
+    named = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+    required = [item.name for item in named if item.default is item.empty]
+    anything = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    return required, None if anything else {item.name for item in named}
+
+
+def unique_names(funcs: Sequence[Any]) -> list[str]:
+    """Return the names of reward functions in metrics: TRL's, numbered where several functions share one.
+
+    Example:
+        >>> unique_names([len, len, max])
+        ['len', 'len_2', 'max']
+    """
+    names = [_name(func) for func in funcs]
+    shared = [name for name, count in Counter(names).items() if count > 1]
+    taken = set(names)
+    for name in shared:
+        number = 2
+        for index in [index for index, other in enumerate(names) if other == name][1:]:
+            while f"{name}_{number}" in taken:
+                number += 1
+            names[index] = f"{name}_{number}"
+            taken.add(names[index])
+    if shared:
+        logger.warning(
+            "Several reward functions are called %s; metrics name them, in their order, %s. Give a function another "
+            "name by its `__name__`.",
+            show(shared),
+            names,
+        )
+    return names
+
+
+def _name(func: Any) -> str:
+    if isinstance(func, nn.Module):
+        origin = get_config_model_id(func.config) or ""
+        return str(origin).rstrip("/").split("/")[-1] or type(func).__name__
+    name = func.rstrip("/").split("/")[-1] if isinstance(func, str) else get_callable_name(func)
+    return name if isinstance(name, str) and name else type(func).__name__
+
+
+def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
+    """Turn what a reward function returned into floats, NaN for `None`.
+
+    Args:
+        output: Sequence, array or tensor of numbers and `None`.
+        name: Name of the function.
+        rows: Arguments of the call, one value per completion; `prompts` and `completions` are shown in errors.
+
+    Returns:
+        One float per completion.
+
+    Raises:
+        ValueError: If the number of rewards is wrong, or one is NaN or infinite.
+        TypeError: If `output` is no sequence of numbers and `None`.
+
+    Example:
+        >>> check_output([1, None], "f", {"prompts": ["a", "b"], "completions": ["c", "d"]})
+        [1.0, nan]
+    """
+    expected = len(rows["prompts"])
+    if inspect.isawaitable(output):
+        if inspect.iscoroutine(output):
+            output.close()
+        raise TypeError(f"The reward function '{name}' returned an awaitable. Define it with `async def`.")
+    problem = f"The reward function '{name}' returned {show(output)} ({type(output).__name__})"
+    kind = getattr(getattr(output, "dtype", None), "kind", "f")
+    numbers: Any = output
+    # Arrays of dates, texts and records would turn into numbers or texts without a word.
+    if kind in "biufO" and hasattr(output, "tolist") and not isinstance(output, memoryview):
+        try:
+            numbers = output.tolist()
+        except Exception as error:  # of a tensor without data, or of a class of the user's
+            raise TypeError(f"{problem}, which has no values to read: {error}. Return a list of numbers.") from error
+    readable = isinstance(numbers, Sequence) and not isinstance(numbers, (str, bytes, bytearray, memoryview))
+    if not readable or kind not in "biufO":
+        raise TypeError(f"{problem}; a list of {expected} numbers (or None) is expected, one per completion.")
+    if len(numbers) != expected:
+        raise ValueError(
+            f"The reward function '{name}' returned {len(numbers)} rewards, but {expected} were expected (one per "
+            "prompt-completion pair). Make it return exactly one reward per completion."
+        )
+    return [_check_reward(reward, name, row, rows) for row, reward in enumerate(numbers)]
+
+
+def _check_reward(reward: Any, name: str, row: int, rows: dict[str, list]) -> float:
+    if reward is None:
+        return math.nan
+    where = f"for prompt {show(rows['prompts'][row])} and completion {show(rows['completions'][row])}"
+    try:
+        number = reward.item() if isinstance(reward, (np.ndarray, np.generic, Tensor)) else reward
+        # float() also reads texts, and NumPy's dates are numbers of nanoseconds.
+        text = isinstance(number, (str, bytes, bytearray)) or isinstance(reward, (np.datetime64, np.timedelta64))
+        value = None if text else float(number)
+    except OverflowError:
+        value = math.inf
+    except Exception:  # `__float__` is the user's code
+        value = None
+    if value is None:
+        raise TypeError(
+            f"The reward function '{name}' returned {show(reward)} ({type(reward).__name__}) {where}; a number or None "
+            "is expected."
+        )
+    # Rewards are kept in float32, where larger numbers are infinite.
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"The reward function '{name}' returned {value} {where}. Rewards must be finite; return None where the "
+            "function does not apply."
+        )
+    return value
