@@ -1,18 +1,17 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """How likely responses are under the reference, and how far from it the distribution that they were drawn from is."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vgf_llm.models import VGFModel
+from vgf_llm import VGFModel
 from vgf_llm.models.adapter_rows import adapter_rows
-from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask
+from vgf_llm.models.language_model import STATES_AT_A_TIME, logits_of_states
+from vgf_llm.models.valued_policy import Rows
 
-_MAX_LOGITS = 2**26  # entries of one block of [R, T, V], unless one row has more
+_MAX_TOKENS = 2**14  # in one block of [R, P + T]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def likelihood(
     transport_kl: Tensor | None = None,
     group_size: int = 1,
 ) -> Likelihood:
-    """Scores finished responses under the reference; logits exist for a bounded block of rows at a time.
+    """Scores finished responses under the reference, in blocks of rows that bound the memory for activations.
 
     The divergence is summed along each sampled path. A plain policy's is exact at every token. A greedy one puts all
     mass on its response, so its divergence is that response's surprise. Transport by `KL(q || p)` from a policy `p`
@@ -61,34 +60,25 @@ def likelihood(
         A `Likelihood`.
     """
     num_tokens = completion_mask.shape[1]
-    mask = completion_mask.float()
-    block = max(1, _MAX_LOGITS // (max(num_tokens, 1) * model.vgf_config.vocab_size))
-    rows = [slice(start, start + block) for start in range(0, len(sequences), block)]
-    groups = max(1, block // group_size) * group_size
-    parts = zip(sequences.split(groups), attention_mask.split(groups), strict=True)
-    ref_logps = torch.cat([model.ref_logps(*part, num_tokens, group_size=group_size) for part in parts]).float() * mask
-    base = ref_logps.sum(dim=-1)
-    if greedy:
-        return Likelihood(base, -base)
-
-    def blocks(logits: Callable[..., Tensor]) -> Iterator[Tensor]:
-        return (logits(model, sequences[part], attention_mask[part], num_tokens) for part in rows)
-
-    if transport_kl is not None:
-        spent = (transport_kl.float() * mask).sum(dim=-1)
-        if _trained(model):
-            chosen = sequences[:, -num_tokens:].unsqueeze(-1)
-            pairs = zip(blocks(_policy_logits), rows, strict=True)
-            logps = [found.log_softmax(dim=-1).gather(-1, chosen[part]).squeeze(-1) for found, part in pairs]
-            spent = spent + ((torch.cat(logps) - ref_logps) * mask).sum(dim=-1)
-        return Likelihood(base, spent)
-    if temperature == 1.0 and not _trained(model):
-        return Likelihood(base, torch.zeros_like(base))
-    divergences = []
-    for policy, reference in zip(blocks(_policy_logits), blocks(_reference_logits), strict=True):
-        log_p, log_mu = (policy / temperature).log_softmax(-1), reference.log_softmax(-1)
-        divergences.append((log_p.exp() * (log_p - log_mu)).sum(dim=-1))
-    return Likelihood(base, (torch.cat(divergences) * mask).sum(dim=-1))
+    block = max(1, _MAX_TOKENS // sequences.shape[1] // group_size) * group_size
+    base, spent = [], []
+    for start in range(0, len(sequences), block):
+        part = slice(start, start + block)
+        mask = completion_mask[part].float()
+        rows = Rows(sequences[part], attention_mask[part], num_tokens, group_size)
+        found = model.ref_logps(rows.input_ids, rows.attention_mask, num_tokens, group_size=group_size)
+        ref_logps = found.float() * mask
+        base.append(ref_logps.sum(dim=-1))
+        if greedy:
+            spent.append(-base[-1])
+        elif transport_kl is not None:
+            moved = (transport_kl[part].float() * mask).sum(dim=-1)
+            spent.append(moved + _policy_excess(model, rows, mask, ref_logps))
+        elif temperature == 1.0 and not _trained(model):
+            spent.append(torch.zeros_like(base[-1]))
+        else:
+            spent.append((_divergence(model, rows, temperature) * mask).sum(dim=-1))
+    return Likelihood(torch.cat(base), torch.cat(spent))
 
 
 def _trained(model: VGFModel) -> bool:
@@ -96,25 +86,26 @@ def _trained(model: VGFModel) -> bool:
     return model.ref_model is not None or model.policy_adapter is not None
 
 
-def _policy_logits(model: VGFModel, sequences: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+def _policy_excess(model: VGFModel, rows: Rows, mask: Tensor, ref_logps: Tensor) -> Tensor:
+    if not _trained(model):
+        return torch.zeros(len(mask), device=mask.device)
     with adapter_rows(model.policy, model.policy_adapter):
-        return _logits(model.policy, sequences, attention_mask, num_tokens)
+        logps = rows.logps(model.policy, rows.states(model.policy))
+    return ((logps - ref_logps) * mask).sum(dim=-1)
 
 
-def _reference_logits(model: VGFModel, sequences: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-    if model.ref_model is not None:
-        return _logits(model.ref_model, sequences, attention_mask, num_tokens)
+def _divergence(model: VGFModel, rows: Rows, temperature: float) -> Tensor:
+    """KL of the policy at a temperature to the reference, `[R, T]`, with the logits of a few states at a time."""
+    reference = model.policy if model.ref_model is None else model.ref_model
+    with adapter_rows(model.policy, model.policy_adapter):
+        policy_states = rows.states(model.policy)
     with adapter_rows(model.policy, None):
-        return _logits(model.policy, sequences, attention_mask, num_tokens)
-
-
-def _logits(model: nn.Module, sequences: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-    """`[R, T, V]` of the model's own forward, those that the response's tokens were chosen by."""
-    inner = inner_model(model)
-    options: dict[str, Any] = {"use_cache": False}
-    if accepts_argument(inner, "position_ids"):
-        options["position_ids"] = position_ids_from_mask(attention_mask)
-    if accepts_argument(inner, "logits_to_keep"):
-        options["logits_to_keep"] = num_tokens + 1
-    logits = inner(input_ids=sequences, attention_mask=attention_mask, **options).logits
-    return logits[:, -num_tokens - 1 : -1].float()
+        ref_states = rows.states(reference)
+    found = []
+    for states, others in zip(
+        policy_states.flatten(0, 1).split(STATES_AT_A_TIME), ref_states.flatten(0, 1).split(STATES_AT_A_TIME), strict=True
+    ):
+        log_p = (logits_of_states(model.policy, states) / temperature).log_softmax(-1)
+        log_mu = logits_of_states(reference, others).log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_mu)).sum(dim=-1))
+    return torch.cat(found).view(rows.tokens.shape)

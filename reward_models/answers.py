@@ -12,8 +12,9 @@ MAX_ANSWER_CHARS = 1000
 # Of the places that may name an answer so many are looked at, the last ones where the last one counts.
 _MAX_PLACES = 100
 _TAIL_CHARS = 100 * MAX_ANSWER_CHARS
-# A text of so few characters may be a number and nothing else.
+# A text of so few characters may be a number with its unit and nothing else.
 _ALONE_CHARS = 40
+_ONE_UNIT = re.compile(r"[\d)]\s*%?\s*[^\W\d]*[.!]?$")
 
 # Where an answer is named: it follows, on the same line or on a later one.
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
@@ -70,7 +71,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d{1,3}(?: \d{3})+(?![\d/]| \d)|\d+)
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+(?P<part>\d+/\d+)"
     rf"|(?P<top>{_DIGITS}(?:\.\d+)?|\.\d+)(?:\s*/\s*(?P<bottom>{_DIGITS}(?:\.\d+)?))?"
-    r"(?:e(?P<exponent>[-+]?\d{1,3})(?![\d.])|\s*[*x]\s*10\s*\^\s*\{?(?P<power>[-+]?\d{1,3})\}?)?)"
+    r"(?:e(?P<exponent>[-+]?\d{1,3})(?!\d|\.\d)|\s*[*x]\s*10\s*\^\s*\{?(?P<power>[-+]?\d{1,3})\}?)?)"
     r"(?:\s*(?:%|(?P<scale>hundred|thousand|million|billion|dozen)\b))?",
     re.IGNORECASE,
 )
@@ -268,7 +269,8 @@ def _at_the_end(text: str) -> str | None:
     line = text.rpartition("\n")[2]
     if re.search(r"\*\*[^*]*[.!]?$", line) and _BOLD.search(line):
         return _stated(line)
-    return _number(_plain(text)) if len(text) <= _ALONE_CHARS and line == text else None
+    alone = _plain(text)
+    return _number(alone) if len(text) <= _ALONE_CHARS and line == text and _ONE_UNIT.search(alone) else None
 
 
 def _bare(text: str) -> str:
@@ -292,13 +294,15 @@ def _held(text: str, box: re.Match[str]) -> str | None:
 
 def _plain(text: str) -> str:
     """A short text without markup, its symbols in ASCII."""
-    text = text[:MAX_ANSWER_CHARS].translate(_SYMBOLS)
-    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
-    text = text.replace("{,}", ",").replace("\\%", "%")
-    text = _SPACE_MACRO.sub(" ", text)
-    text = _FRACTION.sub(lambda match: " {}/{}".format(*(group for group in match.groups() if group)), text)
-    text = _TEXT_MACRO.sub(r" \1 ", _TEXT_MACRO.sub(r" \1 ", text))
+    text = text[:MAX_ANSWER_CHARS]
+    if not text.isascii():
+        text = text.translate(_SYMBOLS)
+        text = "".join(character for character in text if unicodedata.category(character) != "Cf")
+        text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
+    text = _SPACE_MACRO.sub(" ", text.replace("{,}", ",").replace("\\%", "%"))
+    if "\\" in text:
+        text = _FRACTION.sub(lambda match: " {}/{}".format(*(group for group in match.groups() if group)), text)
+        text = _TEXT_MACRO.sub(r" \1 ", _TEXT_MACRO.sub(r" \1 ", text))
     text = _EMPHASIS.sub(r"\1", _TIMES.sub(" x ", _MARKUP.sub("", text)))
     return text.strip(" \t\n*_:\"'")
 

@@ -142,6 +142,7 @@ def _serve() -> None:
     # LaTeX alone: the extraction of plain expressions goes through sympy's parse_expr, which evaluates text.
     extraction = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _judge("\\frac{1}{2}", "0.5", extraction)  # the libraries build their tables once, and no later process has to
     print("ready", file=replies, flush=True)
     while True:
         child = os.fork()

@@ -130,7 +130,7 @@ BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
     **{
         name: {}
         for name in (
-            "apertus arcee bitnet ernie4_5 falcon gemma glm glm4 gpt_neox helium hunyuan_v1_dense llama mistral nemotron "
+            "apertus arcee bitnet ernie4_5 gemma glm glm4 gpt_neox helium hunyuan_v1_dense llama mistral nemotron "
             "olmo olmo2 phi qwen2 qwen3 seed_oss smollm3 stablelm starcoder2"
         ).split()
     },
@@ -141,6 +141,7 @@ BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_DEEPSEEK, "head_dim": 8},
     "deepseek_v3": {**_DEEPSEEK, "head_dim": None},
     "exaone4": {**_WINDOW, "sliding_window_pattern": 2},
+    "falcon": {"head_dim": None},
     "falcon_h1": {
         "mamba_d_ssm": 64,
         "mamba_n_heads": 4,

@@ -3,6 +3,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vgf_llm import _moved
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -27,3 +29,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'vgf_llm' has no attribute {name!r}")
+
+
+_moved.install()

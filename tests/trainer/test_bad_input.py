@@ -4,10 +4,11 @@
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from trl import GRPOConfig
 
 from tests.trainer import tiny
+from tests.unit.reward_models.classifiers import classifier
 from vgf_llm import VGFModel, VGFTrainer
 
 
@@ -33,6 +34,26 @@ BAD_INPUT = {
         {"train_dataset": Dataset.from_dict({"prompt": [1]})},
         TypeError,
         "must be a text or a list of messages",
+    ),
+    "several datasets": (
+        {"train_dataset": DatasetDict(train=tiny.prompts(4), test=tiny.prompts(4))},
+        TypeError,
+        r"`train_dataset` is a DatasetDict with the parts \['train', 'test'\]",
+    ),
+    "a missing prompt": (
+        {"train_dataset": Dataset.from_dict({"prompt": ["w1", "w2", None]})},
+        TypeError,
+        "Row 2 of `train_dataset`: `prompt` must be a text",
+    ),
+    "a long prompt behind many": (
+        {"train_dataset": Dataset.from_dict({"prompt": ["w1"] * 1500 + ["w1 " * 60]})},
+        ValueError,
+        "`train_dataset`: A prompt has 60 tokens.*Row 1500",
+    ),
+    "an answer in place of a prompt": (
+        {"train_dataset": Dataset.from_dict({"answer": ["#### 4"], "question": ["How many?"]})},
+        ValueError,
+        r"rename_column\('question', 'prompt'\)",
     ),
     "empty eval dataset": ({"eval_dataset": EMPTY}, ValueError, "`eval_dataset` is empty"),
     "one empty eval dataset": ({"eval_dataset": {"a": EMPTY}}, ValueError, r"`eval_dataset\['a'\]` is empty"),
@@ -62,6 +83,11 @@ BAD_INPUT = {
     "no tokenizer": ({"processing_class": 1}, TypeError, "`processing_class` must be a tokenizer, got int"),
     "no rewards": ({"reward_funcs": []}, ValueError, "No reward source"),
     "weights": ({"reward_weights": [1.0, 2.0]}, ValueError, "reward weights .2. must match .* reward functions .1."),
+    "a classifier of two labels": (
+        {"reward_funcs": classifier(2), "reward_processing_classes": tiny.tokenizer()},
+        ValueError,
+        r"`reward_funcs\[0\]` .* has 2 labels",
+    ),
     "missing column": ({"reward_funcs": needs}, ValueError, r"needs the column.s. \['answer'\]"),
     "messages without a template": (
         {"train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "w1"}]] * 2})},
@@ -125,10 +151,6 @@ def broken(prompts, **kwargs):
     raise KeyError("answer")
 
 
-def nothing(completions, **kwargs):
-    return [None] * len(completions)
-
-
 def infinite(completions, **kwargs):
     return [math.inf] * len(completions)
 
@@ -139,8 +161,7 @@ def percent(completions, **kwargs):
 
 BAD_REWARDS = [
     (too_few, ValueError, "'too_few' returned 1 rewards, but 8 were expected", {}),
-    (broken, RuntimeError, r"'broken' raised KeyError: 'answer'.*Prompt: 'w\d+", {}),
-    (nothing, ValueError, "All reward functions returned None for all 8 completions", {}),
+    (broken, RuntimeError, r"'broken' raised KeyError: 'answer'.*First prompt of the batch of 8: 'w\d+", {}),
     (infinite, ValueError, "'infinite' returned inf for prompt 'w", {}),
     (percent, ValueError, "rewards from 0 to 100 arrived. Set `value_loss='regression'`", {"value_loss": "bernoulli"}),
 ]
@@ -174,9 +195,15 @@ def test_bad_rollouts(tmp_path, output, message):
         tiny.trainer(tmp_path, rollout_func=lambda prompts, trainer: output).train()
 
 
-def test_a_long_prompt_deep_in_the_dataset_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.choose.prompts.NUM_CHECKED_PROMPTS", 1)
-    rows = Dataset.from_dict({"prompt": ["w1", "w2 " * 60]})
+def test_a_long_prompt_deep_in_a_stream_is_shown(tmp_path):
+    rows = Dataset.from_dict({"prompt": ["w1", "w2 " * 60]}).to_iterable_dataset()
     run = tiny.trainer(tmp_path, train_dataset=rows)
     with pytest.raises(ValueError, match=r"A prompt has 60 tokens.*'w2 w2"):
+        run.train()
+
+
+def test_a_missing_prompt_deep_in_a_stream_is_shown(tmp_path):
+    rows = IterableDataset.from_generator(lambda: ({"prompt": prompt} for prompt in ("w1", None)))
+    run = tiny.trainer(tmp_path, train_dataset=rows)
+    with pytest.raises(TypeError, match=r"Row \d of the batch: `prompt` must be a text .* got None"):
         run.train()

@@ -261,7 +261,7 @@ def test_bad_pairs_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="eval_dataset"):
         tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), eval_dataset=tiny.prompts(4), **two)
     with pytest.raises(ValueError, match="read and not sampled"):
-        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), **two, rollout_policy="transport")
+        tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), rollout_func=tiny.fixed_rollout, **two)
     empty = tiny.pairs(8).map(lambda row: {"chosen": ""})
     with pytest.raises(ValueError, match="empty response"):
         tiny.trainer(tmp_path, None, train_dataset=empty, **two)

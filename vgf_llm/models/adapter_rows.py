@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 AdapterBlocks = tuple[str | None, ...]
 
@@ -83,6 +84,19 @@ def _delta(layer: Any, adapter: str, x: Tensor) -> Tensor:
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """Returns the LoRA layers of `model`, in module order."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tells whether a module is a linear layer, adapted or not, and nothing more.
+
+    Layouts derive routers of experts from linear layers, with a forward of their own that returns more than one tensor.
+    """
+    base = module.base_layer if isinstance(module, LoraLayer) else module
+    if not isinstance(base, nn.Linear | Conv1D):
+        return isinstance(module, LoraLayer)  # a quantized layer that PEFT knows
+    kind = type(base)
+    own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    return kind.forward in (nn.Linear.forward, Conv1D.forward) or not own
 
 
 def prepare_rows(model: nn.Module) -> object:
@@ -206,6 +220,8 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
     output = model.get_output_embeddings()
     if isinstance(output, LoraLayer) and adapter in output.lora_A:
         found.append("the output embedding among the target modules")  # the frozen embedding scores chosen tokens
+    if any(adapter in layer.lora_A and not is_linear(layer) for layer in layers.values()):
+        found.append("a router among the target modules")  # it returns more than one tensor
     if any("experts" in name.split(".") and adapter in layer.lora_A for name, layer in layers.items()):
         found.append("routed experts among the target modules")  # their rows are tokens, in no order of the batch's
     if found:

@@ -5,13 +5,12 @@ import copy
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from vgf_llm.models.adapter_rows import adapter_rows, beyond_plain_lora, check_plain_lora, lora_layers, not_plain_lora
+from vgf_llm.models.adapter_rows import adapter_rows, beyond_plain_lora, check_plain_lora, is_linear, lora_layers, not_plain_lora
 from vgf_llm.models.language_model import evaluating, inner_model, probe_logits, same_logits
 from vgf_llm.models.value import ValueModel
 
@@ -116,9 +115,7 @@ def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> l
     inner = inner_model(policy)
     output, decoder = inner.get_output_embeddings(), inner.get_decoder()
     inside = None if decoder is None or decoder is inner else {id(module) for module in decoder.modules()}
-    layers = {
-        name: module for name, module in inner.named_modules() if isinstance(module, nn.Linear | Conv1D | LoraLayer)
-    }
+    layers = {name: module for name, module in inner.named_modules() if is_linear(module)}
     wanted = {
         name
         for name, module in layers.items()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
+from vgf_llm.models.adapter_rows import adapter_parameters
 from vgf_llm.models.backbones import VALUE_ADAPTER, own_adapter
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
@@ -243,7 +244,7 @@ def _with_adapter(policy: nn.Module, directory: Path, adapted: bool, strict_base
         policy = PeftModel.from_pretrained(cast(Any, policy), str(directory))
         load_adapter(policy, "default", directory / ADAPTER_NAME)
     elif own is not None and strict_base:
-        parameters = adapter_parameters(policy, own)
+        parameters = _by_stored_name(policy, own)
         found = load_tensors(directory / ADAPTER_NAME, parameters) if adapted else {}
         differing = [name for name in parameters if name not in found or not _same(found[name], parameters[name])]
         if differing:
@@ -439,21 +440,11 @@ def load_policy_or_vgf(path: str, cls: type[Model], **kwargs: Any) -> Model | No
     return None
 
 
-def adapter_parameters(policy: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """Returns the LoRA weights of an adapter by their names in its file.
-
-    Args:
-        policy: A PEFT model.
-        adapter: The adapter's name.
-
-    Returns:
-        Parameters by name.
-    """
-    return {
-        name.replace(f".{adapter}.", "."): parameter
-        for name, parameter in policy.named_parameters()
-        if ".lora_" in name and f".{adapter}." in name
-    }
+def _by_stored_name(policy: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of an adapter by the names that PEFT stores them under, which lack the adapter's."""
+    # A layer may bear the adapter's name as well.
+    own = adapter_parameters(policy, adapter).items()
+    return {".".join(name.rsplit(f".{adapter}.", 1)): parameter for name, parameter in own}
 
 
 def load_adapter(policy: nn.Module, adapter: str, path: Path) -> None:
@@ -468,7 +459,7 @@ def load_adapter(policy: nn.Module, adapter: str, path: Path) -> None:
         FileNotFoundError: If the file is missing.
         ValueError: If it is truncated, or holds other tensors.
     """
-    own = adapter_parameters(policy, adapter)
+    own = _by_stored_name(policy, adapter)
     with torch.no_grad():
         for name, tensor in load_tensors(path, own).items():
             own[name].copy_(tensor)

@@ -97,7 +97,8 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
 
     Raises:
         TypeError: If `processing_class` is no tokenizer.
-        ValueError: If the tokenizer has no end-of-sequence token, or the model names no origin to load one from.
+        ValueError: If the tokenizer has no end-of-sequence token or tokens that the model does not have, or the model
+            names no origin to load one from.
     """
     if processing_class is None:
         origin = get_config_model_id(model.config)
@@ -118,6 +119,7 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
     check_tokenizer(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_vocabulary(tokenizer, inner_model(model.policy if isinstance(model, VGFModel) else model))
     return tokenizer
 
 
@@ -165,8 +167,8 @@ def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> N
         return
     if type(peft_config) is not LoraConfig:
         raise TypeError(
-            f"`peft_config` must be a peft.LoraConfig, got {type(peft_config).__name__}: a value's adapter is plain LoRA. "
-            "Pass LoraConfig(...), or leave it out."
+            f"`peft_config` must be a peft.LoraConfig, got {type(peft_config).__name__}: a value's adapter is plain "
+            "LoRA. Pass LoraConfig(...), or leave it out."
         )
     if isinstance(policy, VGFModel):
         raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")

@@ -81,7 +81,7 @@ def test_rows_are_scored_alike_in_blocks(monkeypatch: object) -> None:
     model = vgf_model(tiny_model())
     sequences, attention, completion = sampled(model)
     whole = likelihood(model, sequences, attention, completion, temperature=0.7)
-    monkeypatch.setattr("eval.likelihood._MAX_LOGITS", 1)  # type: ignore[attr-defined]
+    monkeypatch.setattr("eval.likelihood._MAX_TOKENS", 1)  # type: ignore[attr-defined]
     parts = likelihood(model, sequences, attention, completion, temperature=0.7)
     assert torch.allclose(whole.kl, parts.kl, atol=1e-6)
     assert torch.allclose(whole.base_logps, parts.base_logps, atol=1e-5)

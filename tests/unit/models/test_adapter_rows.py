@@ -195,7 +195,7 @@ def test_a_users_adapter_called_value_and_several_active_ones_are_refused() -> N
         VGFModel(policy)
 
 
-@pytest.mark.parametrize("layout", ["qwen3_moe", "mixtral", "deepseek_v3", "jamba", "mamba", "falcon_h1", "gpt2"])
+@pytest.mark.parametrize("layout", ["qwen3_moe", "mixtral", "deepseek_v3", "jamba", "phimoe", "mamba", "falcon_h1", "gpt2"])
 def test_the_default_adapter_goes_on_linear_layers_that_take_it(layout: str) -> None:
     base = broad_model(layout)
     names = linear_targets(base, LoraConfig(task_type="CAUSAL_LM"))

@@ -68,7 +68,8 @@ def chat(text: str) -> list[dict[str, str]]:
         ("1, 2", None),
         ("12:30", None),
         ("5/0", None),
-        ("1e5", None),
+        ("1e5", "100000"),
+        ("1e5000", None),
         ("1000,00", None),
         ("three", None),
         ("", None),
@@ -85,7 +86,7 @@ def test_normalize_number(text: str, number: str | None) -> None:
         ("#### 72\n\nQuestion: another\n#### 5", "72"),
         ("#### 1. Find the price\nIt is 3.\nThe answer is 7", "7"),
         ("#### Result\nIt is \\boxed{8}.", "8"),
-        ("\\boxed{1} or \\boxed{2}", "2"),
+        ("\\boxed{1} or \\boxed{2}", "1, 2"),
         ("\\boxed{3} #### 4", "4"),
         ("\\boxed{\\frac{x}{2}}", "\\frac{x}{2}"),
         ("\\boxed{2", None),
@@ -93,7 +94,7 @@ def test_normalize_number(text: str, number: str | None) -> None:
         ("The answer is 5. Wait, the answer is **6**.", "6"),
         ("The answer is 7. That answer is correct.", "7"),
         ("THE FINAL ANSWER IS: $18.", "18"),
-        ("the answer is 7\nA: 8", "7"),
+        ("the answer is 7\nA: 8", "8"),
         ("Thus\nA: 1,000", "1000"),
         ("Thus\n**Answer:** 8 apples", "8"),
         ("A: 5 is wrong\nI stop", None),
@@ -324,9 +325,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_all_gold_solutions_of_gsm8k_are_right(data_dir: Path, split: str) -> None:
     golds = [row["answer"] for row in read_jsonl(data_dir / "gsm8k" / f"{split}.jsonl")]
-    start = time.perf_counter()
+    start = time.process_time()
     assert gsm8k_reward(golds, answer=golds) == [1.0] * len(golds)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     bare = [gold.split("#### ")[1] for gold in golds]
     assert gsm8k_reward(golds, answer=bare) == [1.0] * len(golds)
     assert format_reward(golds) == [1.0] * len(golds)

@@ -253,6 +253,8 @@ BAD_INPUT = [
         ValueError,
         r"`generation_kwargs\['seed'\]` .1. would give the completions of a prompt the same tokens",
     ),
+    ({"output_dir": 3}, TypeError, "`output_dir` must be text or None, got 3"),
+    ({"accelerator_config": 1}, TypeError, "`accelerator_config` must be a dict, its JSON text, the path of a file"),
     ({"accelerator_config": "{nope"}, ValueError, "`accelerator_config` must be a dict or its JSON text"),
     ({"auto_find_batch_size": True}, ValueError, "`auto_find_batch_size=True` is not supported"),
     ({"use_liger_kernel": True}, ValueError, "`use_liger_kernel=True` replaces layers"),

@@ -6,8 +6,8 @@ import json
 import math
 import os
 from enum import Enum
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -16,6 +16,8 @@ from vgf_llm.trainer.config.tables import CHOICES, RANGES
 
 _SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "text", NoneType: "None"}
 _INHERITED = {item.name for item in dataclasses.fields(TrainingArguments)}
+# transformers takes more than it says: lists and True of the former, True of the latter.
+_WIDER = ("fsdp", "hub_token")
 _DICTS = (
     "model_init_kwargs", "generation_kwargs", "chat_template_kwargs", "transformers_continuous_batching_config",
     "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "lr_scheduler_kwargs",
@@ -40,18 +42,19 @@ def check_fields(config: Any) -> None:
     annotations = get_type_hints(type(config))
     for item in dataclasses.fields(config):
         name, value = item.name, getattr(config, item.name)
-        kinds = set(get_args(annotations[name]) or (annotations[name],))
+        hint = annotations[name]
+        kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
         if name in RANGES or name in CHOICES:
             check_field(name, value)
         elif name in _DICTS:
             _check_dict(name, value)
-        elif name in config._VALID_DICT_FIELDS and isinstance(value, str) and value.startswith("{"):
-            _check_dict(name, value)  # other text is the path of a file
+        elif name in config._VALID_DICT_FIELDS:
+            _check_dict_or_file(name, value)
         elif name == "reward_weights":
             _check_weights(name, value)
         elif enums := [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]:
             _check_member(name, value, enums[0])
-        elif kinds <= _SCALARS.keys() and not (str in kinds and name in _INHERITED):
+        elif kinds <= _SCALARS.keys() and name not in _WIDER:
             _check_scalar(name, value, kinds)
         # transformers' samplers take a temperature of 1.0, but not of 1.
         if float in kinds and type(value) is int and name not in _INHERITED:
@@ -104,6 +107,13 @@ def _check_dict(name: str, value: Any) -> None:
             raise ValueError(f"`{name}` must be a dict or its JSON text, got {shown(value)} ({error}).") from None
     if value is not None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
         raise TypeError(f"`{name}` must be a dict with names as keys, or None, got {shown(value)}.")
+
+
+def _check_dict_or_file(name: str, value: Any) -> None:
+    if isinstance(value, str) and value.startswith("{"):
+        _check_dict(name, value)
+    elif isinstance(value, (int, float, complex, bytes, list, tuple)):  # an open file, to Python, some of them
+        raise TypeError(f"`{name}` must be a dict, its JSON text, the path of a file or None, got {shown(value)}.")
 
 
 def _check_weights(name: str, value: Any) -> None:
