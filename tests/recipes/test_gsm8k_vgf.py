@@ -40,7 +40,7 @@ def test_without_arguments_the_embedded_configuration_is_used() -> None:
     assert args.dataset_name == gsm8k_vgf.EMBEDDED
     assert model_args.model_name_or_path is None
     assert training_args.value_backbone == "copy"
-    assert training_args.transport_steps * training_args.step_size == 1.0
+    assert training_args.transport.transport_steps * training_args.transport.step_size == 1.0
     assert (BASE_DIR / "model.safetensors").stat().st_size < 5e6
 
 
