@@ -16,16 +16,19 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from eval.costs import ForwardCounter, PeakMemory
 from eval.likelihood import likelihood
 from eval.store import Record, SampleStore
 from eval.tasks import Task
-from vgf_llm.generation import mask_after_eos, select
+from vgf_llm.generation import response_mask, select
+from vgf_llm.generation.sample import sample as sample_responses
 from vgf_llm.models import VGFModel
-from vgf_llm.models.config import SEQUENCE_SPACES
+from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
+from vgf_llm.trainer.choose.prompts import tokenize_prompts
 
 # Checkpoints carry sampling defaults of their own (temperature 0.7, top_k 20, repetition_penalty 1.1 and others), which
 # transformers applies wherever a call says nothing. These arguments are what "nothing" has to mean in a table: the
@@ -60,6 +63,8 @@ PLAIN_SAMPLING: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
+
+_TRANSPORT_FIELDS = {item.name for item in fields(TransportConfig)}
 
 
 @dataclass(frozen=True)
@@ -361,21 +366,23 @@ def _sample_batch(
 
 def _generate(model: VGFModel, inputs: Any, draw: Draw, num_samples: int, options: dict[str, Any]) -> _Batch:
     """Runs `generate`, then values what was not valued on the way; each is timed by itself."""
+    prompts = inputs["input_ids"], inputs["attention_mask"]
     with PeakMemory(model.device) as memory, ForwardCounter(model).counting() as counter:
         began = _now(model)
-        output = model.generate(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            num_particles=num_samples,
-            selection="none",
-            return_dict_in_generate=draw.values_itself,
-            **options,
-        )
+        output: Any
+        if draw.values_itself:
+            output = model.generate(
+                *prompts, num_particles=num_samples, selection="none", return_dict_in_generate=True, **options
+            )
+            tokens = output.sequences[:, prompts[0].shape[1] :]
+        else:
+            plain = {name: value for name, value in options.items() if name not in _TRANSPORT_FIELDS}
+            output = sample_responses(model, *prompts, who="base", num_particles=num_samples, **plain)
+            tokens = output.tokens
         seconds = _now(model) - began
-    sequences = output.sequences if draw.values_itself else output
-    prompt_mask = inputs["attention_mask"].repeat_interleave(num_samples, dim=0)
-    mask = _completion_mask(output, sequences[:, prompt_mask.shape[1] :], options["eos_token_id"])
-    attention = torch.cat([prompt_mask, mask], dim=1)
+    prompt_ids, prompt_mask = (part.repeat_interleave(num_samples, dim=0) for part in prompts)
+    mask = response_mask(output.lengths.flatten(), tokens.shape[1])
+    sequences, attention = torch.cat([prompt_ids, tokens], dim=1), torch.cat([prompt_mask, mask], dim=1)
     batch = _Batch(sequences, attention, mask, seconds, counter.tokens, memory.megabytes)
     if draw.values_itself:
         batch.values = output.values.float()
@@ -398,15 +405,6 @@ def _now(model: VGFModel) -> float:
     return time.perf_counter()
 
 
-def _completion_mask(output: Any, tokens: Tensor, eos: int | list[int] | None) -> Tensor:
-    """Marks the response tokens `[R, T]` up to where each response ended, as `generate` reports it where it does."""
-    lengths = getattr(output, "lengths", None)
-    if lengths is None:
-        return mask_after_eos(tokens, [] if eos is None else [eos] if isinstance(eos, int) else eos)
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    return (places < lengths.to(tokens.device).view(-1, 1)).long()
-
-
 def end_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns every token that ends a response, as in training: the tokenizer's, and those that the model declares."""
     declared = model.generation_config.eos_token_id
@@ -417,8 +415,8 @@ def end_token_ids(model: VGFModel, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Any], chat_template_kwargs: dict[str, Any] | None = None
-) -> Any:
-    """Tokenizes texts or conversations, padded left.
+) -> BatchEncoding:
+    """Tokenizes texts or conversations as training does, padded left.
 
     Args:
         tokenizer: The tokenizer.
@@ -428,18 +426,11 @@ def encode(
     Returns:
         `input_ids` and `attention_mask`, `[B, P]` each.
     """
-    if isinstance(prompts[0], str):
-        return tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    return tokenizer.apply_chat_template(
-        prompts,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        tokenizer_kwargs={"padding_side": "left"},
-        **(chat_template_kwargs or {}),
-    )
+    rows = [torch.tensor(ids) for ids in tokenize_prompts(prompts, tokenizer, chat_template_kwargs)]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
 def distinct_tokens(texts: Sequence[Sequence[str]]) -> list[list[Hashable]]:

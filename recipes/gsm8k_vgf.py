@@ -291,7 +291,7 @@ def main(argv: list[str]) -> None:
     if result is not None and trainer.accelerator.is_main_process:
         result_dir = Path(training_args.output_dir)
         meta = {"seed": training_args.seed, "model": Path(name).name, "dataset": args.dataset_name}
-        accuracy = trainer.rounds.gate.accuracy
+        accuracy = trainer.gate.accuracy
         report.save(result.rows, result_dir, {**meta, "within_prompt_accuracy": accuracy, "L": result.chosen_steps})
         count = len(next(iter(result.scores.values())))
         report.print_table(result.rows, f"{count} test problems, seed {training_args.seed}")

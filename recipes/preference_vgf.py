@@ -164,7 +164,7 @@ def train_value(
     )
     trainer.train()
     trainer.save_model()
-    return trainer, f"{trainer.rounds.gate.accuracy:.3f}"
+    return trainer, f"{trainer.gate.accuracy:.3f}"
 
 
 def build_model(

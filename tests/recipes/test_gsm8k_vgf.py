@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 from eval.tasks import Task
 from recipes import gsm8k_vgf
 from recipes.embedded_math import BASE_DIR
+from tests.distributed.launch import free_port
 from vgf_llm import VGFModel, cli
 
 ROOT = Path(gsm8k_vgf.__file__).parents[1]
@@ -40,7 +41,7 @@ def test_without_arguments_the_embedded_configuration_is_used() -> None:
     assert args.dataset_name == gsm8k_vgf.EMBEDDED
     assert model_args.model_name_or_path is None
     assert training_args.value_backbone == "copy"
-    assert training_args.transport_steps * training_args.step_size == 1.0
+    assert training_args.transport.transport_steps * training_args.transport.step_size == 1.0
     assert (BASE_DIR / "model.safetensors").stat().st_size < 5e6
 
 
@@ -113,7 +114,9 @@ TWO = [
 def test_two_processes_print_the_table_of_one(tmp_path: Path) -> None:
     still = ["--learning_rate", "1e-30", "--value_holdout_ratio", "0"]  # the value stays where it starts
     two = _on_two_processes(
-        tmp_path / "two", ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"], [*TWO, *still]
+        tmp_path / "two",
+        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())],
+        [*TWO, *still],
     )
     gsm8k_vgf.main(["--output_dir", str(tmp_path / "one"), "--use_cpu", "true", *TWO, *still])
     one = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
@@ -127,7 +130,7 @@ def test_two_processes_print_the_table_of_one(tmp_path: Path) -> None:
 def test_sharded_weights_are_evaluated_on_every_process(tmp_path: Path) -> None:
     config = ROOT / "recipes" / "accelerate_configs" / "zero3.yaml"
     launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launcher += ["--mixed_precision", "no", "--main_process_port", "0"]
+    launcher += ["--mixed_precision", "no", "--main_process_port", str(free_port())]
     scores = _on_two_processes(tmp_path, launcher, [*TWO, "--value_backbone", "lora", "--rollout_fraction", "1.0"])
     assert "VGF, one particle, L=2" in scores
 

@@ -159,37 +159,40 @@ def test_scaling_fits_every_dimension(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[-1].startswith("| `simplex_flow` | L |")
 
 
-def test_training_runs_share_batch_and_completions(tmp_path: Path) -> None:
+def test_training_runs_share_batch_and_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = train_step.parse_args(["--size", "tiny", "--prompt_tokens", "4", "--completion_length", "6"])
     args.folder = tmp_path
     policy = build_policy("tiny", "cpu", "float32")
     policy.save_pretrained(tmp_path)
     train_step.tokenizer(policy.config.vocab_size).save_pretrained(tmp_path)
+    rows: list[Any] = []
+
+    def recorded(name: str) -> Any:
+        real = getattr(train_step, name)
+
+        def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+            output = real(prompts, trainer)
+            if name == "fixed_rollout":  # which the other one calls
+                rows.append((prompts, dict(output)))
+            return output
+
+        return rollout
+
+    for name in ("fixed_rollout", "base_rollout"):
+        monkeypatch.setattr(train_step, name, recorded(name))
     seen: dict[str, list[Any]] = {}
     for run in ("head", "log_ratio, base samples", "distil head", "grpo", "grpo lora"):
         timer = train_step.StepTimer("cpu")
         trainer = train_step.build_trainer(run, args, str(tmp_path / "out"), timer)
-        inner, rows = trainer.rollout_func if hasattr(trainer, "rollout_func") else trainer.rollout.rollout_func, []
-        told = run == "log_ratio, base samples"
-        assert inner is (train_step.base_rollout if told else train_step.fixed_rollout)
-        assert ("ref_logprobs" in inner(["w3"], trainer)) is told
-
-        def record(prompts: list[str], trainer: Any, rows: list[Any] = rows) -> dict[str, Any]:
-            rows.append((prompts, train_step.fixed_rollout(prompts, trainer)))
-            return rows[-1][1]
-
-        if hasattr(trainer, "rollout_func"):
-            trainer.rollout_func = record
-        else:
-            trainer.rollout.rollout_func = record
         trainer.train()
-        seen[run] = rows
+        seen[run], rows[:] = list(rows), []
         assert len(timer.steps(args.warm_up)) == args.steps
         assert all(step["wall"] > 0 and step["cpu"] > 0 for step in timer.steps(args.warm_up))
-    assert all(rows == seen["grpo"] for rows in seen.values())
+    assert all(found == seen["grpo"] for found in seen.values())
     prompts, completions = seen["grpo"][0]
     assert len(prompts) == args.num_prompts * args.num_generations
     assert {len(ids) for ids in completions["completion_ids"]} == {6}
+    assert "ref_logprobs" in train_step.base_rollout(["w3"], trainer)
 
 
 def test_training_rows_compare_steps_and_peaks() -> None:

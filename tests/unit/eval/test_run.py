@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval import loading, run, tune_budget, win_rate
+from eval import loading, run, sampling, tune_budget, win_rate
 from eval.methods import DEFAULT_METHODS
 from eval.metrics import TurnOver
 from eval.sampling import Samples
@@ -73,7 +73,7 @@ def test_a_whole_table_with_plots_and_nothing_sampled_twice(
         raise AssertionError("sampled again")
 
     before = (tmp_path / "results.json").read_text(encoding="utf-8")
-    monkeypatch.setattr(VGFModel, "generate", refuse)
+    monkeypatch.setattr(sampling, "_generate", refuse)
     assert run.main(argv) == 0
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
 

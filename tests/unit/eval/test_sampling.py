@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from eval import sampling
 from eval.loading import LoadedModel, load_model
@@ -17,6 +17,7 @@ from eval.sampling import Draw, Samples, _batch_seed, encode, sample
 from eval.store import SampleStore
 from eval.tasks import Task, TaskOptions, load_task
 from tests.unit.eval.models import save_vgf
+from vgf_llm.trainer.choose.prompts import tokenize_prompts
 
 PLAIN = {"do_sample": True}
 BASE, MOVED = Draw("base", PLAIN, with_values=True), Draw("VGF L=2", {**PLAIN, "transport_steps": 2})
@@ -56,9 +57,9 @@ def test_a_killed_evaluation_resumes_to_the_same_samples(
     # Killed inside the second batch, in the middle of a line.
     path.write_bytes(b"".join(written[:5]) + written[5][:20])
     calls = []
-    real = loaded.model.generate
+    real = sampling._generate
     monkeypatch.setattr(
-        type(loaded.model), "generate", lambda self, ids, *a, **k: calls.append(len(ids)) or real(ids, *a, **k)
+        sampling, "_generate", lambda model, ids, *a: calls.append(len(ids["input_ids"])) or real(model, ids, *a)
     )
     resumed = draw(loaded, task, which, SampleStore(tmp_path / "cut", {}))
     assert calls == [2, 1]  # the first batch of two problems is not sampled again
@@ -221,11 +222,33 @@ def test_processes_share_the_batches_and_all_of_them_have_all_samples(
         )  # fmt: skip
 
 
-def test_lengths_that_generate_reports_are_where_responses_end() -> None:
-    tokens = torch.tensor([[5, 2, 9], [5, 6, 7]])
-    reported = SimpleNamespace(lengths=torch.tensor([[1, 3]]))  # a stop string ended the first one
-    assert sampling._completion_mask(reported, tokens, 2).tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert sampling._completion_mask(tokens, tokens, [2]).tolist() == [[1, 1, 0], [1, 1, 1]]
+class StopsAtEvenTokens(StoppingCriteria):
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, -1] % 2 == 0
+
+
+@pytest.mark.parametrize("which", [BASE, MOVED], ids=["base", "moved"])
+def test_responses_end_where_what_sampled_them_says(which: Draw, loaded: LoadedModel, task: Task) -> None:
+    seen: list[list[int]] = []
+
+    def reward(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    watched = Task("watched", task.problems, reward, max_new_tokens=8)
+    found = draw(loaded, watched, which, stopping_criteria=StoppingCriteriaList([StopsAtEvenTokens()]))
+    assert len(seen) == 10 and {len(ids) for ids in seen} == set(found.num_tokens.flatten().int().tolist())
+    assert any(len(ids) < 8 and ids[-1] % 2 == 0 for ids in seen)
+    assert all(token % 2 for ids in seen for token in ids[:-1])
+
+
+def test_prompts_are_tokenized_as_in_training(loaded: LoadedModel) -> None:
+    texts = ["1 2 3", "3"]
+    found = encode(loaded.tokenizer, texts)
+    assert [row[m.bool()].tolist() for row, m in zip(found["input_ids"], found["attention_mask"], strict=True)] == (
+        tokenize_prompts(texts, loaded.tokenizer)
+    )
+    assert found["attention_mask"][1].tolist()[-1] == 1 and found["attention_mask"][1].tolist()[0] == 0
 
 
 def test_conversations_go_through_the_template_with_its_switches(loaded: LoadedModel) -> None:
