@@ -170,6 +170,8 @@ def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> N
             f"`peft_config` must be a peft.LoraConfig, got {type(peft_config).__name__}: a value's adapter is plain "
             "LoRA. Pass LoraConfig(...), or leave it out."
         )
+    if args.value_lora_target_modules is not None:
+        raise ValueError("`peft_config` and `value_lora_target_modules` both describe the value's adapter; give one.")
     if isinstance(policy, VGFModel):
         raise ValueError("`peft_config` has no effect on a VGFModel, whose adapters are in place; leave it out.")
     if isinstance(policy, PeftModel):
@@ -205,7 +207,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         args.transport = replace(args.transport, space="sequence_embedding")  # what such a value moves
     if isinstance(policy, VGFModel):
         return _taken_over(policy, args)
-    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora()
+    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora(args)
     if args.value_parametrization == "sequence":
         return _with_sequence_value(policy, args, peft_config)
     value_model = None
@@ -241,9 +243,10 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     return model
 
 
-def _default_lora() -> LoraConfig:
-    """The adapter of a value, where the user gives none."""
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+def _default_lora(args: VGFConfig) -> LoraConfig:
+    """The adapter of a value, where the user gives no `peft_config`."""
+    modules = args.value_lora_target_modules or "all-linear"
+    return LoraConfig(r=16, lora_alpha=32, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:

@@ -121,7 +121,6 @@ IGNORED: dict[str, str] = {
 REMOVED: dict[str, str] = {
     "value_lora_r": "give the trainer `peft_config=LoraConfig(r=...)`",
     "value_lora_alpha": "give the trainer `peft_config=LoraConfig(lora_alpha=...)`",
-    "value_lora_target_modules": "give the trainer `peft_config=LoraConfig(target_modules=...)`",
     "value_coef": "the value's loss has weight 1; `distill_coef` is relative to it",
     "winner_coef": "`value_loss='likelihood'` or 'pairwise' chooses between the two losses that it mixed",
     "td_lambda": "the targets are the outcomes",

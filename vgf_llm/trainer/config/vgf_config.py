@@ -96,6 +96,9 @@ class VGFConfig(GRPOConfig):
             Width of the hidden layer of a head. If `None`, the head is linear.
         value_ensemble_size (`int`, *optional*, defaults to `1`):
             Members of a sequence value's ensemble, each with its own head and its own bootstrap of the prompts.
+        value_lora_target_modules (`str` or `list[str]`, *optional*):
+            Modules that the value's adapter is put on, as PEFT reads them. If `None`, all linear layers but the output
+            embedding. A `peft_config` of the trainer takes its place and decides rank and scale as well.
         value_pooling (`str`, *optional*, defaults to `"mean"`):
             How a sequence value is made of the scores of the response's tokens: `"mean"` or `"last"`.
 
@@ -183,6 +186,10 @@ class VGFConfig(GRPOConfig):
     )
     value_ensemble_size: int = field(
         default=1, metadata={"help": "Members of a sequence value's ensemble, each with its own head."}
+    )
+    value_lora_target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Modules that the value's adapter is put on. If `None`, all linear layers."},
     )
     value_pooling: str = field(
         default="mean",
@@ -393,6 +400,19 @@ class VGFConfig(GRPOConfig):
                 "`value_parametrization='sequence'` needs a backbone of its own, whose embeddings are moved; "
                 f"`value_backbone` is {backbone!r}. Set `value_backbone='copy'`, or the path of a model."
             )
+        modules = self.value_lora_target_modules
+        if modules is not None:
+            names = [modules] if isinstance(modules, str) else modules
+            if not names or not all(isinstance(name, str) and name.strip() for name in names):
+                raise ValueError(
+                    "`value_lora_target_modules` must be None, 'all-linear' or names of modules, got "
+                    f"{shown(modules)}."
+                )
+            if self.value_backbone != "lora":
+                raise ValueError(
+                    f"`value_lora_target_modules` is of the value's adapter, and `value_backbone` is "
+                    f"{self.value_backbone!r}. Leave it None, or set `value_backbone='lora'`."
+                )
         for name, off in (("value_ensemble_size", 1), ("value_pooling", "mean")):
             if kind != "sequence" and getattr(self, name) != off:
                 raise ValueError(

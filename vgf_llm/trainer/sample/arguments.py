@@ -10,7 +10,14 @@ from vgf_llm.trainer.sample.sampler import WHO
 
 # Sampling settings that neither `Sampling` nor a vLLM engine knows, at the values that leave a distribution alone. Left
 # out, transformers would take those that a checkpoint ships.
-_NEUTRAL = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "do_sample": True, "num_beams": 1}
+_NEUTRAL = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0,
+    "do_sample": True,
+    "num_beams": 1,
+}
 
 
 def sampling_settings(args: Any) -> dict[str, Any]:
