@@ -103,7 +103,9 @@ def _divergence(model: VGFModel, rows: Rows, temperature: float) -> Tensor:
         ref_states = rows.states(reference)
     found = []
     for states, others in zip(
-        policy_states.flatten(0, 1).split(STATES_AT_A_TIME), ref_states.flatten(0, 1).split(STATES_AT_A_TIME), strict=True
+        policy_states.flatten(0, 1).split(STATES_AT_A_TIME),
+        ref_states.flatten(0, 1).split(STATES_AT_A_TIME),
+        strict=True,
     ):
         log_p = (logits_of_states(model.policy, states) / temperature).log_softmax(-1)
         log_mu = logits_of_states(reference, others).log_softmax(-1)

@@ -17,18 +17,19 @@ _ALONE_CHARS = 40
 _ONE_UNIT = re.compile(r"[\d)]\s*%?\s*[^\W\d]*[.!]?$")
 
 # Where an answer is named: it follows, on the same line or on a later one.
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_TAG = re.compile(r"<answer>(.*?)(?=</answer>|<answer>|\Z)", re.IGNORECASE | re.DOTALL)
+_HASHES = re.compile(r"####[ \t]*\n?[ \t]*([^\n]*)")
+_TAG = re.compile(r"<(?:final_)?answer>(.*?)(?=</?(?:final_)?answer>|\Z)", re.IGNORECASE | re.DOTALL)
 _PHRASE = re.compile(
-    r"\banswer(?: (?:to|for) [^\n.:]{1,60}?)?[*_]*[ \t]+(?:is|was|(?:would|will|should|must) be|equals|=)(?![a-z])"
-    r"|^[ \t#*_>-]*(?:the )?(?:final |correct )?ans(?:wer)?[ \t*_]*(?:[:=]|$)"
+    r"\b(?:answer|final result)(?: (?:to|for) [^\n.:]{1,60}?)?[*_]*[ \t]+"
+    r"(?:is|was|(?:would|will|should|must) be|equals|=)(?![a-z])|\u7b54\u6848(?:\u662f|\u4e3a|\uff1a|:)"
+    r"|^[ \t#*_>-]*(?:the )?(?:final |correct )?ans(?:wer)?[ \t*_]*(?:[:=]|[-\u2013\u2014][ \t]|$)"
     r"|^[ \t#*_]*A[ \t*_]*:(?=[^\n]*\s*\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 _REVERSED = re.compile(
     r"(?<!or )(?<!and )(?<!not )(?<!\S)(\S{1,40}) is (?:the|our) (?:final |correct )?answer\b", re.IGNORECASE
 )
-_OPENING = re.compile(r"(?:[\s:_$]|\*\*|\\[\[(])*")
+_OPENING = re.compile(r"(?:\n[ \t]*[->*\u2022][ \t]+|[\s:_$]|\*\*|\\[\[(])*")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{])")
 _BRACE = re.compile("[{}]")
 # A base model that runs on into another problem is judged on its first answer.
@@ -38,7 +39,8 @@ _HEADING = re.compile(r"[*_ ]*(?:\d+[.):]\s+[^\W\d]|(?:step|part|case|question|p
 _BOLD = re.compile(r"\*\*([^*\n]{1,100})\*\*")
 # A statement with one of these says what the answer is not, or is not one number.
 _HEDGE = re.compile(
-    r"\b(?:not|no|nor|or|either|between|unless|cannot|unknown|unclear|if|at (?:least|most)|than \S*\d)\b|n['\u2019]t\b"
+    r"\b(?:not|no|nor|or|either|between|unless|cannot|could|maybe|perhaps|unknown|unclear|if|at (?:least|most)|twice|"
+    r"double|half|third|quarter|times|plus|minus|(?:than|under|over|below|above) \S*\d)\b|n['\u2019]t\b"
     r"|[+*/^=<>\\{}|(\u2264\u2265\u2260\u00b1]|\s-\s|\bx\b",
     re.IGNORECASE,
 )
@@ -46,10 +48,12 @@ _JOINED = re.compile(r"[\s$,/&;]*(?:or|and|[,/&;])[\s$,/&;]*", re.IGNORECASE)
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)\s*(\d)|(\d)\s*\{([^{}]+)\})")
 _TEXT_MACRO = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|underline|boxed)\s*\{([^{}]*)\}")
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|['\u2019_])(?=\d{3}(?!\d))")
+_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$\d])", re.IGNORECASE)
 _SPACE_MACRO = re.compile(r"\\[,;: ]|~|\\q?quad\b|[\u00a0\u2007\u2009\u202f]")
 _MARKUP = re.compile(
     r"\\[!()\[\]]|\\(?:left|right|displaystyle)(?![a-z])|\\?\$|[\u20ac\u00a3\u00a5\u20b9]|\\pounds\b|\*\*|__|`"
-    r"|\^\{?\\circ\}?|\u00b0|\\degree\b"
+    r"|(?:\^\{?\\circ\}?|\u00b0|\\degree\b)\s*(?:[CF](?![a-zA-Z]))?"
 )
 _EMPHASIS = re.compile(r"(?<![\w*])\*([^*\s][^*\n]*)\*(?![\w*])")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![a-z])\s*|[\u00d7\u00b7]")
@@ -80,7 +84,7 @@ _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
 # unit. A letter that touches the digits is a variable (`2x`) unless it can be a unit (`5m`).
 _CONTINUES = re.compile(
     r"\s*(?:[+*^\u00f7<>=\u2264\u2265\u2260\u00b1\u2248&|_{]|\.\d|[-/]\s*(?:[\d(\\]|[a-zA-Z](?![a-zA-Z]))|:\d|[,;]\s*-?\d"
-    r"|\d|['\u2019\u2032]\s*\d|\\[a-zA-Z\\]|[xyzn](?![a-zA-Z])|remainder|squared|cubed"
+    r"|\d|['\u2019\u2032]\s*\d|\\[a-zA-Z\\]|[xyzn](?![a-zA-Z])|remainder|squared|cubed|(?:less|more|fewer) than \S*\d"
     r"|(?:or|and|to|plus|minus|times)\s+(?:\w+\s+)?(?:-?\d|half|third|quarter)|[a-zA-Z]+,?\s+(?:(?:and|or)\s+)?\d)"
     r"|(?![ghlmsL])[a-zA-Z](?![a-zA-Z])"
 )
@@ -224,7 +228,7 @@ def _named(text: str) -> str | None:
         if number is not None:
             return number
     boxed = last_boxed(text)
-    return (normalize_number(boxed) or boxed) if boxed else _named_number(text)
+    return (normalize_number(boxed) or _named_number(_plain(boxed)) or boxed) if boxed else _named_number(text)
 
 
 def _named_number(text: str) -> str | None:
@@ -265,7 +269,7 @@ def _stated(line: str) -> str | None:
 
 def _at_the_end(text: str) -> str | None:
     """A number in bold in the last line, or a text that is a number alone."""
-    text = text.strip()
+    text = text.strip(" \t\n`")
     line = text.rpartition("\n")[2]
     if re.search(r"\*\*[^*]*[.!]?$", line) and _BOLD.search(line):
         return _stated(line)
@@ -299,7 +303,7 @@ def _plain(text: str) -> str:
         text = text.translate(_SYMBOLS)
         text = "".join(character for character in text if unicodedata.category(character) != "Cf")
         text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
-    text = _SPACE_MACRO.sub(" ", text.replace("{,}", ",").replace("\\%", "%"))
+    text = _SPACE_MACRO.sub(" ", _MINUS.sub("-", _SEPARATOR.sub(",", text)).replace("\\%", "%"))
     if "\\" in text:
         text = _FRACTION.sub(lambda match: " {}/{}".format(*(group for group in match.groups() if group)), text)
         text = _TEXT_MACRO.sub(r" \1 ", _TEXT_MACRO.sub(r" \1 ", text))

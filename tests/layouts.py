@@ -129,10 +129,30 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_ch
 BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
     **{
         name: {}
-        for name in (
-            "apertus arcee bitnet ernie4_5 gemma glm glm4 gpt_neox helium hunyuan_v1_dense llama mistral nemotron "
-            "olmo olmo2 phi qwen2 qwen3 seed_oss smollm3 stablelm starcoder2"
-        ).split()
+        for name in [
+            "apertus",
+            "arcee",
+            "bitnet",
+            "ernie4_5",
+            "gemma",
+            "glm",
+            "glm4",
+            "gpt_neox",
+            "helium",
+            "hunyuan_v1_dense",
+            "llama",
+            "mistral",
+            "nemotron",
+            "olmo",
+            "olmo2",
+            "phi",
+            "qwen2",
+            "qwen3",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "starcoder2",
+        ]
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "bloom": {"n_head": 4, "n_layer": 2},
@@ -184,7 +204,7 @@ BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
         "mamba_d_state": 8,
     },
-    "kimi_linear": {},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},
     "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1},
     "mamba": {"state_size": 8},
@@ -213,7 +233,16 @@ BROAD_LAYOUTS: dict[str, dict[str, Any]] = {
     "qwen3_next": {**_EXPERTS, **_DELTA, "shared_expert_intermediate_size": 32},
     "recurrent_gemma": {"num_hidden_layers": 3, "attention_window_size": 8, "lru_width": 64},
     "rwkv": {"attention_hidden_size": 64},
-    "zamba2": {"num_hidden_layers": 3},
+    "zamba2": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "mamba", "hybrid"],
+        "mamba_d_state": 16,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "num_mem_blocks": 1,
+        "chunk_size": 16,
+        "head_dim": None,
+    },
 }
 
 

@@ -19,7 +19,7 @@ QUICK = {
     "zero2": ["distilled_lora", "uneven_likelihood", "uneven_torn_pairs", "uneven_heads"],
     "zero3": ["log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs", *UNEVEN, "uneven_ungathered"],
 }
-OTHERS = {"zero3": ["gathers"]}
+OTHERS = {"zero3": ["gathers", "torn_sampling"]}
 
 
 def run_all(tmp_path_factory, cases):
@@ -68,6 +68,10 @@ def test_zero3_gathers_once_for_a_whole_rollout(quick):
     counts = json.loads((quick["zero3"] / "gathers.json").read_text())
     assert counts["gathered"]["4"] == counts["gathered"]["8"] > 0
     assert counts["layer_by_layer"]["8"] > counts["layer_by_layer"]["4"] > counts["gathered"]["4"]
+
+
+def test_two_processes_sample_a_group_that_they_share(quick):
+    assert (quick["zero3"] / "torn_sampling.json").read_text() == '"sampled"'
 
 
 @pytest.fixture(scope="module")

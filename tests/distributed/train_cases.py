@@ -212,6 +212,19 @@ def gathers(directory: Path, num_processes: int) -> None:
     write_json(directory / "gathers.json", counts)
 
 
+def torn_sampling(directory: Path, num_processes: int) -> None:
+    """Samples groups that two processes share: one has the base's completions, the other the value's."""
+    for gathered in (True, False):
+        run = tiny.trainer(
+            directory / "torn", max_steps=2, per_device_train_batch_size=2, ds3_gather_for_generation=gathered
+        )
+        run.train()
+        assert [len(group) for group in run.rounds.fresh] == [4] and run.state.global_step == 2
+        del run
+        gc.collect()
+    write_json(directory / "torn_sampling.json", "sampled")
+
+
 def fsdp2(directory: Path, num_processes: int) -> None:
     """Samples from a model that `fully_shard` split over the processes, as accelerate's FSDP2 splits it on GPUs."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -290,12 +303,12 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
             share = step[rank]
             rows = [Row(*row) for row in share.rows]
             batch = collate(
-                rows or [Row(rounds.any_group(), 0)],
+                rows,
                 0,
                 num_groups=share.num_groups,
                 num_rows=share.num_rows,
-                present=bool(rows),
-                with_reference=bool(rows) and kind == "pairwise",
+                absent=[] if rows else [Row(rounds.any_group(), 0)],
+                with_reference=kind == "pairwise",
             )
             loss, _ = objective(value, value, batch)
             loss.backward()
@@ -356,7 +369,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 # Runs that train nothing worth comparing.
-OTHERS = {"gathers": gathers, "fsdp2": fsdp2, "fsdp2_steps": fsdp2_steps, "killed": killed}
+OTHERS = {"gathers": gathers, "torn_sampling": torn_sampling, "fsdp2": fsdp2, "fsdp2_steps": fsdp2_steps, "killed": killed}
 
 
 def main() -> None:

@@ -19,8 +19,6 @@ FAST = {
     "bloom", "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "gpt_oss", "llama", "llama4_text", "mamba", "minimax",
     "opt", "qwen3_moe", "qwen3_next",
 }  # fmt: skip
-# What transformers itself refuses to build or to run at this size.
-NOT_HERE: dict[str, str] = {}
 
 
 def default_model(base: PreTrainedModel) -> VGFModel:

@@ -17,6 +17,7 @@ from reward_models.bradley_terry import load_reward_value
 from reward_models.classifier import ClassifierReward
 from reward_models.differentiable import DifferentiableReward
 from tests.trainer.tiny import saved_llama
+from vgf_llm.models.sequence_value import SequenceValue
 
 CONFIGS = sorted((Path(train.__file__).parent / "configs").glob("*.yaml"))
 ON_CPU = ["--bf16", "false", "--gradient_checkpointing", "false", "--report_to", "none", "--disable_tqdm", "true"]
@@ -56,7 +57,7 @@ def test_an_adapter_is_merged_into_what_is_saved(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.num_labels, config.reward_pooling) == (4, "last")
     value = load_reward_value(tmp_path)
-    base = load_reward_value(BASE_DIR)
+    base = SequenceValue.from_classifier(train.build_classifier(str(BASE_DIR), 4))
     name = "layers.0.self_attn.q_proj.weight"
     assert not torch.equal(value.backbone.get_parameter(name), base.backbone.get_parameter(name))
     assert torch.equal(value.embedding, base.embedding)

@@ -62,7 +62,7 @@ BAD_INPUT = {
         ValueError,
         r"`num_generations` .4.*Valid values of `.*: \[4, 8, 12\]",
     ),
-    "one generation": ({"num_generations": 1}, ValueError, "`num_generations` must be at least 2, got 1"),
+    "one generation": ({"num_generations": 1}, ValueError, "`num_generations` must be an integer >= 2 .*, got 1"),
     "compiled recomputation": (
         {"torch_compile": True, "torch_compile_backend": "aot_eager", "gradient_checkpointing": True},
         ValueError,
@@ -94,17 +94,9 @@ BAD_INPUT = {
         ValueError,
         "has no chat template",
     ),
-    "candidates of a state value": (
-        {"value_parametrization": "v_head", "value_backbone": "policy", "distill_coef": 1.0},
-        ValueError,
-        "`distill_coef` .1.0. needs values of candidate tokens",
-    ),
-    "bootstrapped state value": (
-        {"value_parametrization": "v_head", "td_lambda": 0.5},
-        ValueError,
-        "`td_lambda` .0.5. needs values of candidate tokens",
-    ),
-    "transport in vLLM": ({"use_vllm": True, "rollout_transport_steps": 2}, ValueError, "without transport"),
+    "a value of states": ({"value_parametrization": "v_head"}, ValueError, "'v_head'. was removed"),
+    "a setting that is gone": ({"td_lambda": 0.5}, TypeError, "`td_lambda` is no longer a setting"),
+    "the value in vLLM": ({"use_vllm": True}, ValueError, "`rollout_policy='base'`"),
     "continuous batching": (
         {"use_transformers_continuous_batching": True},
         ValueError,
@@ -163,7 +155,7 @@ BAD_REWARDS = [
     (too_few, ValueError, "'too_few' returned 1 rewards, but 8 were expected", {}),
     (broken, RuntimeError, r"'broken' raised KeyError: 'answer'.*First prompt of the batch of 8: 'w\d+", {}),
     (infinite, ValueError, "'infinite' returned inf for prompt 'w", {}),
-    (percent, ValueError, "rewards from 0 to 100 arrived. Set `value_loss='regression'`", {"value_loss": "bernoulli"}),
+    (percent, ValueError, "rewards from 0 to 100 arrived. Set `value_loss` to 'pairwise'", {"value_loss": "bernoulli"}),
 ]
 
 

@@ -3,6 +3,8 @@
 
 import io
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from vgf_llm import VGFModel
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.trainer.save import checkpoint as checkpoint_module
+from vgf_llm.trainer.save import sharding
 from vgf_llm.trainer.save.checkpoint import ROUND_NAME, STATE_NAME, check_whole
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -227,6 +230,30 @@ def test_a_pickle_that_came_later_is_refused(tmp_path, checkpoint):
     (tmp_path / "checkpoint-3" / "global_step3" / "mp_rank_00_model_states.pt").touch()
     with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt was not written with this checkpoint"):
         check_whole(tmp_path / "checkpoint-3")
+
+
+class Code:
+    """What a foreign pickle may do."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was run",)
+
+
+@pytest.mark.deepspeed
+def test_deepspeed_runs_no_code_of_a_checkpoint(tmp_path, monkeypatch):
+    """DeepSpeed calls torch.load with weights_only=False."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setattr(
+        sharding,
+        "deepspeed_load_checkpoint",
+        lambda engine, directory, **kwargs: torch.load(directory / "shard.pt", weights_only=False),
+    )
+    torch.save({"state": torch.ones(2), "more": Code()}, tmp_path / "shard.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        sharding.load_deepspeed_shards(None, tmp_path)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    torch.save({"state": torch.ones(2)}, tmp_path / "shard.pt")
+    sharding.load_deepspeed_shards(None, tmp_path)
 
 
 def test_changed_settings_are_named(tmp_path, caplog):

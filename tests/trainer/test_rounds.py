@@ -36,7 +36,7 @@ def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "ref_logps", lambda *args, **kwargs: pytest.fail("the reference has no part in it"))
     run.train()
     assert run.objective.kind == "likelihood"
-    solved = [batch for batch in batches if batch.present]
+    solved = [batch for batch in batches if bool(batch.present.any())]
     assert solved
     for batch in solved:
         assert batch.rewards.unique().tolist() == [1.0]
@@ -67,7 +67,7 @@ def test_prompts_without_a_contrast_teach_a_log_ratio_nothing(tmp_path):
     run.train()
     # Right at once is no news; that it could have been wrong is known from the second round on, whose completions teach
     # nothing themselves: the first round's do, from the buffer.
-    assert [batch.present for batch in batches] == [False, True, True]
+    assert [bool(batch.present.any()) for batch in batches] == [False, True, True]
     assert [int(batch.trains.sum()) for batch in batches] == [0, 8, 16]
     assert [len(batch.rewards) for batch in batches[1:]] == [8, 16]
 

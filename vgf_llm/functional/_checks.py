@@ -116,6 +116,9 @@ class Range:
         what = ("an integer" if self.integer else "a number") + (" or None" if self.optional else "")
         if isinstance(value, bool) or not isinstance(value, Integral if self.integer else Real):
             raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).{self._hint}")
+        self._check_number(name, value, what)
+
+    def _check_number(self, name: str, value: Any, what: str) -> None:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         # A comparison with NaN is false. Counts fit 32 bits, and other numbers what tensors hold.

@@ -76,9 +76,11 @@ def run_generate(
         kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), transport])
     ends = record_ends(copied)
     config: GenerationConfig | None = copy.deepcopy(kwargs.pop("generation_config", None))
+    # What transformers compiles for a static cache is kept on the model, and would be compiled anew for every copy.
+    settings = {"return_dict_in_generate": True, "disable_compile": kwargs.pop("disable_compile", True)}
     if config is None:
-        kwargs["return_dict_in_generate"] = True
+        kwargs.update(settings)
     else:  # transformers warns of settings beside a configuration
-        config.return_dict_in_generate = True
+        config.update(**settings)
     raw: Any = copied.generate(input_ids, attention_mask=attention_mask, generation_config=config, **kwargs)
     return Responses(raw.sequences, input_ids.shape[1], ends, raw.scores, raw.logits)

@@ -43,7 +43,8 @@ def shallow_copy(model: PreTrainedModel, part: str = "") -> PreTrainedModel:
 
 
 def _own_object(module: Module) -> Module:
-    copied = copy.copy(module)
+    copied: Module = object.__new__(type(module))  # no class has a say: FSDP's would build a module anew
+    copied.__dict__.update(vars(module))
     for name, value in list(vars(copied).items()):
         if name == "_modules" or "_hooks" in name:
             copied.__dict__[name] = copy.copy(value)

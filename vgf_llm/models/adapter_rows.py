@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,8 +57,8 @@ class RowBlocks(nn.Module):
         return _restore, (type(self).__mro__[2],), self.__dict__
 
 
-@lru_cache(maxsize=None)
-def _extended(kind: type) -> type:
+@cache
+def _extended(kind: Any) -> type:
     return type(kind.__name__, (RowBlocks, kind), {"__module__": kind.__module__})
 
 
@@ -89,14 +89,17 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
 def is_linear(module: nn.Module) -> bool:
     """Tells whether a module is a linear layer, adapted or not, and nothing more.
 
-    Layouts derive routers of experts from linear layers, with a forward of their own that returns more than one tensor.
+    Some layouts derive routers of experts from linear layers, with a forward of their own that returns more than one
+    tensor. Such a layer is asked.
     """
-    base = module.base_layer if isinstance(module, LoraLayer) else module
+    base: Any = module.base_layer if isinstance(module, LoraLayer) else module
     if not isinstance(base, nn.Linear | Conv1D):
         return isinstance(module, LoraLayer)  # a quantized layer that PEFT knows
-    kind = type(base)
-    own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
-    return kind.forward in (nn.Linear.forward, Conv1D.forward) or not own
+    if not type(base).__module__.startswith(("transformers.models.", "transformers_modules.")):
+        return True
+    with torch.no_grad():
+        weight = base.weight
+        return not hasattr(weight, "ds_id") and isinstance(base(weight.new_zeros(1, base.in_features)), Tensor)
 
 
 def prepare_rows(model: nn.Module) -> object:
@@ -114,7 +117,8 @@ def prepare_rows(model: nn.Module) -> object:
         for layer in layers:
             if not isinstance(layer, RowBlocks):
                 layer.rows_key = key
-                layer.__class__ = _extended(type(layer))
+                kind: Any = type(layer)
+                layer.__class__ = _extended(kind)
         return key
 
 
@@ -231,9 +235,9 @@ def check_plain_lora(model: PeftModel, adapter: str) -> None:
 def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
     """The error for an adapter that asks for more than row blocks can give."""
     return ValueError(
-        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. Use "
-        "LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the adapter "
-        "into the policy with merge_and_unload()."
+        f"Adapter {adapter!r} must be plain LoRA on linear layers over an untouched base, found {', '.join(found)}. "
+        "Use LoraConfig(target_modules='all-linear'), with `init_lora_weights` True or 'gaussian', or merge the "
+        "adapter into the policy with merge_and_unload()."
     )
 
 

@@ -10,8 +10,15 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers import PreTrainedModel
 
-from vgf_llm.models.adapter_rows import adapter_rows, beyond_plain_lora, check_plain_lora, is_linear, lora_layers, not_plain_lora
-from vgf_llm.models.language_model import evaluating, inner_model, probe_logits, same_logits
+from vgf_llm.models.adapter_rows import (
+    adapter_rows,
+    beyond_plain_lora,
+    check_plain_lora,
+    is_linear,
+    lora_layers,
+    not_plain_lora,
+)
+from vgf_llm.models.language_model import inner_model, probe_logits, same_logits
 from vgf_llm.models.value import ValueModel
 
 VALUE_ADAPTER = "value"

@@ -223,9 +223,9 @@ class VGFModelConfig:
         if set(data) - known or not needed <= set(data):
             raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
         if data["parametrization"] not in PARAMETRIZATIONS:
-            gone = " Values of a state alone are no longer part of this package." * (data["parametrization"] == "v_head")
-            allowed = ", ".join(PARAMETRIZATIONS)
-            raise ValueError(f"{path} has parametrization {data['parametrization']!r}; expected one of {allowed}.{gone}")
+            found, allowed = data["parametrization"], ", ".join(PARAMETRIZATIONS)
+            gone = " Values of a state alone are no longer part of this package." if found == "v_head" else ""
+            raise ValueError(f"{path} has parametrization {found!r}; expected one of {allowed}.{gone}")
         transport = dict(data.get("transport", {}))
         if version == 1:
             warnings.warn(

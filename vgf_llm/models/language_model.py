@@ -204,8 +204,8 @@ def backbone_name(model: nn.Module) -> str:
 
 def _no_backbone(inner: PreTrainedModel) -> ValueError:
     return ValueError(
-        f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a value "
-        "cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
+        f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a "
+        "value cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
     )
 
 
@@ -298,8 +298,8 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     if not same_logits(found, logits, inner.dtype):
         raise ValueError(
             f"The hidden states of {type(inner).__name__} do not give its logits: the largest difference is "
-            f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be learned "
-            "on a model that computes its logits from anything else; use another layout of AutoModelForCausalLM."
+            f"{(found.to(logits.device) - logits).abs().max().item():.3g} after a few tokens. A value cannot be "
+            "learned on a model that computes its logits from anything else; use another layout."
         )
     return logits
 

@@ -229,4 +229,5 @@ def build_value(
     if parametrization == "vocab":
         return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
     gone = " Values of a state alone are no longer part of this package." if parametrization == "v_head" else ""
-    raise ValueError(f"`parametrization` must be one of 'log_ratio', 'bilinear', 'vocab', got {parametrization!r}.{gone}")
+    allowed = "'log_ratio', 'bilinear', 'vocab'"
+    raise ValueError(f"`parametrization` must be one of {allowed}, got {parametrization!r}.{gone}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head
+from vgf_llm.models.tensor_files import check_files
 from vgf_llm.models.value import ValueModel, build_value
 from vgf_llm.serving.transport import check_servable
 
@@ -30,6 +31,7 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
     """
     directory = Path(path)
     config = VGFModelConfig.load(directory)
+    check_files(directory, config.files or {}, CONFIG_NAME)
     value = build_value(
         config.parametrization,
         width=config.hidden_size,

@@ -210,9 +210,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         return _with_sequence_value(policy, args, peft_config)
     value_model = None
     if args.value_backbone not in ("lora", "copy", "policy"):
-        value_model = AutoModelForCausalLM.from_pretrained(
-            args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner_model(policy).dtype
-        )
+        value_model = _load_backbone(AutoModelForCausalLM, args, policy)
     # Copies are taken before adapters are put on: they hold the reference's weights.
     needs_ref = distil and peft_config is None and not isinstance(policy, PeftModel)
     ref_model = copy_language_model(policy, args).requires_grad_(False) if needs_ref else None
@@ -263,6 +261,11 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
         needed_value(model)
     else:
         args.value_parametrization = own
+    if args.samples_from == "value" and (sequence or not model.value.needs_logits):
+        raise ValueError(
+            f"`rollout_policy='value'` samples the model behind a log-ratio value, and the value of the VGFModel given as "
+            f"`model` is of the kind {own!r}. Set `rollout_policy` to 'base' or 'transport'."
+        )
     # One owner: what the user set for this run, else what the model came with.
     if args.transport == TransportConfig():
         args.transport = model.transport
@@ -300,6 +303,17 @@ def copy_language_model(model: nn.Module, args: VGFConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(origin, dtype=inner.dtype, trust_remote_code=args.trust_remote_code)
 
 
+def _load_backbone(loader: Any, args: VGFConfig, policy: nn.Module) -> Any:
+    """Loads the model that `value_backbone` names, in the policy's precision."""
+    name, dtype = args.value_backbone, inner_model(policy).dtype
+    try:
+        return loader.from_pretrained(name, trust_remote_code=args.trust_remote_code, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`value_backbone` must be 'lora', 'copy', 'policy' or a model that can be loaded; {name!r} cannot: {error}"
+        ) from error
+
+
 def _with_sequence_value(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig | None) -> VGFModel:
     """Puts a value of whole responses on a policy, on a backbone of its own."""
     inner = inner_model(policy)
@@ -311,9 +325,7 @@ def _with_sequence_value(policy: nn.Module, args: VGFConfig, peft_config: PeftCo
             )
         backbone = copy_language_model(policy, args).base_model
     else:
-        backbone = AutoModel.from_pretrained(
-            args.value_backbone, trust_remote_code=args.trust_remote_code, dtype=inner.dtype
-        )
+        backbone = _load_backbone(AutoModel, args, policy)
     pooling = cast(Literal["last", "mean"], args.value_pooling)
     value = SequenceValue(backbone, args.value_ensemble_size, pooling).to(inner.device)
     if value.vocab_size != output_vocab_size(policy):

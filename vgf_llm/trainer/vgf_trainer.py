@@ -31,6 +31,7 @@ from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
 from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_rows, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import (
+    check_dataset,
     check_dataset_prompts,
     check_prompt_lengths,
     max_prompt_length,
@@ -49,7 +50,7 @@ from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sam
 from vgf_llm.trainer.sample.arguments import rollout_samplings
 from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
 from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
-from vgf_llm.trainer.save.sharding import whole_parameters
+from vgf_llm.trainer.save.sharding import is_zero3, whole_parameters
 from vgf_llm.trainer.score.checks import RewardFunc
 from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.setup import (
@@ -530,6 +531,7 @@ class VGFTrainer(CheckpointedTrainer):
         if samples.ref_logps is not None and self.temperature == 1:
             return list(samples.ref_logps)
         samplers = torch.tensor([WHO.index(who) for who in request.who])
+        longest = max(gather_object([max(map(len, samples.completion_ids))]))
         result: list[list[float] | None] = []
         with self._scoring() as model:
             for start in range(0, len(prompt_ids), self._rows_without_gradients):
@@ -539,7 +541,7 @@ class VGFTrainer(CheckpointedTrainer):
                     Row(RolloutGroup(prompt, [row], [0.0], samplers=[int(kind)]), 0)
                     for prompt, row, kind in zip(prompt_ids[rows], ids, samplers[rows], strict=True)
                 ]
-                batch = self._collate(group)
+                batch = self._collate(group, num_tokens=longest)
                 logps = model.ref_logps(
                     batch.input_ids,
                     batch.attention_mask,
@@ -636,13 +638,12 @@ class VGFTrainer(CheckpointedTrainer):
             if compares and not whole:
                 self._pass = (pass_index, shares, self._scores(shares))
         _, shares, scores = self._pass
-        return self._batch_of(shares[slice_index][self.accelerator.process_index], scores)
+        return self._batch_of(shares[slice_index], scores)
 
-    def _batch_of(self, share: PassShare, scores: dict[int, Tensor] | None) -> MicroBatch:
+    def _batch_of(self, shares: list[PassShare], scores: dict[int, Tensor] | None) -> MicroBatch:
+        """This process's micro-batch of a step, of the shares of all processes."""
+        share = shares[self.accelerator.process_index]
         rows = [Row(group, index) for group, index in share.rows]
-        present = bool(rows)
-        if not present:  # one stands in, for a forward and a backward in every process
-            rows, scores = [Row(self.rounds.any_group(), 0)], None
         learned = {id(group): set(self.objective.learns(group, self.rounds.outcomes)) for group, _ in rows}
         return self._collate(
             rows,
@@ -650,9 +651,22 @@ class VGFTrainer(CheckpointedTrainer):
             num_rows=share.num_rows,
             scores=scores,
             trains=[index in learned[id(group)] for group, index in rows],
-            present=present,
-            with_reference=present and self.objective.reads_reference and self.objective.value.needs_logits,
+            with_reference=self.objective.reads_reference and self.objective.value.needs_logits,
+            **self._shape([of.rows for of in shares], len(rows)),
         )
+
+    def _shape(self, everyones: list[list[tuple[RolloutGroup, int]]], own: int) -> dict[str, Any]:
+        """Rows that stand in, and the length, that give a micro-batch the shape that it has on every process.
+
+        The output embedding runs once per block of states, so that under ZeRO-3 the shape decides how often it is
+        gathered. Elsewhere one row is enough, for a forward and a backward.
+        """
+        if not is_zero3(self.accelerator):
+            return {"absent": [] if own else [Row(self.rounds.any_group(), 0)]}
+        most = max(1, *map(len, everyones))
+        longest = max((len(group.completion_ids[row]) for rows in everyones for group, row in rows), default=1)
+        missing = most - own
+        return {"absent": [Row(self.rounds.any_group(), 0)] * missing if missing else [], "num_tokens": longest}
 
     def _scores(self, shares: list[list[PassShare]]) -> dict[int, Tensor]:
         """Scores of all completions of a pass, by the identity of their group: `[G, H]` each.
@@ -662,7 +676,7 @@ class VGFTrainer(CheckpointedTrainer):
         own = []
         with self._scoring() as model:
             for step in shares:
-                batch = self._batch_of(step[self.accelerator.process_index], None)
+                batch = self._batch_of(step, None)
                 own.append(self.objective.score(model, batch).cpu())
         everyone = gather_object([own])
         scores: dict[int, Tensor] = {}
@@ -674,14 +688,17 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _evaluation_batch(self, groups: list[RolloutGroup]) -> MicroBatch:
         self._measure_gate(groups, "eval")
-        own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        chosen = own or groups[:1]
+        count = self.accelerator.num_processes
+        everyones = [[Row(g, row) for g in groups[index::count] for row in range(len(g))] for index in range(count)]
+        own = everyones[self.accelerator.process_index]
+        most = max(map(len, everyones))
         return self._collate(
-            [Row(group, row) for group in chosen for row in range(len(group))],
-            num_groups=len(groups) / self.accelerator.num_processes,
-            num_rows=sum(map(len, groups)) / self.accelerator.num_processes,
-            present=bool(own),
-            with_reference=bool(own) and self.objective.reads_reference and self.objective.value.needs_logits,
+            own,
+            num_groups=len(groups) / count,
+            num_rows=sum(map(len, groups)) / count,
+            with_reference=self.objective.reads_reference and self.objective.value.needs_logits,
+            absent=[Row(groups[0], 0)] * (most - len(own)),
+            num_tokens=max(len(ids) for group in groups for ids in group.completion_ids),
         )
 
     # Sampling ahead
@@ -819,7 +836,7 @@ class VGFTrainer(CheckpointedTrainer):
         if self.reads_pairs:
             dataset = with_prompts(dataset)
             check_pairs(self.args, None, dataset)
-        check_inputs(self.args, None, dataset)
+        check_dataset(dataset, "eval_dataset")
         return self._readable(dataset, self.vgf_model.policy, self.args, "eval_dataset")
 
     def prediction_step(

@@ -163,8 +163,13 @@ def test_merged_adapters_are_refused() -> None:
 
 def test_an_adapter_that_starts_anywhere_is_refused_for_the_value_alone() -> None:
     config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
-    with pytest.raises(ValueError, match="'value' must be plain LoRA.*init_lora_weights=False"):
-        VGFModel(tiny_model("llama"), build_value("log_ratio", width=16, vocab_size=VOCAB), backbone="lora", lora_config=config)
+    with pytest.raises(ValueError, match=r"'value' must be plain LoRA.*init_lora_weights=False"):
+        VGFModel(
+            tiny_model("llama"),
+            build_value("log_ratio", width=16, vocab_size=VOCAB),
+            backbone="lora",
+            lora_config=config,
+        )
 
 
 @pytest.mark.parametrize("config", [IA3Config, AdaLoraConfig, PromptTuningConfig])
@@ -195,7 +200,9 @@ def test_a_users_adapter_called_value_and_several_active_ones_are_refused() -> N
         VGFModel(policy)
 
 
-@pytest.mark.parametrize("layout", ["qwen3_moe", "mixtral", "deepseek_v3", "jamba", "phimoe", "mamba", "falcon_h1", "gpt2"])
+@pytest.mark.parametrize(
+    "layout", ["qwen3_moe", "mixtral", "deepseek_v3", "jamba", "phimoe", "mamba", "falcon_h1", "gpt2"]
+)
 def test_the_default_adapter_goes_on_linear_layers_that_take_it(layout: str) -> None:
     base = broad_model(layout)
     names = linear_targets(base, LoraConfig(task_type="CAUSAL_LM"))
@@ -210,7 +217,7 @@ def test_explicit_targets_on_a_mixture_of_experts_are_taken_or_refused() -> None
     value = build_value("log_ratio", width=64, vocab_size=320)
     VGFModel(broad_model("qwen3_moe"), value, backbone="lora", lora_config=LoraConfig(target_modules=["q_proj"]))
     experts = LoraConfig(target_modules=["gate_proj", "up_proj", "down_proj"])
-    with pytest.raises(ValueError, match="'value' must be plain LoRA.*target_parameters"):
+    with pytest.raises(ValueError, match=r"'value' must be plain LoRA.*target_parameters"):
         VGFModel(broad_model("qwen3_moe"), value, backbone="lora", lora_config=experts)
 
 

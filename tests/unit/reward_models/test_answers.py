@@ -39,6 +39,7 @@ RIGHT = [
     ("#### 4\u00bd", "4.5"),
     ("#### \u00bd", "0.5"),
     ("#### 42\u200b", "42"),
+    ("####\n42", "42"),
     # boxes
     ("So we get \\boxed{42}.", "42"),
     ("First \\boxed{40}, then two more: \\boxed{42}", "42"),
@@ -56,6 +57,7 @@ RIGHT = [
     ("\\boxed{42^\\circ}", "42"),
     ("\\boxed{30\\%}", "30"),
     ("\\[ \\boxed{42} \\]\n\nLet me know if you have questions about 7 or 8!", "42"),
+    ("\\boxed{\\text{The answer is } 42}", "42"),
     # phrases
     ("The answer is 42.", "42"),
     ("the final answer is: **42**", "42"),
@@ -73,6 +75,12 @@ RIGHT = [
     ("The answer is 2.5 million dollars.", "2500000"),
     ("The answer is 42. Then 3 people go home.", "42"),
     ("So 42 is the answer.", "42"),
+    ("The answer is 1'200.", "1200"),
+    ("The answer is negative 42.", "-42"),
+    ("The answer is 42\u00b0C.", "42"),
+    ("The answer is:\n- 42", "42"),
+    ("The final result is 42.", "42"),
+    ("\u7b54\u6848\u662f42\u3002", "42"),
     ("Final Answer: The final answer is $42$. I hope it is correct.", "42"),
     # labels
     ("Answer: 42", "42"),
@@ -85,11 +93,13 @@ RIGHT = [
     ("Answer: Tom pays $42.", "42"),
     ("6 * 7 is it.\nA: 42", "42"),
     ("A: 42\n\nQ: How many are 2 and 3?\nA: 5", "42"),
+    ("Answer - 42", "42"),
     # reasoning models
     ("<think>6 * 7... the answer is 41? no</think>\n<answer>42</answer>", "42"),
     ("I add 40 and 2.</think>\n\nThe answer is 42.", "42"),
     ("<reasoning>6 * 7</reasoning>\n<answer>\n$42\n</answer>", "42"),
     ("<answer>42", "42"),
+    ("<final_answer>42</final_answer>", "42"),
     ("<answer>The answer is \\boxed{42}</answer>", "42"),
     ("<answer>Tom has 42 marbles.</answer>", "42"),
     # nothing but the number, and a last line in bold
@@ -133,6 +143,10 @@ WRONG = [
     ("The answer is between 41 and 42.", "42"),
     ("The answer is not 42.", "42"),
     ("The answer isn't 42.", "42"),
+    ("The answer is minus 42.", "42"),
+    ("The answer is twice 42.", "42"),
+    ("The answer is over 42.", "42"),
+    ("The answer is 42 less than 50.", "42"),
     ("The answer is at least 42.", "42"),
     ("The answer is less than 42.", "42"),
     ("The answer is x + 42.", "42"),

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.layouts import tiny_model
 from vgf_llm.functional import candidate_set, median_bandwidth
-from vgf_llm.models import StateFeatures, ValueModel, build_value
+from vgf_llm.models import StateFeatures, ValueModel
 from vgf_llm.spaces import DecodeState, LogitSpace
 from vgf_llm.spaces.base import shuffled_like
 

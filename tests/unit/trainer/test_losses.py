@@ -158,12 +158,17 @@ def test_a_torn_group_without_the_others_scores_is_refused():
 
 def test_a_stand_in_has_no_part_in_any_loss():
     for kind in KINDS:
-        batch = collate(rows_of(group_of([1.0, 0.0])), 0, present=False)
-        scores = torch.randn(2, 2, requires_grad=True)
+        group = group_of([1.0, 0.0])
+        alone = collate(rows_of(group), 0)
+        batch = collate(rows_of(group), 0, absent=[Row(group, 0)] * 2, num_tokens=5)
+        assert batch.completion_ids.shape == (4, 5) and batch.group_sizes == [2, 1, 1]
+        scores = torch.randn(4, 5, requires_grad=True)
         loss = of_rows(kind, scores, batch)
         loss.backward()
-        assert loss.item() == 0
-        assert not scores.grad.any()
+        torch.testing.assert_close(loss, of_rows(kind, scores[:2, :2], alone))
+        assert not scores.grad[2:].any()
+        nothing = collate([], 0, absent=[Row(group, 0)], num_groups=1, num_rows=1)
+        assert of_rows(kind, torch.randn(1, 1, requires_grad=True), nothing).item() == 0
 
 
 def test_rows_that_do_not_teach_have_no_part_in_the_values_loss():

@@ -296,7 +296,6 @@ BAD_RUNNERS = [
     ([], {}, ValueError, r"No reward source provided: `reward_funcs` is \[\]"),
     ([3], {}, TypeError, r"`reward_funcs\[0\]` must be a callable, a model or a model id, got 3 .int."),
     ([returning([]), None], {}, TypeError, r"`reward_funcs\[1\]` must be a callable"),
-    (without_kwargs, {}, TypeError, "'without_kwargs' does not accept .*'completion_ids'.* Add `\\*\\*kwargs`"),
     (Plain(), {}, TypeError, r"`reward_funcs\[0\]` is a Plain without a `config`"),
     (WithConfig(), {}, ValueError, "Pass it in `reward_processing_classes`"),
     (returning([]), {"reward_weights": [1.0, 2.0]}, ValueError, r"weights \(2\) must match .* functions \(1\)"),
@@ -568,5 +567,9 @@ def test_columns_are_checked_before_the_first_call():
     ):
         RewardRunner(reward).check_columns(["prompt", "solution"])
     RewardRunner(strict).check_columns(["prompt"])
-    with pytest.raises(ValueError, match=r"'strict' does not accept \['answer'\]"):
+    with pytest.raises(TypeError, match=r"'strict' does not accept \['answer'\]"):
         RewardRunner(strict).check_columns(["prompt", "answer"])
+    with pytest.raises(TypeError, match="'without_kwargs' does not accept .*'completion_ids'.* Add `\\*\\*kwargs`"):
+        RewardRunner(without_kwargs).check_columns(["prompt"])
+    with pytest.raises(RuntimeError, match="'without_kwargs' raised TypeError: .*unexpected keyword"):
+        RewardRunner(without_kwargs)(**BATCH)

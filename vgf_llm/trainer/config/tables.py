@@ -33,15 +33,16 @@ _COUNT = Range(1, integer=True)
 _OPTIONAL_COUNT = Range(1, integer=True, optional=True)
 _PORT = Range(1, 65535, integer=True)
 
+# Bounds above are far beyond what trains: weights overflow there within a step or two.
 RANGES: dict[str, Range] = {
     # The value and its training.
     "value_head_hidden_size": Range(1, 2**17, integer=True, optional=True, hint="None gives a linear head."),
     "value_ensemble_size": Range(1, 1024, integer=True),
-    "value_learning_rate": Range(0, open_low=True, optional=True, hint="None takes `learning_rate`."),
+    "value_learning_rate": Range(0, 100, open_low=True, optional=True, hint="None takes `learning_rate`."),
     "replay_ratio": Range(0, 100, hint="0 trains on fresh completions alone."),
     "buffer_size": Range(0, integer=True),
     "value_holdout_ratio": Range(0, 1, open_high=True, hint="0 holds no prompts out."),
-    "distill_coef": Range(0, hint="0 leaves the policy frozen."),
+    "distill_coef": Range(0, 1000, hint="0 leaves the policy frozen."),
     # The rounds.
     "num_generations": Range(2, integer=True, hint="Values are learned by comparing completions of one prompt."),
     "num_generations_eval": _OPTIONAL_COUNT,
@@ -74,9 +75,9 @@ RANGES: dict[str, Range] = {
     "gradient_accumulation_steps": _COUNT,
     "max_steps": Range(-1, integer=True, hint="-1 leaves the length to `num_train_epochs`."),
     "num_train_epochs": Range(0, 1e6, open_low=True),
-    "learning_rate": Range(0),
+    "learning_rate": Range(0, 100),
     "warmup_steps": Range(0, hint="A number below 1 is a share of the training."),
-    "weight_decay": Range(0),
+    "weight_decay": Range(0, 1000),
     "adam_beta1": Range(0, 1, open_high=True),
     "adam_beta2": Range(0, 1, open_high=True),
     "adam_epsilon": Range(0, open_low=True),
@@ -85,8 +86,8 @@ RANGES: dict[str, Range] = {
     "save_steps": Range(0, hint="A number below 1 is a share of the training."),
     "eval_steps": Range(0, optional=True, hint="A number below 1 is a share of the training."),
     "dataloader_num_workers": Range(0, 1024, integer=True),
-    "seed": Range(0, 2**32 - 1, integer=True),
-    "data_seed": Range(0, 2**32 - 1, integer=True, optional=True),
+    "seed": Range(0, 2**31 - 1, integer=True),
+    "data_seed": Range(0, 2**31 - 1, integer=True, optional=True),
 }
 
 _RATIO = "the value's losses have no importance ratio"

@@ -149,7 +149,7 @@ def transported_loss(policy_logps: Tensor, target_logits: Tensor, candidate_mask
     Returns:
         A scalar.
     """
-    mask = batch.completion_mask * batch.present
+    mask = batch.completion_mask * batch.present.unsqueeze(-1)
     losses = distillation_loss(policy_logps, target_logits, candidate_mask, mask, reduction="sequence")
     return losses.sum() / batch.num_rows
 
@@ -174,4 +174,4 @@ def best_response_loss(logps: Tensor, values: Tensor, batch: MicroBatch) -> Tens
 
 def mean_over_rows(values: Tensor, batch: MicroBatch) -> Tensor:
     """Mean over completions of the mean of `[R, T]` over the tokens of each."""
-    return masked_mean(values, batch.completion_mask, dim=-1).sum() * batch.present / batch.num_rows
+    return (masked_mean(values, batch.completion_mask, dim=-1) * batch.present).sum() / batch.num_rows

@@ -46,7 +46,7 @@ class MicroBatch:
         group_scores: `[R, G, H]`, scores of the row's whole group at the beginning of the pass, one per member of an
             ensemble; `None` where they are those of this batch.
         trains: `[R]`, whether the value learns from the row.
-        present: Whether the rows are part of the round; false for one that stands in for none.
+        present: `[R]`, false on rows that stand in for none, so that every process runs the model on as much.
         sampler: `[R]`, which of the run's samplings drew the row.
         ref_logps: `[R, T]`, the reference's log-probabilities of the tokens, 0 in the padding; `None` if unknown.
         whole: Whether every completion with a reward of the batch's groups is in it.
@@ -64,7 +64,7 @@ class MicroBatch:
     place: Tensor
     group_scores: Tensor | None
     trains: Tensor
-    present: bool
+    present: Tensor
     sampler: Tensor
     ref_logps: Tensor | None
     whole: bool
@@ -126,13 +126,14 @@ def collate(
     num_rows: float | None = None,
     scores: Mapping[int, Tensor] | None = None,
     trains: Sequence[bool] | None = None,
-    present: bool = True,
     with_reference: bool = False,
+    absent: Sequence[Row] = (),
+    num_tokens: int | None = None,
 ) -> MicroBatch:
     """Turns rows into one padded batch.
 
     Args:
-        rows: At least one; those of a group in adjacent places.
+        rows: Those of a group in adjacent places.
         pad_token_id: Fills the padding.
         device: Device of the result.
         pad_to_multiple_of: Lengths are rounded up to a multiple of it.
@@ -140,8 +141,9 @@ def collate(
         num_rows: See `MicroBatch`; the number of rows when left out.
         scores: Scores `[G, H]` of whole groups, by the identity of the group.
         trains: Whether the value learns from each row; from all when left out.
-        present: Whether the rows are part of the round; none of a stand-in trains.
         with_reference: Whether the loss reads the reference's log-probabilities, which all rows must then have.
+        absent: Rows behind the others that no loss looks at.
+        num_tokens: Least T.
 
     Returns:
         The batch.
@@ -155,46 +157,54 @@ def collate(
         >>> batch.completion_ids.tolist(), batch.place.tolist(), batch.group_sizes
         ([[3, 4], [2, 0]], [1, 0], [2])
     """
-    if not rows:
+    every = [*rows, *absent]
+    if not every:
         raise ValueError("`rows` is empty; a batch has at least one row.")
-    groups = [row.group for row in rows]
-    lacking = sum(group.ref_logps is None for group in groups) if with_reference else 0
+    groups = [row.group for row in every]
+    lacking = sum(row.group.ref_logps is None for row in rows) if with_reference else 0
     if lacking:
         raise ValueError(f"{lacking} of {len(rows)} rows have no `ref_logps`, which the loss reads.")
     prompts = [group.prompt_ids.long() for group in groups]
-    completions = [group.completion_ids[index].long() for group, index in rows]
+    completions = [group.completion_ids[index].long() for group, index in every]
 
     def padded(tensors: list[Tensor], value: float, side: str) -> Tensor:
         return pad(tensors, padding_value=value, padding_side=side, pad_to_multiple_of=pad_to_multiple_of).to(device)
 
+    def right(tensors: list[Tensor], value: float) -> Tensor:
+        # A row of the greatest length makes the others as long, and goes again.
+        longest = tensors[0].new_zeros(num_tokens or 0)
+        return padded([*tensors, longest], value, "right")[:-1]
+
     ref_logps = None
-    if with_reference:
-        ref_logps = padded([group.ref_logps[index] for group, index in rows if group.ref_logps], 0.0, "right")
+    if with_reference and rows:
+        known = [row.group.ref_logps[row.index] for row in rows if row.group.ref_logps]
+        ref_logps = right([*known, *(torch.zeros(len(completions[-1])) for _ in absent)], 0.0)
     width = max(len(group) for group in groups)
-    group_rewards = torch.full((len(rows), width), torch.nan)
-    for number, group in enumerate(groups):
-        group_rewards[number, : len(group)] = group.rewards.float()
+    group_rewards = torch.full((len(every), width), torch.nan)
+    for number, row in enumerate(rows):
+        group_rewards[number, : len(row.group)] = row.group.rewards.float()
     group_scores = None
-    if scores is not None:
-        known = [scores[id(group)] for group in groups]
-        group_scores = torch.stack([pad_rows(x, (0, 0, 0, width - len(x))) for x in known]).to(device)
-    runs = [list(run) for _, run in groupby(groups, key=id)]
-    whole = all(int((~run[0].rewards.isnan()).sum()) <= len(run) for run in runs)
+    if scores is not None and rows:
+        found = [scores[id(row.group)] for row in rows]
+        found += [torch.zeros_like(found[0])] * len(absent)
+        group_scores = torch.stack([pad_rows(x, (0, 0, 0, width - len(x))) for x in found]).to(device)
+    runs = [list(run) for _, run in groupby(groups[: len(rows)], key=id)]
+    learned = [trains is None or trains[number] for number in range(len(rows))]
     return MicroBatch(
         prompt_ids=padded(prompts, pad_token_id, "left"),
         prompt_mask=padded([torch.ones_like(ids) for ids in prompts], 0, "left"),
-        completion_ids=padded(completions, pad_token_id, "right"),
-        completion_mask=padded([torch.ones_like(ids) for ids in completions], 0, "right"),
-        group_sizes=[len(run) for run in runs],
-        rewards=torch.stack([group.rewards[index] for group, index in rows]).to(device, torch.float32),
+        completion_ids=right(completions, pad_token_id),
+        completion_mask=right([torch.ones_like(ids) for ids in completions], 0),
+        group_sizes=[*(len(run) for run in runs), *(1 for _ in absent)],
+        rewards=group_rewards.gather(1, torch.tensor([[row.index] for row in every])).squeeze(1).to(device),
         group_rewards=group_rewards.to(device),
-        place=torch.tensor([row.index for row in rows], device=device),
+        place=torch.tensor([row.index for row in every], device=device),
         group_scores=group_scores,
-        trains=torch.tensor([present and (trains is None or trains[i]) for i in range(len(rows))], device=device),
-        present=present,
-        sampler=torch.stack([group.samplers[index] for group, index in rows]).to(device),
+        trains=torch.tensor([*learned, *(False for _ in absent)], device=device),
+        present=torch.tensor([*(True for _ in rows), *(False for _ in absent)], device=device),
+        sampler=torch.stack([group.samplers[index] for group, index in every]).to(device),
         ref_logps=ref_logps,
-        whole=whole or not present,
+        whole=all(int((~run[0].rewards.isnan()).sum()) <= len(run) for run in runs),
         num_groups=len(runs) if num_groups is None else num_groups,
         num_rows=len(rows) if num_rows is None else num_rows,
     )

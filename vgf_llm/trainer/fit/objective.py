@@ -202,11 +202,10 @@ class Objective:
     def _check(self, scored: Tensor, outcomes: bool) -> None:
         found = f"from {scored.min().item():g} to {scored.max().item():g}"
         if self.kind == "bernoulli" and bool(((scored < 0) | (scored > 1)).any()):
+            others = [name for name in self.value.losses if name not in ("bernoulli", "likelihood")]
             raise ValueError(
                 f"`value_loss={self.value_loss!r}` fits the probability of success, but rewards {found} arrived. Set "
-                "`value_loss` to another of the value's losses "
-                f"({', '.join(repr(name) for name in self.value.losses if name != 'bernoulli')}), or let the reward "
-                "functions return values in [0, 1]."
+                f"`value_loss` to {' or '.join(map(repr, others))}, or let the reward functions return values in [0, 1]."
             )
         if self.kind == "likelihood" and not outcomes:
             raise ValueError(

@@ -118,8 +118,8 @@ def measure_gate(
 ) -> GateCounts:
     """Measures this process's share of groups.
 
-    Every process runs the model as often as every other, whatever there is to measure: one without a group of its own
-    repeats the first and counts nothing.
+    Every process runs the model as often as every other, on as many tokens, whatever there is to measure: rows that it
+    lacks are repeated from the first group and count nothing.
 
     Args:
         model: The unwrapped model, in evaluation mode.
@@ -134,16 +134,22 @@ def measure_gate(
         The sums of this process.
     """
     transports = not sequence and model.transport.space == "logit" and model.transport.transport_steps > 0
-    own = list(groups[process_index::num_processes])
     most = -(-len(groups) // num_processes)
     total = torch.zeros(5, dtype=torch.float64)
     for start in range(0, most, groups_at_a_time):
-        part = own[start : start + groups_at_a_time]
-        chosen = part or [groups[0]]
+        shares = [list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)]
+        part = shares[process_index]
+        rows = [Row(group, row) for group in part for row in range(len(group))]
+        # As many rows of as many tokens as on every other process.
+        missing = max(sum(map(len, share)) for share in shares) - len(rows)
         batch = collate(
-            [Row(group, row) for group in chosen for row in range(len(group))], pad_token_id, model.device
+            rows,
+            pad_token_id,
+            model.device,
+            absent=[Row(groups[0], 0)] * missing,
+            num_tokens=max(len(ids) for share in shares for group in share for ids in group.completion_ids),
         )
-        counts = _counts(model, batch, [len(group) for group in chosen], sequence=sequence, transports=transports)
+        counts = _counts(model, batch, [len(group) for group in part], sequence=sequence, transports=transports)
         if part:
             total += counts
     return GateCounts(*total.tolist())
@@ -154,14 +160,18 @@ def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequenc
         scores = model.sequence_scores(batch.input_ids, batch.attention_mask, batch.response_mask)
         values = model.sequence_value.mean(scores)
     else:
-        values = model.score(batch.input_ids, batch.attention_mask, batch.completion_mask, group_size=sizes).values
+        values = model.score(
+            batch.input_ids, batch.attention_mask, batch.completion_mask, group_size=batch.group_sizes
+        ).values
     correct = pairs = 0.0
-    for own, rewards in zip(values.cpu().split(sizes), batch.rewards.cpu().split(sizes), strict=True):
+    count = sum(sizes)
+    for own, rewards in zip(values[:count].cpu().split(sizes), batch.rewards[:count].cpu().split(sizes), strict=True):
         right, of = within_prompt_accuracy(own.unsqueeze(0).float(), rewards.unsqueeze(0))
         correct, pairs = correct + float(right), pairs + int(of)
     kl = distance = measured = 0.0
     if transports:
         moved = transport_batch(model, batch)
         measured = len(sizes)
-        kl, distance = (float(mean_over_rows(x, batch)) * measured for x in (moved.kl, moved.distance))
+        if measured:
+            kl, distance = (float(mean_over_rows(x, batch)) * measured for x in (moved.kl, moved.distance))
     return torch.tensor([correct, pairs, kl, distance, measured], dtype=torch.float64)

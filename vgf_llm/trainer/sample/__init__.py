@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.arguments import generation_arguments
 from vgf_llm.trainer.sample.function import FunctionSampler
@@ -61,6 +63,7 @@ def build_sampler(
             pad_token_id=tokenizer.pad_token_id,
             generation_kwargs=generation_arguments(args, tokenizer, end_token_ids),
             pad_to_multiple_of=args.pad_to_multiple_of,
+            most=lambda number: max(gather_object([number])) if accelerator.num_processes > 1 else number,
         )
     from vgf_llm.trainer.sample.vllm import VLLMSampler  # TRL imports vLLM with it
 

@@ -48,6 +48,8 @@ class TransformersSampler:
         pad_token_id: Fills prompts on the left.
         generation_kwargs: Arguments of `generate`.
         pad_to_multiple_of: Lengths of prompts are rounded up to a multiple of it.
+        most: Gives the largest of a number over all processes. Where weights stay shards while completions are sampled,
+            every process has to call `generate` as often as every other, whichever kinds its own rows are of.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class TransformersSampler:
         pad_token_id: int,
         generation_kwargs: dict[str, Any],
         pad_to_multiple_of: int | None = None,
+        most: Callable[[int], int] = lambda number: number,
     ) -> None:
         self.model = model
         self.gathered = gathered
         self.pad_token_id = pad_token_id
         self.generation_kwargs = generation_kwargs
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.most = most
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request, those of one kind together."""
@@ -72,11 +76,14 @@ class TransformersSampler:
         kl = []
         model = self.model()
         with record_function("vgf/sample"), self.gathered(), evaluating(model):
-            # In one order on every process, whichever kinds its own rows are of.
             for who in WHO:
                 rows = [row for row, kind in enumerate(request.who) if kind == who]
-                for part in self._parts([request.prompt_ids[row] for row in rows], model.device.type):
-                    chosen = [rows[place] for place in part]
+                parts = self._parts([request.prompt_ids[row] for row in rows], model.device.type)
+                for number in range(self.most(len(parts))):
+                    if number >= len(parts):  # another process has more to sample
+                        self._generate(model, request.prompt_ids[:1], who)
+                        continue
+                    chosen = [rows[place] for place in parts[number]]
                     found = self._generate(model, [request.prompt_ids[row] for row in chosen], who)
                     lengths = found.lengths.tolist()
                     for row, ids, length, ended in zip(

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
@@ -47,7 +46,7 @@ from vgf_llm.models.tensor_files import (
 )
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.save.explain import explained_save
-from vgf_llm.trainer.save.sharding import is_zero3, whole, whole_state_dict
+from vgf_llm.trainer.save.sharding import is_zero3, load_deepspeed_shards, whole, whole_state_dict
 from vgf_llm.trainer.save.sigterm import SIGTERM_STATUS, SaveOnSigterm
 
 logger = get_logger(__name__)
@@ -292,7 +291,7 @@ class CheckpointedTrainer(_BaseTrainer):
         if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+        load_deepspeed_shards(self.model_wrapped, resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         self._load_scaler(resume_from_checkpoint)
         return prepared
@@ -318,7 +317,7 @@ class CheckpointedTrainer(_BaseTrainer):
         check_files(best, VGFModelConfig.load(best).files or {}, CONFIG_NAME)
         if self.is_deepspeed_enabled:
             check_whole(best)
-            deepspeed_load_checkpoint(self.model_wrapped, str(best), load_module_strict=False)
+            load_deepspeed_shards(self.model_wrapped, str(best))
         elif self.is_fsdp_enabled:
             super()._load_best_model()
         else:
@@ -339,8 +338,8 @@ def _checksum(state: Mapping[str, Any]) -> str:
 def check_whole(directory: Path) -> dict[str, Any]:
     """Checks that a folder is a checkpoint to resume from, file by file, before anything in it is loaded.
 
-    DeepSpeed unpickles its shards, which can run code. The check refuses pickled files that were not written with the
-    checkpoint; it is no signature, so resume only from folders of your own runs.
+    Checksums are no signature: they tell a whole checkpoint from a mixed one, not a friend's from a stranger's. Pickled
+    files are read as tensors and plain data alone, see `load_deepspeed_shards`, and none that came later is accepted.
 
     Args:
         directory: The checkpoint.

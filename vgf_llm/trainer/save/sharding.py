@@ -5,6 +5,7 @@ DDP and ZeRO-1/2 keep whole parameters on every process and need nothing. ZeRO-3
 gather every layer again for every token that is sampled; here they are gathered once and stay until the phase ends.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,8 +16,11 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from vgf_llm._compat import unwrap_model_for_generation
+
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def is_zero3(accelerator: Accelerator) -> bool:
@@ -108,3 +112,32 @@ def whole(tensor: Tensor) -> Iterator[Tensor]:
             yield tensor
     else:
         yield tensor
+
+
+def load_deepspeed_shards(engine: Any, directory: str) -> None:
+    """Loads DeepSpeed's shards of a checkpoint, without the frozen weights that they lack.
+
+    DeepSpeed unpickles them without limits, so that a foreign file could run code. Here only tensors, plain data and
+    the classes that DeepSpeed itself puts in are read.
+
+    Args:
+        engine: What DeepSpeed wrapped the model in.
+        directory: The checkpoint.
+
+    Raises:
+        pickle.UnpicklingError: If a file holds anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"  # the only way past the argument that DeepSpeed gives to torch.load
+    try:
+        with torch.serialization.safe_globals(known):
+            deepspeed_load_checkpoint(engine, directory, load_module_strict=False)
+    finally:
+        os.environ.pop(_WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 # A model id or path, a sequence classifier, or a callable that returns one number (or None) per completion.
 RewardFunc = str | nn.Module | Callable[..., Any]
 
-CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-
 # Shortens what an error shows, and survives objects whose own `__repr__` raises.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 300
@@ -48,13 +46,6 @@ def as_list_of_funcs(reward_funcs: RewardFunc | Sequence[RewardFunc] | None) -> 
             raise TypeError(
                 f"`reward_funcs[{index}]` is a {type(func).__name__} without a `config`; a module is scored as a "
                 "sequence classifier of transformers. Wrap anything else in a function."
-            )
-        accepted = keywords_of(func)[1]
-        refused = [] if accepted is None else [name for name in CALL_ARGUMENTS if name not in accepted]
-        if refused:
-            raise TypeError(
-                f"The reward function '{_name(func)}' does not accept the argument(s) {refused} that reward functions "
-                "are called with. Add `**kwargs` to its signature."
             )
     return funcs
 

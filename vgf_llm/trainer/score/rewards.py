@@ -32,7 +32,6 @@ from vgf_llm._compat import (
 )
 from vgf_llm.trainer.choose.prompts import plain_messages
 from vgf_llm.trainer.score.checks import (
-    CALL_ARGUMENTS,
     RewardFunc,
     as_list_of_funcs,
     check_labels,
@@ -45,6 +44,7 @@ from vgf_llm.trainer.score.checks import (
 
 logger = logging.getLogger(__name__)
 
+_CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 # Columns that the trainer itself fills; a dataset's columns of these names are not handed to reward functions.
 _RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 # What ends a run when the user asks for it passes through; everything else that a function raises is named.
@@ -72,7 +72,7 @@ class RewardRunner:
     Raises:
         ValueError: If there is no function, if the number of weights or processing classes does not match, or if a
             model has several labels or no trained head.
-        TypeError: If a function is not callable, or does not accept the arguments it is called with.
+        TypeError: If a function is not callable, or a module has no configuration.
 
     Example:
         >>> def length(completions, **kwargs):
@@ -141,15 +141,16 @@ class RewardRunner:
                 )
 
     def check_columns(self, column_names: Sequence[str]) -> None:
-        """Refuse a dataset without a column that a reward function asks for by name.
+        """Refuse a dataset without a column that a function asks for by name, and a function that takes too little.
 
         Args:
             column_names: Columns of the training dataset.
 
         Raises:
             ValueError: If a column is missing, naming the function, the column and the columns there are.
+            TypeError: If a function does not accept all that it is called with.
         """
-        given = {*CALL_ARGUMENTS, *(name for name in column_names if name not in _RESERVED_COLUMNS)}
+        given = {*_CALL_ARGUMENTS, *(name for name in column_names if name not in _RESERVED_COLUMNS)}
         for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
             required, accepted = keywords_of(func)
             missing = [argument for argument in required if argument not in given]
@@ -159,9 +160,9 @@ class RewardRunner:
                     f"{sorted(column_names)}. Add or rename the column, or give the argument a default."
                 )
             if accepted is not None and not given <= accepted:
-                raise ValueError(
+                raise TypeError(
                     f"The reward function '{name}' does not accept {sorted(given - accepted)}, which it is called with "
-                    "because every dataset column is handed over. Add `**kwargs` to its signature."
+                    "(every dataset column is handed over). Add `**kwargs` to its signature."
                 )
 
     def __call__(
