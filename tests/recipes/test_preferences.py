@@ -127,9 +127,7 @@ def test_bad_input_is_named(models: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(models: dict[str, str], tmp_path: Path) -> None:
-    other = classifier(2, vocab_size=40, max_position_embeddings=128)
-    other.config.reward_pooling = "mean"
-    other.save_pretrained(models["reward"])
+    classifier(1, vocab_size=40, max_position_embeddings=128).save_pretrained(models["reward"])
     data = write_pairs(tmp_path / "pairs", prompt=["w1", "w2"], chosen=["w5"] * 2, rejected=["w6"] * 2)
     arguments = [*small(models, tmp_path / "out"), "--dataset_name", data, "--spaces", "sequence_embedding"]
     with pytest.raises(ValueError, match="token ids would mean other tokens"):
