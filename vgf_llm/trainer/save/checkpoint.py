@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
@@ -335,7 +335,7 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def check_whole(directory: Path) -> dict[str, Any]:
+def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, Any]:
     """Checks that a folder is a checkpoint to resume from, file by file, before anything in it is loaded.
 
     Checksums are no signature: they tell a whole checkpoint from a mixed one, not a friend's from a stranger's. Pickled
@@ -343,6 +343,7 @@ def check_whole(directory: Path) -> dict[str, Any]:
 
     Args:
         directory: The checkpoint.
+        with_optimizer: Whether it has to hold the optimizer and the scheduler in files of their own, as without sharding.
 
     Returns:
         What `vgf_state.json` holds.
@@ -367,6 +368,9 @@ def check_whole(directory: Path) -> dict[str, Any]:
         )
     if state.pop("checksum", None) != _checksum(state):
         raise ValueError(f"{path} was changed after it was written; resume from another checkpoint.")
+    lacking = {OPTIMIZER_NAME, SCHEDULER_NAME} - set(state["files"]) if with_optimizer else set()
+    if lacking:
+        raise ValueError(f"{directory} holds no {' and no '.join(sorted(lacking))}; resume from another checkpoint.")
     check_files(directory, state["files"], STATE_NAME)
     model_files = VGFModelConfig.load(directory).files or {}
     check_files(directory, model_files, CONFIG_NAME)
