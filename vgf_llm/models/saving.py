@@ -44,7 +44,6 @@ from vgf_llm.models.tensor_files import (
 from vgf_llm.models.value import ValueModel, build_value
 from vgf_llm.models.valued_policy import ValuedPolicy
 
-
 Model = TypeVar("Model", bound=ValuedPolicy)
 
 VALUE_HEAD_NAME = "value_head.safetensors"

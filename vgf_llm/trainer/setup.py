@@ -266,8 +266,8 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
         args.value_parametrization = own
     if args.samples_from == "value" and (sequence or not model.value.needs_logits):
         raise ValueError(
-            f"`rollout_policy='value'` samples the model behind a log-ratio value, and the value of the VGFModel given as "
-            f"`model` is of the kind {own!r}. Set `rollout_policy` to 'base' or 'transport'."
+            f"`rollout_policy='value'` samples the model behind a log-ratio value, and the value of the VGFModel given "
+            f"as `model` is of the kind {own!r}. Set `rollout_policy` to 'base' or 'transport'."
         )
     # One owner: what the user set for this run, else what the model came with.
     if args.transport == TransportConfig():

@@ -817,9 +817,7 @@ class VGFTrainer(CheckpointedTrainer):
         with self._evaluation(metric_key_prefix):
             return super().evaluate(self._given(eval_dataset), ignore_keys, metric_key_prefix)
 
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> Any:
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As `evaluate`, with what was measured in the output's metrics."""
         with self._evaluation(metric_key_prefix):
             output = super().predict(self._given(test_dataset), ignore_keys, metric_key_prefix)

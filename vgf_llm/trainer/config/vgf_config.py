@@ -405,8 +405,7 @@ class VGFConfig(GRPOConfig):
             names = [modules] if isinstance(modules, str) else modules
             if not names or not all(isinstance(name, str) and name.strip() for name in names):
                 raise ValueError(
-                    "`value_lora_target_modules` must be None, 'all-linear' or names of modules, got "
-                    f"{shown(modules)}."
+                    f"`value_lora_target_modules` must be None, 'all-linear' or names of modules, got {shown(modules)}."
                 )
             if self.value_backbone != "lora":
                 raise ValueError(

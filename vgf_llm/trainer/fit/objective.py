@@ -205,7 +205,7 @@ class Objective:
             others = [name for name in self.value.losses if name not in ("bernoulli", "likelihood")]
             raise ValueError(
                 f"`value_loss={self.value_loss!r}` fits the probability of success, but rewards {found} arrived. Set "
-                f"`value_loss` to {' or '.join(map(repr, others))}, or let the reward functions return values in [0, 1]."
+                f"`value_loss` to {' or '.join(map(repr, others))}, or return rewards in [0, 1]."
             )
         if self.kind == "likelihood" and not outcomes:
             raise ValueError(

@@ -104,7 +104,7 @@ class RolloutGroup:
             )
         if len(self.samplers) != len(self.completion_ids):
             raise ValueError(
-                f"`samplers` has {len(self.samplers)} entries for {len(self.completion_ids)} completions; give one each."
+                f"`samplers` has {len(self.samplers)} entries for {len(self.completion_ids)} completions."
             )
         if self.ref_logps is not None:
             lengths = [len(ids) for ids in self.completion_ids]

@@ -137,7 +137,9 @@ def measure_gate(
     most = -(-len(groups) // num_processes)
     total = torch.zeros(5, dtype=torch.float64)
     for start in range(0, most, groups_at_a_time):
-        shares = [list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)]
+        shares = [
+            list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)
+        ]
         part = shares[process_index]
         rows = [Row(group, row) for group in part for row in range(len(group))]
         # As many rows of as many tokens as on every other process.

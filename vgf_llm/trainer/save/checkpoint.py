@@ -343,7 +343,7 @@ def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, A
 
     Args:
         directory: The checkpoint.
-        with_optimizer: Whether it has to hold the optimizer and the scheduler in files of their own, as without sharding.
+        with_optimizer: Whether optimizer and scheduler have to be in it as files of their own, as without sharding.
 
     Returns:
         What `vgf_state.json` holds.
