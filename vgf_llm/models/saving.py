@@ -148,7 +148,7 @@ def _write_parts(
     if model.ref_model is not None:
         model.ref_model.save_pretrained(directory / REF_MODEL_DIR, state_dict=part("ref_model."), **kwargs)
     if model.sequence_value is not None:
-        model.sequence_value.save_pretrained(
+        cast(SequenceValue, model.sequence_value).save_pretrained(
             directory / SEQUENCE_VALUE_DIR, state_dict=part("sequence_value."), **kwargs
         )
     config = model.vgf_config

@@ -69,6 +69,19 @@ class Sampler(Protocol):
         """Ends what runs in the background; a call still samples."""
 
 
+class Engine(Protocol):
+    """An engine with weights of its own.
+
+    Attributes:
+        engine: What callers ask, such as TRL's vLLM engine.
+    """
+
+    engine: Any
+
+    def sync(self) -> None:
+        """Sends it the policy's weights where they have changed."""
+
+
 def check_who(offered: Sequence[str], who: Sequence[str], engine: str) -> None:
     """Refuses rows that an engine cannot sample.
 
