@@ -40,9 +40,9 @@ from vgf_llm.trainer.save.sharding import whole, whole_parameters, whole_state_d
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def uneven(index: list[int], **kwargs: Any) -> list[float]:
-    """Groups of four without a success, with one, and with all but one: ranks draw unequal work, ties and nothing."""
-    return [float((0, 1, 3)[i % 3] > row % 4) for row, i in enumerate(index)]
+def uneven(index: list[int], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """Groups without a success, with few and with many: ranks draw unequal work, ties and nothing."""
+    return [float(sum(ids) % 4 < (0, 1, 3)[i % 3]) for i, ids in zip(index, completion_ids, strict=True)]
 
 
 # What may differ between ranks in a round is what they do with it, never how often they run the model.
