@@ -24,7 +24,7 @@ from tests.trainer import tiny
 from vgf_llm import VGFConfig, VGFModel
 from vgf_llm.models import SequenceValue, TransportConfig, build_value
 from vgf_llm.models.tensor_files import file_digest
-from vgf_llm.trainer.choose.pairs import with_prompts
+from vgf_llm.trainer.choose.pairs import tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import check_dataset, check_prompts, tokenize_prompts
 from vgf_llm.trainer.score.rewards import RewardRunner
 
@@ -226,8 +226,17 @@ def _whole(transport):
 
 MESSAGES = [{"role": "user", "content": "w1 w2"}]
 texts = st.text(max_size=5)
+content_parts = st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": st.none() | texts})
+odd_parts = st.fixed_dictionaries({"type": st.just("text"), "text": st.none() | texts | st.integers() | st.binary()})
 messages = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just(MESSAGES) | st.binary(max_size=2),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | texts
+    | st.just(MESSAGES)
+    | st.binary(max_size=2)
+    | st.lists(odd_parts, min_size=1).map(lambda parts: [{"role": "user", "content": parts}]),
     lambda parts: (
         st.lists(parts, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls"]), parts, max_size=3)
@@ -246,6 +255,7 @@ columns = st.one_of(
             st.lists(texts, max_size=2),
             st.lists(st.fixed_dictionaries({"role": st.none() | texts, "content": st.none() | texts}), max_size=2),
             st.lists(st.fixed_dictionaries({"role": texts, "content": st.lists(texts, max_size=2)}), max_size=2),
+            st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": st.lists(content_parts)}), max_size=2),
             st.fixed_dictionaries({"role": texts, "content": texts}),
         )
     )
@@ -287,6 +297,7 @@ def test_pairs_are_read_or_refused_by_row_and_column(chosen, rejected, prompts):
     count = min(map(len, (chosen, rejected, prompts or chosen)))
     pairs = {"chosen": chosen[:count], "rejected": rejected[:count], **({"prompt": prompts[:count]} if prompts else {})}
     dataset = Dataset.from_dict(pairs)
+    limits = {"eos_token_ids": [tiny.EOS], "max_completion_length": None, "max_prompt_length": None}
     try:
         found = with_prompts(dataset)
     except (TypeError, ValueError) as error:
@@ -294,6 +305,18 @@ def test_pairs_are_read_or_refused_by_row_and_column(chosen, rejected, prompts):
         assert any(f"`{name}`" in str(error) for name in ("prompt", "chosen", "rejected"))
     else:
         assert all(row[name] for row in found for name in ("prompt", "chosen", "rejected"))
+        try:
+            check_dataset(found)
+        except TypeError as error:
+            assert str(error).startswith("Row ") and "of `train_dataset`: " in str(error)
+            return
+        stream = found.to_iterable_dataset()
+        try:
+            rows = list(tokenized_pairs(stream, tiny.tokenizer(chat=True), chat_template_kwargs={}, **limits))
+        except ValueError as error:
+            assert "A prompt of a preference pair has no tokens" in str(error)
+        else:
+            assert all(row[name][-1] == tiny.EOS for row in rows for name in ("chosen_ids", "rejected_ids"))
 
 
 # Saved folders
