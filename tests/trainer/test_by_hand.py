@@ -1,5 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""How each completion was drawn: from the configuration to the rows of the loss, with numbers worked out by hand."""
+"""The parts of a run together, from the configuration to the loss, with numbers worked out by hand."""
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from tests.trainer import tiny
 from vgf_llm.models import TransportConfig
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.sampling import Sampling
+from vgf_llm.models.valued_policy import Candidates
 from vgf_llm.trainer.fit.micro_batch import Row
+from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 from vgf_llm.trainer.sample.arguments import rollout_samplings
 
@@ -86,3 +90,36 @@ def test_log_ratios_are_at_the_temperature_of_sampling(tmp_path, told):
     for score, completion in zip(scores, completions, strict=True):
         own, ref = (logps(run.vgf_model, adapter, prompt, completion).sum() for adapter in ("value", None))
         torch.testing.assert_close(score, own - ref, atol=1e-4, rtol=1e-4)
+
+
+def test_a_completion_ends_with_its_end_token_or_is_cut(tmp_path):
+    run = shaken(tmp_path, rollout_policy="value", num_base_generations=2)
+    rows = [row for row in tiny.prompts(24) for _ in range(4)]
+    samples = run.sampler(run._request(rows, "train", 0))
+    assert set(samples.finished) == {False, True}
+    for ids, finished in zip(samples.completion_ids, samples.finished, strict=True):
+        assert finished == (ids[-1] == tiny.EOS) and tiny.EOS not in ids[:-1]
+        assert finished or len(ids) == run.max_completion_length
+
+
+def test_transport_spends_what_two_candidates_say():
+    start = torch.tensor([[[0.75, 0.25]]]).log()
+    candidates = Candidates(
+        torch.tensor([[[3, 4]]]), torch.ones(1, 1, 2).bool(), start, torch.tensor([[[0.0, 3.0]]]).log1p()
+    )
+    # The second candidate's potential is log 4: 0.75 and 0.25 * 4 ** 0.5 after half a step of length 1.
+    moved = transport_candidates(candidates, TransportConfig(transport_steps=1, step_size=0.5))
+    assert moved.logits.exp().flatten().tolist() == pytest.approx([0.6, 0.4])
+    assert moved.distance.item() == pytest.approx(0.15)
+    assert moved.kl.item() == pytest.approx(0.6 * math.log(0.6 / 0.75) + 0.4 * math.log(0.4 / 0.25))
+
+
+def test_the_losses_of_value_and_policy_add_up(tmp_path):
+    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", max_steps=1)
+    group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2]], [1.0, 0.0], [[-3.0, -3.5, -4.0], [-3.0, -3.2]])
+    batch = run._collate([Row(group, 0), Row(group, 1)], with_reference=True)
+    loss, measured = run.objective(run.model, run.vgf_model, batch)
+    assert float(measured["distill/loss"]) > 1e-4
+    torch.testing.assert_close(loss.detach(), measured["value/loss"] + 3.0 * measured["distill/loss"])
+    moved = run.objective.score(run.vgf_model, batch)[:, 0]
+    assert float(measured["value/loss"]) == pytest.approx(math.log1p(math.exp(float(moved[1] - moved[0]))), abs=1e-5)
