@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 try:
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM, stop_sequences_criteria
+    from lm_eval.models.huggingface import HFLM
 except ImportError as error:
     raise ImportError('This adapter needs lm-evaluation-harness: pip install "vgf-llm[lm-eval]".') from error
 
@@ -32,6 +32,28 @@ from eval.sampling import PLAIN_GREEDY, PLAIN_SAMPLING
 from eval.tasks import template_switches
 from vgf_llm.generation.options import TRANSPORT_OPTIONS
 from vgf_llm.models.language_model import inner_model
+
+
+class StopsAt(StoppingCriteria):
+    """Ends each response at the first of the task's stop strings.
+
+    The harness's own criteria end a batch when all of its rows have met one. Values and votes have to know where each
+    response ends.
+
+    Args:
+        stop: The strings.
+        tokenizer: The tokenizer.
+        prompt_length: Tokens of the prompts, padding included.
+    """
+
+    def __init__(self, stop: list[str], tokenizer: PreTrainedTokenizerBase, prompt_length: int) -> None:
+        self._stop, self._tokenizer, self._prompt_length = stop, tokenizer, prompt_length
+        self._tail = max(map(len, stop), default=0) + 2  # tokens that hold the end of a string, with room
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Returns which rows `[R]` have met one."""
+        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :][:, -self._tail :])
+        return torch.tensor([any(text in row for text in self._stop) for row in texts], device=input_ids.device)
 
 
 @register_model("vgf")
@@ -88,8 +110,6 @@ class VGFLM(HFLM):
     ) -> Tensor:
         """Samples (or decodes, with one particle and no temperature) one answer per context under transport."""
         num_particles = self._transport.get("num_particles", self.vgf_model.transport.num_particles)
-        # Every particle has criteria of its own, which see one row for each context.
-        criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
         temperature = self._temperature if self._temperature is not None else kwargs.pop("temperature", None)
         kwargs.pop("temperature", None)
         # Tasks ask for greedy decoding; several particles differ only if they are sampled.
@@ -103,7 +123,7 @@ class VGFLM(HFLM):
             context,
             attention_mask,
             max_length=max_length,
-            stopping_criteria=StoppingCriteriaList(criteria),
+            stopping_criteria=StoppingCriteriaList([StopsAt(stop, self.tokenizer, context.shape[1])]),
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
             **self._transport,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgf_llm import _moved
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from vgf_llm.models.config import TransportConfig

@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.trainer import tiny
 from vgf_llm import VGFTrainer
-from vgf_llm.models import VGFModel
-from vgf_llm.models import build_value
+from vgf_llm.models import VGFModel, build_value
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.origin import base_tensors, fingerprint
 from vgf_llm.trainer.fit.micro_batch import Row, collate
@@ -299,7 +298,9 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
             groups.append(RolloutGroup([1, 5 + prompt], ids, rewards, logps, step=number))
         rounds.retire(objective.keeps)
         rounds.begin(groups)
-        for step in rounds.shares(number, lambda g: objective.reads(g, rounds.outcomes), whole_groups=kind == "pairwise"):
+        for step in rounds.shares(
+            number, lambda g: objective.reads(g, rounds.outcomes), whole_groups=kind == "pairwise"
+        ):
             share = step[rank]
             rows = [Row(*row) for row in share.rows]
             batch = collate(
@@ -369,7 +370,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 # Runs that train nothing worth comparing.
-OTHERS = {"gathers": gathers, "torn_sampling": torn_sampling, "fsdp2": fsdp2, "fsdp2_steps": fsdp2_steps, "killed": killed}
+OTHERS = {
+    "gathers": gathers,
+    "torn_sampling": torn_sampling,
+    "fsdp2": fsdp2,
+    "fsdp2_steps": fsdp2_steps,
+    "killed": killed,
+}
 
 
 def main() -> None:

@@ -174,7 +174,13 @@ class DyingServer:
 
 
 GONE = r"http://10\.1\.2\.3:8123 did not answer at step {} .*vllm-serve"
-SERVER = {"use_vllm": True, "rollout_policy": "base", "vllm_mode": "server", "vllm_server_host": "10.1.2.3", "vllm_server_port": 8123}
+SERVER = {
+    "use_vllm": True,
+    "rollout_policy": "base",
+    "vllm_mode": "server",
+    "vllm_server_host": "10.1.2.3",
+    "vllm_server_port": 8123,
+}
 
 
 @pytest.mark.parametrize(("answers", "step"), [(0, 0), (6, 3)])

@@ -78,7 +78,12 @@ SPLITS = [
     ({"value_parametrization": "vocab", "distill_coef": 1.0}, (8, 1), (1, 8)),
     ({"value_parametrization": "log_ratio", "value_backbone": "copy", "distill_coef": 1.0}, (16, 1), (1, 16)),
     (
-        {"value_parametrization": "sequence", "value_backbone": "copy", "value_ensemble_size": 2, "learning_rate": 0.03},
+        {
+            "value_parametrization": "sequence",
+            "value_backbone": "copy",
+            "value_ensemble_size": 2,
+            "learning_rate": 0.03,
+        },
         (16, 1),
         (1, 16),
     ),

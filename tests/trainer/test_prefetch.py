@@ -23,7 +23,9 @@ def fake_engine(monkeypatch):
 
 
 def build(directory, **settings):
-    return tiny.trainer(directory, **{"use_vllm": True, "rollout_policy": "base", "train_dataset": tiny.prompts(18), **LONG, **settings})
+    return tiny.trainer(
+        directory, **{"use_vllm": True, "rollout_policy": "base", "train_dataset": tiny.prompts(18), **LONG, **settings}
+    )
 
 
 def workers():

@@ -215,7 +215,8 @@ def test_foreign_checkpoints_are_refused(tmp_path, checkpoint):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         tiny.trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors holds .* expects"):
-        other = tiny.trainer(tmp_path, **settings, value_parametrization="vocab", value_lora_r=2)
+        small = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        other = tiny.trainer(tmp_path, **settings, value_parametrization="vocab", peft_config=small)
         other.train(resume_from_checkpoint=str(checkpoint))
     newer = tmp_path / "newer"
     shutil.copytree(checkpoint, newer)

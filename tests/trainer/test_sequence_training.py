@@ -241,7 +241,7 @@ def test_members_see_bootstraps_that_depend_on_prompt_and_seed_alone() -> None:
     ("settings", "message"),
     [
         ({"value_backbone": "lora"}, "backbone of its own"),
-        ({"value_loss": "bernoulli"}, "'pairwise' or 'regression'"),
+        ({"value_loss": "bernoulli"}, r"one of \['pairwise', 'regression'\]"),
         ({"value_pooling": "max"}, "value_pooling"),
         ({"value_ensemble_size": 0}, "value_ensemble_size"),
         ({"value_parametrization": "bilinear", "value_ensemble_size": 2}, "whole responses"),

@@ -213,7 +213,7 @@ def test_a_model_with_a_value_is_trained_as_what_it_is(tmp_path):
     assert run.args.transport == run.vgf_model.transport == transport
     own = tiny.trainer(tmp_path, tiny.mostly_high, model=model, step_size=0.25)
     assert own.vgf_model.transport is own.args.transport and own.args.transport.step_size == 0.25
-    with pytest.raises(ValueError, match="`value_parametrization` is 'bilinear', but the VGFModel .* 'vocab'"):
+    with pytest.raises(ValueError, match=r"`value_parametrization` is 'bilinear', but the VGFModel .* 'vocab'"):
         tiny.trainer(tmp_path, model=model, value_parametrization="bilinear", value_backbone="policy")
     with pytest.raises(ValueError, match="'likelihood' does not fit a value of the kind 'vocab'"):
         tiny.trainer(tmp_path, model=model, value_loss="likelihood")
@@ -224,7 +224,12 @@ def test_a_model_with_a_value_is_trained_as_what_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("config", "settings", "kind", "message"),
     [
-        (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), {}, TypeError, "IA3Config"),
+        (
+            IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+            {},
+            TypeError,
+            "IA3Config",
+        ),
         (AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10), {}, TypeError, "AdaLora"),
         (LORA, {"value_backbone": "copy"}, ValueError, "no effect"),
         (LORA, {"value_parametrization": "sequence", "value_backbone": "copy"}, ValueError, "no effect"),

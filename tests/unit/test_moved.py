@@ -16,7 +16,7 @@ def test_old_module_names_say_where_they_stand_now(old):
     with pytest.warns(FutureWarning, match=f"`{old}` is `{MOVED[old]}` now"):
         module = import_module(old)
     new = import_module(MOVED[old])
-    name = next(name for name in dir(new) if name[0].isupper() or name.islower() and name[0] != "_")
+    name = next(name for name in dir(new) if name[0].isupper() or (name.islower() and name[0] != "_"))
     assert getattr(module, name) is getattr(new, name)
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018

@@ -201,7 +201,7 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter
 
 
 _BEYOND_PLAIN_LORA = ("bias", "layer_replication", "modules_to_save", "target_parameters", "trainable_token_indices")
-_STARTS = (True, "gaussian")  # B is zero and the base stays as it is
+_STARTS = (True, False, "gaussian")  # the base stays as it is
 
 
 def check_plain_lora(model: PeftModel, adapter: str) -> None:

@@ -182,8 +182,8 @@ def _files_hold(model: PreTrainedModel) -> bool:
         for path in _weight_files(name, revision):
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no iterator)
-                    tensor = own.get(key)
-                    if tensor is None or not torch.equal(file.get_tensor(key).to(tensor.dtype), tensor.cpu()):
+                    mine = own.get(key)
+                    if mine is None or not torch.equal(file.get_tensor(key).to(mine.dtype), mine.cpu()):
                         return False
                     found.add(key)
     except (OSError, ValueError, KeyError, SafetensorError):

@@ -44,7 +44,6 @@ from vgf_llm.models.tensor_files import (
 from vgf_llm.models.value import ValueModel, build_value
 from vgf_llm.models.valued_policy import ValuedPolicy
 
-
 Model = TypeVar("Model", bound=ValuedPolicy)
 
 VALUE_HEAD_NAME = "value_head.safetensors"
@@ -149,7 +148,7 @@ def _write_parts(
     if model.ref_model is not None:
         model.ref_model.save_pretrained(directory / REF_MODEL_DIR, state_dict=part("ref_model."), **kwargs)
     if model.sequence_value is not None:
-        model.sequence_value.save_pretrained(
+        cast(SequenceValue, model.sequence_value).save_pretrained(
             directory / SEQUENCE_VALUE_DIR, state_dict=part("sequence_value."), **kwargs
         )
     config = model.vgf_config

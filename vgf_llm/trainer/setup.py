@@ -2,7 +2,6 @@
 """From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
 
 import copy
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -17,7 +16,7 @@ from transformers import (
 )
 
 from vgf_llm._compat import create_model_from_path, get_config_model_id
-from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
 from vgf_llm.models.origin import record_origin
 from vgf_llm.models.saving import load_policy_or_vgf
@@ -203,8 +202,6 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     """
     check_peft_config(peft_config, policy, args)
     distil = args.distill_coef > 0
-    if args.value_parametrization == "sequence" and args.transport.space not in SEQUENCE_SPACES:
-        args.transport = replace(args.transport, space="sequence_embedding")  # what such a value moves
     if isinstance(policy, VGFModel):
         return _taken_over(policy, args)
     lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora(args)
@@ -237,10 +234,15 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
         value_model=value_model,
         ref_model=ref_model,
         lora_config=lora_config,
-        transport=args.transport,
+        transport=transport_of(args),
     )
     model.set_trainable(value=True, policy=distil)
     return model
+
+
+def transport_of(args: VGFConfig) -> TransportConfig:
+    """The transport of a configuration, which `__post_init__` has made of whatever was given."""
+    return cast(TransportConfig, args.transport)
 
 
 def _default_lora(args: VGFConfig) -> LoraConfig:
@@ -266,14 +268,14 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
         args.value_parametrization = own
     if args.samples_from == "value" and (sequence or not model.value.needs_logits):
         raise ValueError(
-            f"`rollout_policy='value'` samples the model behind a log-ratio value, and the value of the VGFModel given as "
-            f"`model` is of the kind {own!r}. Set `rollout_policy` to 'base' or 'transport'."
+            f"`rollout_policy='value'` samples the model behind a log-ratio value, and the value of the VGFModel given "
+            f"as `model` is of the kind {own!r}. Set `rollout_policy` to 'base' or 'transport'."
         )
     # One owner: what the user set for this run, else what the model came with.
-    if args.transport == TransportConfig():
+    if transport_of(args) == TransportConfig():
         args.transport = model.transport
     else:
-        model.transport = args.transport
+        model.transport = transport_of(args)
     model.set_trainable(value=not sequence, policy=distil, sequence_value=sequence)
     if distil and model.policy_adapter is None and model.ref_model is None and not sequence:
         model.ref_model = copy_language_model(model.policy, args).requires_grad_(False)
@@ -339,7 +341,7 @@ def _with_sequence_value(policy: nn.Module, args: VGFConfig, peft_config: PeftCo
         )
     if peft_config is not None and args.distill_coef > 0:
         policy = get_peft_model(policy, peft_config)
-    model = VGFModel(policy, sequence_value=value, transport=args.transport)
+    model = VGFModel(policy, sequence_value=value, transport=transport_of(args))
     model.set_trainable(value=False, policy=args.distill_coef > 0, sequence_value=True)
     return model
 

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -48,6 +49,7 @@ from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
 from vgf_llm.trainer.measure.metrics import MetricLog
 from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sampler
 from vgf_llm.trainer.sample.arguments import rollout_samplings
+from vgf_llm.trainer.sample.function import FunctionSampler
 from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
 from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
 from vgf_llm.trainer.save.sharding import is_zero3, whole_parameters
@@ -335,7 +337,9 @@ class VGFTrainer(CheckpointedTrainer):
     @property
     def vllm_generation(self) -> Any:
         """TRL's vLLM engine with `use_vllm=True`, for rollout functions; else `None`."""
-        return getattr(getattr(self.sampler, "sampler", self.sampler), "engine", None)
+        sampler: Any = self.sampler
+        engine = sampler.engine if isinstance(sampler, FunctionSampler) else getattr(sampler, "sampler", None)
+        return None if engine is None else engine.engine
 
     def generation_context(self) -> AbstractContextManager[Any]:
         """Gathers sharded weights once, for as long as completions are sampled or scored."""
@@ -358,6 +362,8 @@ class VGFTrainer(CheckpointedTrainer):
             self.model.train(was_training)
 
     # Loading prompts
+
+    _signature_columns: list[str] | None
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -725,7 +731,7 @@ class VGFTrainer(CheckpointedTrainer):
             inputs = self._lookahead.at(index * every) if index * every < end else None
             if inputs is None:
                 return
-            self.sampler.submit(index, lambda rows=inputs, step=index: self._request(rows, "train", step))
+            self.sampler.submit(index, partial(self._request, inputs, "train", index))
 
     # Fitting
 
@@ -817,9 +823,7 @@ class VGFTrainer(CheckpointedTrainer):
         with self._evaluation(metric_key_prefix):
             return super().evaluate(self._given(eval_dataset), ignore_keys, metric_key_prefix)
 
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> Any:
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As `evaluate`, with what was measured in the output's metrics."""
         with self._evaluation(metric_key_prefix):
             output = super().predict(self._given(test_dataset), ignore_keys, metric_key_prefix)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-evaluation-harness is not installed (pip install 'vgf-llm[lm-eval]')"
@@ -112,6 +114,14 @@ def test_no_transport_is_the_harness_on_the_base(folder: Path) -> None:
     theirs = evaluate(folder, "hf", "vgf_generate", pretrained=str(BASE_DIR))
     moved = evaluate(folder, "vgf", "vgf_generate", pretrained=path, transport_steps=8, step_size=2.0)
     assert answers(ours, "vgf_generate") == answers(theirs, "vgf_generate") != answers(moved, "vgf_generate")
+
+
+def test_each_response_ends_at_its_own_stop_string() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BASE_DIR)
+    prompt, number, stop = (tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in ("9", "5", ">>"))
+    rows = torch.tensor([[prompt, number, number], [prompt, number, stop], [stop, number, number]])
+    assert lm_eval_adapter.StopsAt([">>"], tokenizer, 1)(rows, None).tolist() == [False, True, False]
+    assert not lm_eval_adapter.StopsAt([], tokenizer, 1)(rows, None).any()
 
 
 def test_log_likelihoods_are_the_policys(folder: Path) -> None:

@@ -14,9 +14,9 @@ from vgf_llm.trainer.keep.rounds import counted_generator
 class UnsolvedFirst:
     """Chooses prompts without a success first, among them the least tried; then, of all, the least tried.
 
-    A prompt that has a right completion needs no other one to be imitated, and one without has taught nothing yet. Every
-    process holds the same record and chooses the same prompts. What it chooses follows from the record and the seed, so
-    that a resumed run goes on with the same ones.
+    A prompt that has a right completion needs no other one to be imitated, and one without has taught nothing yet.
+    Every process holds the same record and chooses the same prompts. What it chooses follows from the record and the
+    seed, so that a resumed run goes on with the same ones.
 
     Args:
         num_prompts: Prompts of the training set.

@@ -1,9 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The losses of values and of distillation on one micro-batch.
 
-Every loss is a mean over prompts (or completions) of a mean within each. What the sum is divided by is the same in every
-micro-batch (`num_groups`, `num_rows`), so that neither the split into micro-batches nor the number of processes changes
-it.
+Every loss is a mean over prompts (or completions) of a mean within each. What the sum is divided by is the same in
+every micro-batch (`num_groups`, `num_rows`), so that neither the split into micro-batches nor the number of processes
+changes it.
 """
 
 import hashlib

@@ -23,11 +23,11 @@ class Row(NamedTuple):
 
     Attributes:
         group: The prompt with all its completions.
-        index: Which of them.
+        place: Which of them.
     """
 
     group: RolloutGroup
-    index: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def collate(
 
     ref_logps = None
     if with_reference and rows:
-        known = [row.group.ref_logps[row.index] for row in rows if row.group.ref_logps]
+        known = [row.group.ref_logps[row.place] for row in rows if row.group.ref_logps]
         ref_logps = right([*known, *(torch.zeros(len(completions[-1])) for _ in absent)], 0.0)
     width = max(len(group) for group in groups)
     group_rewards = torch.full((len(every), width), torch.nan)
@@ -196,9 +196,9 @@ def collate(
         completion_ids=right(completions, pad_token_id),
         completion_mask=right([torch.ones_like(ids) for ids in completions], 0),
         group_sizes=[*(len(run) for run in runs), *(1 for _ in absent)],
-        rewards=group_rewards.gather(1, torch.tensor([[row.index] for row in every])).squeeze(1).to(device),
+        rewards=group_rewards.gather(1, torch.tensor([[row.place] for row in every])).squeeze(1).to(device),
         group_rewards=group_rewards.to(device),
-        place=torch.tensor([row.index for row in every], device=device),
+        place=torch.tensor([row.place for row in every], device=device),
         group_scores=group_scores,
         trains=torch.tensor([*learned, *(False for _ in absent)], device=device),
         present=torch.tensor([*(True for _ in rows), *(False for _ in absent)], device=device),

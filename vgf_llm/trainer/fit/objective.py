@@ -114,12 +114,13 @@ class Objective:
         samplings: Sequence[Sampling] = (Sampling(),),
         seed: int = 0,
     ) -> None:
-        self.value: Any = model.sequence_value if sequence else model.value
-        if value_loss != "auto" and value_loss not in self.value.losses:
+        value: Any = model.sequence_value if sequence else model.value
+        if value_loss != "auto" and value_loss not in value.losses:
             raise ValueError(
-                f"`value_loss` {value_loss!r} does not fit a value of the kind {self.value.parametrization!r}, which "
-                f"has {', '.join(map(repr, self.value.losses))}. Choose one of them, or 'auto'."
+                f"`value_loss` {value_loss!r} does not fit a value of the kind {value.parametrization!r}, which "
+                f"has {', '.join(map(repr, value.losses))}. Choose one of them, or 'auto'."
             )
+        self.value = value
         self.value_loss = value_loss
         self.sequence = sequence
         self.distill_coef = distill_coef
@@ -205,7 +206,7 @@ class Objective:
             others = [name for name in self.value.losses if name not in ("bernoulli", "likelihood")]
             raise ValueError(
                 f"`value_loss={self.value_loss!r}` fits the probability of success, but rewards {found} arrived. Set "
-                f"`value_loss` to {' or '.join(map(repr, others))}, or let the reward functions return values in [0, 1]."
+                f"`value_loss` to {' or '.join(map(repr, others))}, or return rewards in [0, 1]."
             )
         if self.kind == "likelihood" and not outcomes:
             raise ValueError(

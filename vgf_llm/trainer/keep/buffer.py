@@ -103,9 +103,7 @@ class RolloutGroup:
                 f"`rewards` has {len(self.rewards)} entries for {len(self.completion_ids)} completions; give one each."
             )
         if len(self.samplers) != len(self.completion_ids):
-            raise ValueError(
-                f"`samplers` has {len(self.samplers)} entries for {len(self.completion_ids)} completions; give one each."
-            )
+            raise ValueError(f"`samplers` has {len(self.samplers)} entries for {len(self.completion_ids)} completions.")
         if self.ref_logps is not None:
             lengths = [len(ids) for ids in self.completion_ids]
             found = [len(row) for row in self.ref_logps]

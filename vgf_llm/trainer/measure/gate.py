@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vgf_llm.functional import within_prompt_accuracy
+from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.fit.losses import mean_over_rows
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
@@ -137,7 +138,9 @@ def measure_gate(
     most = -(-len(groups) // num_processes)
     total = torch.zeros(5, dtype=torch.float64)
     for start in range(0, most, groups_at_a_time):
-        shares = [list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)]
+        shares = [
+            list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)
+        ]
         part = shares[process_index]
         rows = [Row(group, row) for group in part for row in range(len(group))]
         # As many rows of as many tokens as on every other process.
@@ -158,7 +161,7 @@ def measure_gate(
 def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequence: bool, transports: bool) -> Tensor:
     if sequence:
         scores = model.sequence_scores(batch.input_ids, batch.attention_mask, batch.response_mask)
-        values = model.sequence_value.mean(scores)
+        values = DifferentiableValue.mean(scores)
     else:
         values = model.score(
             batch.input_ids, batch.attention_mask, batch.completion_mask, group_size=batch.group_sizes

@@ -49,14 +49,29 @@ def build_sampler(
     Raises:
         ValueError: If rounds are to be sampled ahead by a function, which sees the trainer.
     """
+    engine = None
+    if args.use_vllm:
+        from vgf_llm.trainer.sample.vllm import VLLMSampler  # TRL imports vLLM with it
+
+        engine = VLLMSampler(
+            model(),
+            accelerator,
+            tokenizer,
+            args,
+            trains_policy=args.distill_coef > 0,
+            step=step,
+            end_token_ids=end_token_ids,
+        )
     if function is not None:
         if args.rollout_prefetch > 0:
             raise ValueError(
                 f"`rollout_prefetch` ({args.rollout_prefetch}) samples in a thread while the trainer trains, and "
                 "`rollout_func` is given that trainer. Leave `rollout_func` out, or set `rollout_prefetch=0`."
             )
-        return FunctionSampler(function, eos_token_id=tokenizer.eos_token_id, end_token_ids=end_token_ids)
-    if not args.use_vllm:
+        return FunctionSampler(
+            function, eos_token_id=tokenizer.eos_token_id, end_token_ids=end_token_ids, engine=engine
+        )
+    if engine is None:
         return TransformersSampler(
             model,
             gathered,
@@ -65,15 +80,4 @@ def build_sampler(
             pad_to_multiple_of=args.pad_to_multiple_of,
             most=lambda number: max(gather_object([number])) if accelerator.num_processes > 1 else number,
         )
-    from vgf_llm.trainer.sample.vllm import VLLMSampler  # TRL imports vLLM with it
-
-    engine = VLLMSampler(
-        model(),
-        accelerator,
-        tokenizer,
-        args,
-        trains_policy=args.distill_coef > 0,
-        step=step,
-        end_token_ids=end_token_ids,
-    )
     return PrefetchingSampler(engine, engine.description)

@@ -47,8 +47,8 @@ def rollout_samplings(args: Any, transport: TransportConfig) -> tuple[Sampling, 
     for name, neutral in _NEUTRAL.items():
         if given.get(name, neutral) not in (neutral, None):
             raise ValueError(
-                f"`generation_kwargs[{name!r}]` ({given[name]!r}) changes how completions are sampled in a way that the "
-                "value's loss does not know, so that the value would learn the sampler. Leave it out; `temperature`, "
+                f"`generation_kwargs[{name!r}]` ({given[name]!r}) changes how completions are sampled in a way "
+                "that the loss does not know, so that the value would learn the sampler. Leave it out; `temperature`, "
                 "`top_p`, `top_k`, `min_p` and `repetition_penalty` are known."
             )
     settings = sampling_settings(args)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from vgf_llm.trainer.sample.sampler import Prompt, Request, Samples
+from vgf_llm.trainer.sample.sampler import Engine, Prompt, Request, Samples
 
 
 class FunctionSampler:
@@ -17,14 +17,21 @@ class FunctionSampler:
         function: The function; prompts come repeated, as TRL gives them.
         eos_token_id: Stands for a completion without tokens, which ended at once.
         end_token_ids: Tokens by which a completion has ended by itself, where the function does not say.
+        engine: An engine that the function may ask, kept up to date.
     """
 
     def __init__(
-        self, function: Callable[[list[Prompt]], dict[str, Any]], *, eos_token_id: int, end_token_ids: list[int]
+        self,
+        function: Callable[[list[Prompt]], dict[str, Any]],
+        *,
+        eos_token_id: int,
+        end_token_ids: list[int],
+        engine: Engine | None = None,
     ) -> None:
         self.function = function
         self.eos_token_id = eos_token_id
         self.end_token_ids = end_token_ids
+        self.engine = engine
 
     def __call__(self, request: Request) -> Samples:
         """Asks the function for the rows of a request.
@@ -32,6 +39,8 @@ class FunctionSampler:
         Raises:
             ValueError: If it returns too little, too much, or lengths that do not agree.
         """
+        if self.engine is not None:
+            self.engine.sync()
         # A copy, because conversations are lists that the function may extend.
         with record_function("vgf/sample"):
             output = dict(self.function(copy.deepcopy(request.prompts)))

@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What every source of completions has in common. A sampler is told who samples each row, and never sees the trainer."""
+"""What every source of completions has in common: it is told who samples each row, and never sees the trainer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,6 +69,19 @@ class Sampler(Protocol):
         """Ends what runs in the background; a call still samples."""
 
 
+class Engine(Protocol):
+    """An engine with weights of its own.
+
+    Attributes:
+        engine: What callers ask, such as TRL's vLLM engine.
+    """
+
+    engine: Any
+
+    def sync(self) -> None:
+        """Sends it the policy's weights where they have changed."""
+
+
 def check_who(offered: Sequence[str], who: Sequence[str], engine: str) -> None:
     """Refuses rows that an engine cannot sample.
 
@@ -84,5 +97,5 @@ def check_who(offered: Sequence[str], who: Sequence[str], engine: str) -> None:
     if missing:
         raise ValueError(
             f"{engine} samples {' and '.join(map(repr, offered))} only, and {missing[0]!r} is asked for. Set "
-            f"`rollout_policy={offered[0]!r}`, which is another algorithm, or sample with transformers (`use_vllm=False`)."
+            f"`rollout_policy={offered[0]!r}`, which is another algorithm, or `use_vllm=False`."
         )

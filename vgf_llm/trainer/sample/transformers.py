@@ -111,9 +111,7 @@ class TransformersSampler:
         n = prompts_in_a_row(prompt_ids)
 
         def padded(rows: list[Tensor], value: int) -> Tensor:
-            return pad(
-                rows, padding_value=value, padding_side="left", pad_to_multiple_of=self.pad_to_multiple_of
-            )[::n]
+            return pad(rows, padding_value=value, padding_side="left", pad_to_multiple_of=self.pad_to_multiple_of)[::n]
 
         return sample(
             model,

@@ -19,8 +19,8 @@ from torch.profiler import record_function
 from vgf_llm._compat import vllm_client_class, vllm_generation_class
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
 from vgf_llm.trainer.sample.explain import explained_server
+from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
 
 _CONCURRENT_REQUESTS = 32
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.logging import get_logger
@@ -34,7 +34,7 @@ from vgf_llm.models.saving import (
     load_adapter,
     load_value_head,
 )
-from vgf_llm.models.sequence_value import HEAD_NAME
+from vgf_llm.models.sequence_value import HEAD_NAME, SequenceValue
 from vgf_llm.models.tensor_files import (
     check_files,
     file_digest,
@@ -87,7 +87,7 @@ class CheckpointedTrainer(_BaseTrainer):
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = ()
-    vgf_model: ValuedPolicy
+    vgf_model: Any
     _staging: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -343,7 +343,7 @@ def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, A
 
     Args:
         directory: The checkpoint.
-        with_optimizer: Whether it has to hold the optimizer and the scheduler in files of their own, as without sharding.
+        with_optimizer: Whether optimizer and scheduler have to be in it as files of their own, as without sharding.
 
     Returns:
         What `vgf_state.json` holds.
@@ -399,8 +399,9 @@ def load_weights(model: ValuedPolicy, directory: Path, *, policy: bool) -> None:
     if model.value_model is not None:
         _load_into(model.value_model, directory / VALUE_MODEL_DIR)
     if model.sequence_value is not None:
-        _load_into(model.sequence_value.backbone, directory / SEQUENCE_VALUE_DIR)
-        head = model.sequence_value.head
+        sequence_value = cast(SequenceValue, model.sequence_value)
+        _load_into(sequence_value.backbone, directory / SEQUENCE_VALUE_DIR)
+        head = sequence_value.head
         head.load_state_dict(load_tensors(directory / SEQUENCE_VALUE_DIR / HEAD_NAME, head.state_dict()))
     if not policy:
         return

@@ -8,7 +8,7 @@ gather every layer again for every token that is sampled; here they are gathered
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -104,7 +104,7 @@ def whole_state_dict(model: nn.Module, *, keep: bool, wanted: Callable[[str], bo
 def whole(tensor: Tensor) -> Iterator[Tensor]:
     """Gives the whole of a tensor of which every process may hold a shard; every process has to take part."""
     if isinstance(tensor, DTensor):
-        yield tensor.detach().full_tensor()
+        yield cast(DTensor, tensor.detach()).full_tensor()
     elif is_sharded(tensor):
         import deepspeed  # imported where it is needed: its import initialises devices
 
