@@ -118,6 +118,11 @@ class Range:
             raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).{self._hint}")
         self._check_number(name, value, what)
 
+    def read(self, name: str, value: Any) -> Any:
+        """Checks a value, and returns it as a number of Python's own, which every file format can hold."""
+        self.check(name, value)
+        return value if value is None else int(value) if isinstance(value, Integral) else float(value)
+
     def _check_number(self, name: str, value: Any, what: str) -> None:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high

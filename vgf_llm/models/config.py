@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
+
 from vgf_llm.functional import Range, check_choice
 from vgf_llm.models.tensor_files import read_json, write_json
 
@@ -94,7 +96,7 @@ class TransportConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in TRANSPORT_RANGES.items():
-            allowed.check(name, getattr(self, name))
+            setattr(self, name, allowed.read(name, getattr(self, name)))
         for name, choices in TRANSPORT_CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         if self.repulsion and not self.interaction:
@@ -226,7 +228,8 @@ class VGFModelConfig:
             found, allowed = data["parametrization"], ", ".join(PARAMETRIZATIONS)
             gone = " Values of a state alone are no longer part of this package." if found == "v_head" else ""
             raise ValueError(f"{path} has parametrization {found!r}; expected one of {allowed}.{gone}")
-        transport = dict(data.get("transport", {}))
+        _check_settings(data, path)
+        transport = data.get("transport", {})
         if version == 1:
             warnings.warn(
                 f"{path} is of an earlier release and lists no checksums, so that its files cannot be checked. Save "
@@ -235,7 +238,37 @@ class VGFModelConfig:
             )
             # Settings that are gone, at the only value that still means something.
             for name, value in (("metric", "fisher"), ("noise", 0.0)):
-                if transport.get(name) == value:
+                if isinstance(transport, dict) and transport.get(name) == value:
                     del transport[name]
         data["transport"] = TransportConfig.from_dict(transport, str(path))
         return cls(**data)
+
+
+_SIZES = {
+    "hidden_size": Range(1, integer=True),
+    "vocab_size": Range(1, integer=True),
+    "head_hidden_size": Range(1, integer=True, optional=True),
+}
+_TEXTS = ("base_model_name_or_path", "base_model_revision", "base_model_fingerprint", "transformers_version")
+
+
+def _check_settings(data: dict[str, Any], path: Path) -> None:
+    """Refuses settings that would be read as others, or that fail where nobody knows of the file any more."""
+    try:
+        for name, allowed in _SIZES.items():
+            allowed.check(name, data.get(name, 1))
+        check_choice("backbone", data["backbone"], ("policy", "lora", "model"))
+        check_choice("reward_kind", data.get("reward_kind", "bernoulli"), ("bernoulli", "regression"))
+        for name in _TEXTS:
+            if not isinstance(data.get(name), str | None):
+                raise TypeError(f"`{name}` must be text or null, got {data[name]!r}.")
+        dtype = data.get("base_model_dtype")
+        if dtype is not None and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+            raise ValueError(f"`base_model_dtype` must be the name of a dtype of torch, got {dtype!r}.")
+        files = data.get("files")
+        if files is not None and not (
+            isinstance(files, dict) and all(isinstance(item, str) for item in files.values())
+        ):
+            raise TypeError(f"`files` must hold a checksum by the path of every file, got {files!r}.")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -184,12 +184,13 @@ def _publish(staged: Path, directory: Path, config: VGFModelConfig) -> None:
     listed = {name: file_digest(staged / name) for name in names if Path(name).name not in _UNLISTED}
     known = directory / CONFIG_NAME
     try:
-        before = read_json(known).get("files") or {}
+        before = read_json(known).get("files")
     except (OSError, ValueError):
-        before = {}
+        before = None
     known.unlink(missing_ok=True)
-    for name in set(before) - set(names):
-        (directory / name).unlink(missing_ok=True)
+    for name in set(before if isinstance(before, dict) else ()) - set(names):
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:  # a foreign listing may name anything
+            (directory / name).unlink(missing_ok=True)
     for name in names:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged / name, directory / name)

@@ -131,9 +131,17 @@ def load_whole(auto_class: Any, origin: str | Path, **kwargs: Any) -> Any:
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If the files lack a tensor of the model; the message names it.
+        ValueError: If the files lack a tensor of the model, or hold one of another shape; the message names it.
     """
-    model, info = auto_class.from_pretrained(str(origin), output_loading_info=True, **kwargs)
+    options = {"ignore_mismatched_sizes": True, **kwargs}  # so that they are named below
+    model, info = auto_class.from_pretrained(str(origin), output_loading_info=True, **options)
+    mismatched = sorted((name, list(found), list(expected)) for name, found, expected in info["mismatched_keys"])
+    if mismatched:
+        name, shape, expected = mismatched[0]
+        raise ValueError(
+            f"The weights in {str(origin)!r} do not fit the model: {name} has the shape {shape}, expected {expected} "
+            f"(of {len(mismatched)} such). The files are of different models."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

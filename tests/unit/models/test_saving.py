@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -583,6 +585,44 @@ def test_files_that_are_moved_one_by_one_are_no_model_meanwhile(saved: Path, mon
     with pytest.raises(KeyboardInterrupt):
         vgf_model(tiny_model("llama", seed=3), seed=9).save_pretrained(saved)
     with pytest.raises(FileNotFoundError, match=r"vgf_config\.json does not exist.*not a whole one"):
+        VGFModel.from_pretrained(saved)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    transport = TransportConfig(transport_steps=np.int64(2), step_size=np.float32(0.5), max_kl=Fraction(1, 4))
+    vgf_model(tiny_model("llama"), transport=transport).save_pretrained(tmp_path)
+    loaded = VGFModel.from_pretrained(tmp_path).transport
+    assert loaded == TransportConfig(transport_steps=2, step_size=0.5, max_kl=0.25)
+    assert type(transport.transport_steps) is int and type(transport.max_kl) is float
+
+
+def test_a_foreign_listing_cannot_remove_files_elsewhere(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "model", tmp_path / "kept"
+    folder.mkdir()
+    kept.write_text("")
+    for files in ({"../kept": "", str(kept): ""}, ["config.json"], 3):
+        (folder / "vgf_config.json").write_text(json.dumps({"files": files}))
+        vgf_model(tiny_model("llama")).save_pretrained(folder)
+        assert kept.exists()
+    VGFModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "adapter"}, "`backbone` must be one of 'policy', 'lora', 'model'; got 'adapter'"),
+        ({"reward_kind": None}, "`reward_kind` must be one of 'bernoulli', 'regression'; got None"),
+        ({"hidden_size": 0}, "`hidden_size` must be an integer >= 1"),
+        ({"head_hidden_size": "8"}, "`head_hidden_size` must be an integer or None, got '8'"),
+        ({"base_model_dtype": "float33"}, "`base_model_dtype` must be the name of a dtype of torch, got 'float33'"),
+        ({"base_model_name_or_path": 3}, "`base_model_name_or_path` must be text or null, got 3"),
+        ({"files": ["a"]}, "`files` must hold a checksum by the path of every file, got ['a']"),
+        ({"transport": [1]}, "has transport fields"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(saved: Path, changes: dict, message: str) -> None:
+    edit_config(saved, **changes)
+    with pytest.raises(ValueError, match=f"vgf_config.json:? .*{re.escape(message)}"):
         VGFModel.from_pretrained(saved)
 
 

@@ -71,7 +71,10 @@ def test_held_out_prompts_are_in_no_share_and_no_buffer():
     run.begin([group(prompt, [1.0, 0.0]) for prompt in range(40)])
     held = {int(g.prompt_ids) for g in run.held_out_groups()}
     assert 5 < len(held) < 35
-    read = {int(g.prompt_ids) for step in run.shares(0, everything, whole_groups=True) for s in step for g, _ in s.rows}
+    shares = [share for step in run.shares(0, everything, whole_groups=True) for share in step]
+    # They count where sums are divided, so that a completion weighs the same in every round.
+    assert {(share.num_groups, share.num_rows) for share in shares} == {(20.0, 40.0)}
+    read = {int(g.prompt_ids) for share in shares for g, _ in share.rows}
     assert read == set(range(40)) - held
     run.retire(everything)
     assert {int(g.prompt_ids) for g in run.buffer.groups} == read

@@ -39,10 +39,15 @@ def test_the_likelihood_is_the_mean_over_a_prompts_successes_and_then_over_promp
 
 def test_pairs_are_averaged_within_a_prompt():
     batch = collate(rows_of(group_of([1.0, 0.0, 0.5])), 0)
-    scores = torch.tensor([[0.3], [-0.2], [0.7]])
+    scores = torch.tensor([[0.3], [-0.2], [0.7]], requires_grad=True)
     pairs = [(0.3, -0.2), (0.3, 0.7), (0.7, -0.2)]  # better, worse
     expected = sum(math.log(1 + math.exp(worse - better)) for better, worse in pairs) / 3
-    assert losses.pairwise_loss(scores, batch).item() == pytest.approx(expected)
+    loss = losses.pairwise_loss(scores, batch)
+    assert loss.item() == pytest.approx(expected)
+    # The gradient is the loss's own, and not that of each row's share of it.
+    loss.backward()
+    first, second, third = (1 / (1 + math.exp(better - worse)) / 3 for better, worse in pairs)
+    assert scores.grad.flatten().tolist() == pytest.approx([-first - second, first + third, second - third])
 
 
 def test_members_of_an_ensemble_learn_from_prompts_as_often_as_their_bootstrap_says():

@@ -88,6 +88,21 @@ BAD_PAIRS = [
         "Row 1 .*no prompt and its responses",
     ),
     ({"prompt": "w0", "chosen": 3, "rejected": 4}, TypeError, "Row 1 .*`chosen` must be a text or a list of messages"),
+    (
+        {"prompt": user("w0"), "chosen": assistant("w1"), "rejected": [{"role": None, "content": "w2"}]},
+        TypeError,
+        "Row 1 .*`rejected` must be a text or a list of messages",
+    ),
+    (
+        {"prompt": user("w0"), "chosen": assistant([{"type": "image", "text": "w1"}]), "rejected": assistant("w2")},
+        TypeError,
+        r"Row 1 .*the `chosen` has content of the type\(s\) \['image'\]",
+    ),
+    (
+        {"prompt": user("w0"), "chosen": assistant([{"type": "text", "text": ""}]), "rejected": assistant("w2")},
+        ValueError,
+        "Row 1 .*empty response, `chosen`",
+    ),
 ]
 
 

@@ -6,8 +6,6 @@ import os
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MambaConfig, PreTrainedTokenizerFast
@@ -121,28 +119,6 @@ def test_prompts_are_of_one_kind():
         check_prompts(["a", "b", MESSAGES], "the batch")
     with pytest.raises(TypeError, match="Row 1 of the batch"):
         tokenize_prompts([MESSAGES, "a"], make_chat_tokenizer())
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(MESSAGES),
-    lambda parts: (
-        st.lists(parts, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls"]), parts, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.lists(anything, min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None, derandomize=True)
-def test_prompts_are_tokenized_or_refused_by_row(prompts):
-    try:
-        check_prompts(prompts, "`train_dataset`")
-    except TypeError as error:
-        assert ("of `train_dataset`: " in str(error) and "`prompt`" in str(error)) or "all prompts" in str(error)
-    else:
-        ids = tokenize_prompts(prompts, make_chat_tokenizer())
-        assert all(isinstance(token, int) for row in ids for token in row)
 
 
 def test_the_argument_is_named():

@@ -14,8 +14,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -348,6 +346,13 @@ class Unreadable:
         raise ValueError("no list")
 
 
+class Three(list):
+    """Says that it has three entries."""
+
+    def __len__(self):
+        return 3
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
     ("output", "expected"),
@@ -409,6 +414,9 @@ REFUSED = [
     NotImplemented,
     ValueError("returned, not raised"),
     Unreadable(),
+    Three([1]),
+    10**5000,
+    [10**5000, 0, 0],
     [Unprintable(), 0, 0],
     ["x" * 10**6, 0, 0],
 ]
@@ -419,25 +427,6 @@ def test_everything_else_is_refused_by_name(output):
     with pytest.raises((TypeError, ValueError), match="The reward function 'reward' returned") as caught:
         RewardRunner(returning(output))(**BATCH)
     assert len(str(caught.value)) < 2000
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
-        lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=2), parts, max_size=3),
-        max_leaves=8,
-    )
-)
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_an_output_is_numbers_or_refused_by_name(output):
-    try:
-        rewards = RewardRunner(returning(output))(**BATCH)
-    except (TypeError, ValueError) as error:
-        assert "'reward' returned" in str(error)
-    else:
-        assert rewards.shape == (3, 1)
-        for reward, value in zip(rewards[:, 0].tolist(), output, strict=True):
-            assert math.isnan(reward) if value is None else math.isfinite(reward)
 
 
 @pytest.mark.parametrize(("output", "error", "message"), BAD_OUTPUTS)

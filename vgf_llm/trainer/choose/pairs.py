@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template, is_conversational, maybe_extract_prompt
 
-from vgf_llm.trainer.choose.prompts import check_chat_template, plain_messages, tokenize_prompts
+from vgf_llm.trainer.choose.prompts import check_chat_template, plain_messages, problem_of_messages, tokenize_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ def _with_prompt(row: dict[str, Any], index: int) -> dict[str, Any]:
         response = pair.get(name)
         if isinstance(response, str) and is_conversational({"prompt": pair.get("prompt")}):
             response = pair[name] = [{"role": "assistant", "content": response}]
-        messages = response if isinstance(response, list) else [{"content": response}]
-        if not isinstance(response, (str, list, type(None))) or not all(isinstance(part, dict) for part in messages):
+        problem = None if isinstance(response, str) or not response else problem_of_messages(response, name)
+        if problem:
             raise TypeError(
-                f"Row {index} of the preference pairs: `{name}` must be a text or a list of messages, got "
-                f"{str(response)[:80]} ({type(response).__name__})."
+                f"Row {index} of the preference pairs: {problem}, got {str(response)[:80]} ({type(response).__name__})."
             )
+        messages = plain_messages(response) if isinstance(response, list) else [{"content": response}]
         if not any(message.get("content") for message in messages):
             raise ValueError(
                 f"Row {index} of the preference pairs has an empty response, `{name}` (prompt "

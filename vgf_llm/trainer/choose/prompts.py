@@ -97,7 +97,7 @@ def check_prompts(prompts: Iterator[Any] | Sequence[Any], where: str) -> None:
     """
     first = None
     for row, prompt in enumerate(prompts):
-        problem = None if isinstance(prompt, str) else _problem_of_messages(prompt)
+        problem = None if isinstance(prompt, str) else problem_of_messages(prompt)
         if problem is None and row > 0 and type(prompt) is not first:
             problem = "all prompts must be texts, or all lists of messages, as that of row 0 is"
         if problem is not None:
@@ -108,20 +108,24 @@ def check_prompts(prompts: Iterator[Any] | Sequence[Any], where: str) -> None:
         first = first or type(prompt)
 
 
-def _problem_of_messages(prompt: Any) -> str | None:
-    expected = "`prompt` must be a text or a list of messages (dicts with 'role' and 'content')"
-    if not isinstance(prompt, list) or not prompt:
+def problem_of_messages(messages: Any, column: str = "prompt") -> str | None:
+    """Says what keeps something from being a list of messages, `None` for nothing; errors name the column."""
+    expected = f"`{column}` must be a text or a list of messages (dicts with 'role' and 'content')"
+    if not isinstance(messages, list) or not messages:
         return expected
-    for message in prompt:
+    for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             return expected
         content = message.get("content")
         parts = content if isinstance(content, list) else []
-        if any(not isinstance(part, (str, dict)) for part in parts):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        if any(not isinstance(part, (str, dict)) for part in parts) or not all(
+            isinstance(x, str | None) for x in texts
+        ):
             return f"{expected}, and each content a text or a list of parts"
         kinds = {part.get("type", "text") for part in parts if isinstance(part, dict)} - {"text"}
         if kinds:
-            return f"the `prompt` has content of the type(s) {sorted(map(str, kinds))}, and text models are trained"
+            return f"the `{column}` has content of the type(s) {sorted(map(str, kinds))}, and text models are trained"
         if not isinstance(content, (str, list)) and not message.get("tool_calls"):
             return f"{expected}; the message of the role {message['role']!r} has no content"
     return None

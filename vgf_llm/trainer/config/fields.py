@@ -44,7 +44,10 @@ def check_fields(config: Any) -> None:
         name, value = item.name, getattr(config, item.name)
         hint = annotations[name]
         kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
-        if name in RANGES or name in CHOICES:
+        if name in RANGES:
+            value = RANGES[name].read(name, value)
+            setattr(config, name, value)
+        elif name in CHOICES:
             check_field(name, value)
         elif name in _DICTS:
             _check_dict(name, value)

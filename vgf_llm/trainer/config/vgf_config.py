@@ -264,7 +264,7 @@ class VGFConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.rollout_policy == "auto":
+        if isinstance(self.rollout_policy, str) and self.rollout_policy == "auto":
             self.rollout_policy = None
         notes = drop_ignored(self)
         check_fields(self)
@@ -402,8 +402,9 @@ class VGFConfig(GRPOConfig):
             )
         modules = self.value_lora_target_modules
         if modules is not None:
-            names = [modules] if isinstance(modules, str) else modules
-            if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            names: Any = [modules] if isinstance(modules, str) else modules
+            listed = isinstance(names, (list, tuple)) and len(names) > 0
+            if not listed or not all(isinstance(name, str) and name.strip() for name in names):
                 raise ValueError(
                     f"`value_lora_target_modules` must be None, 'all-linear' or names of modules, got {shown(modules)}."
                 )

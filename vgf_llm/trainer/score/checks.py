@@ -1,12 +1,14 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Checks of reward functions and of what they return; the errors name the function and show the prompt."""
 
+import asyncio
 import inspect
 import logging
 import math
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,24 @@ from vgf_llm._compat import get_callable_name, get_config_model_id
 
 logger = logging.getLogger(__name__)
 
+# What ends a run when the user asks for it passes through; everything else that a user's code raises is named.
+FAILURES = (Exception, asyncio.CancelledError, SystemExit)
+
 # A model id or path, a sequence classifier, or a callable that returns one number (or None) per completion.
 RewardFunc = str | nn.Module | Callable[..., Any]
 
-# Shortens what an error shows, and survives objects whose own `__repr__` raises.
-_SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """Shortens what an error shows, and survives what has no text: numbers too long for one, a failing `__repr__`."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        try:
+            return super().repr1(x, level)
+        except Exception:
+            return f"<{type(x).__name__}>"
+
+
+_SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 300
 _SHORT.maxdict = 12
 show = _SHORT.repr
@@ -153,21 +168,18 @@ def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
         [1.0, nan]
     """
     expected = len(rows["prompts"])
-    if inspect.isawaitable(output):
+    problem = f"The reward function '{name}' returned {show(output)} ({type(output).__name__})"
+    try:
+        awaitable = inspect.isawaitable(output)
+        numbers = None if awaitable else _entries(output)
+    except FAILURES as error:  # of a tensor without data, or of a class of the user's
+        shown = f"{type(error).__name__}: {error}"
+        raise TypeError(f"{problem}, which cannot be read ({shown}). Return a list of numbers.") from error
+    if awaitable:
         if inspect.iscoroutine(output):
             output.close()
         raise TypeError(f"The reward function '{name}' returned an awaitable. Define it with `async def`.")
-    problem = f"The reward function '{name}' returned {show(output)} ({type(output).__name__})"
-    kind = getattr(getattr(output, "dtype", None), "kind", "f")
-    numbers: Any = output
-    # Arrays of dates, texts and records would turn into numbers or texts without a word.
-    if kind in "biufO" and hasattr(output, "tolist") and not isinstance(output, memoryview):
-        try:
-            numbers = output.tolist()
-        except Exception as error:  # of a tensor without data, or of a class of the user's
-            raise TypeError(f"{problem}, which has no values to read: {error}. Return a list of numbers.") from error
-    readable = isinstance(numbers, Sequence) and not isinstance(numbers, (str, bytes, bytearray, memoryview))
-    if not readable or kind not in "biufO":
+    if numbers is None:
         raise TypeError(f"{problem}; a list of {expected} numbers (or None) is expected, one per completion.")
     if len(numbers) != expected:
         raise ValueError(
@@ -175,6 +187,20 @@ def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
             "prompt-completion pair). Make it return exactly one reward per completion."
         )
     return [_check_reward(reward, name, row, rows) for row, reward in enumerate(numbers)]
+
+
+def _entries(output: Any) -> list[Any] | None:
+    """The entries of an output, `None` where it is no sequence of numbers."""
+    kind = getattr(getattr(output, "dtype", None), "kind", "f")
+    # Arrays of dates, texts and records would turn into numbers or texts without a word.
+    if kind not in "biufO":
+        return None
+    if hasattr(output, "tolist") and not isinstance(output, memoryview):
+        output = output.tolist()
+    if not isinstance(output, Sequence) or isinstance(output, (str, bytes, bytearray, memoryview)):
+        return None
+    # What is there counts, and not what a class of the user's says of its length.
+    return list(islice(output, len(output) + 1))
 
 
 def _check_reward(reward: Any, name: str, row: int, rows: dict[str, list]) -> float:
@@ -188,7 +214,7 @@ def _check_reward(reward: Any, name: str, row: int, rows: dict[str, list]) -> fl
         value = None if text else float(number)
     except OverflowError:
         value = math.inf
-    except Exception:  # `__float__` is the user's code
+    except FAILURES:  # `__float__` is the user's code
         value = None
     if value is None:
         raise TypeError(

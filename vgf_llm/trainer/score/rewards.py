@@ -32,6 +32,7 @@ from vgf_llm._compat import (
 )
 from vgf_llm.trainer.choose.prompts import plain_messages
 from vgf_llm.trainer.score.checks import (
+    FAILURES,
     RewardFunc,
     as_list_of_funcs,
     check_labels,
@@ -47,8 +48,6 @@ logger = logging.getLogger(__name__)
 _CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 # Columns that the trainer itself fills; a dataset's columns of these names are not handed to reward functions.
 _RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
-# What ends a run when the user asks for it passes through; everything else that a function raises is named.
-_FAILURES = (Exception, asyncio.CancelledError, SystemExit)
 
 
 class RewardRunner:
@@ -251,7 +250,7 @@ class RewardRunner:
             output = func(**_copied(rows), **shared)
             # A generator runs to its end here, so that it raises here, and to one reward too many, so that it ends.
             return list(islice(output, len(rows["prompts"]) + 1)) if inspect.isgenerator(output) else output
-        except _FAILURES as error:
+        except FAILURES as error:
             raise RuntimeError(_describe_failure(name, error, rows)) from error
 
     def _score(self, model: nn.Module, tokenizer: Any, rows: dict[str, list]) -> Tensor:
@@ -279,7 +278,7 @@ class RewardRunner:
             try:
                 with self._profile(name):
                     return index, name, await func(**_copied(rows), **shared)
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise RuntimeError(_describe_failure(name, error, rows)) from error
 
         async def call_all() -> list[tuple[int, str, Any]]:

@@ -1,0 +1,125 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a run together, from the configuration to the loss, with numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tests.trainer import tiny
+from vgf_llm.models import TransportConfig
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.models.sampling import Sampling
+from vgf_llm.models.valued_policy import Candidates
+from vgf_llm.trainer.fit.micro_batch import Row
+from vgf_llm.trainer.fit.objective import transport_candidates
+from vgf_llm.trainer.keep.buffer import RolloutGroup
+from vgf_llm.trainer.sample.arguments import rollout_samplings
+
+TEMPERATURE, CANDIDATES = 0.7, 5
+TRANSPORT = {"top_k_candidates": CANDIDATES, "min_candidate_prob": 0.0}
+
+
+def shaken(tmp_path, **settings):
+    """A run whose value's adapter is not zero."""
+    run = tiny.trainer(tmp_path, temperature=TEMPERATURE, transport=TRANSPORT, value_holdout_ratio=0.0, **settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in run.vgf_model.value_adapter_parameters().values():
+            parameter.normal_(std=0.3)
+    run.vgf_model.eval()
+    return run
+
+
+def logps(model, adapter, prompt, completion, *, candidates=None):
+    """Log-probabilities of a completion, one row alone, as it was drawn."""
+    with torch.no_grad(), adapter_rows(model.policy, adapter):
+        logits = model.policy(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    tokens = torch.tensor(completion).unsqueeze(1)
+    if candidates is not None:
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(candidates).indices, True)
+        logits = logits.masked_fill(~kept.scatter(1, tokens, True), -torch.inf)
+    return (logits / TEMPERATURE).log_softmax(dim=-1).gather(1, tokens).squeeze(1)
+
+
+def test_samplings_are_those_of_the_configuration(tmp_path):
+    settings = {"top_k": 7, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1}
+    args = tiny.config(tmp_path, temperature=TEMPERATURE, **settings)
+    transport = TransportConfig(top_k_candidates=3, min_candidate_prob=0.25)
+    base, value, transported = rollout_samplings(args, transport)
+    assert base == Sampling(temperature=TEMPERATURE, **settings)
+    assert value == Sampling(temperature=TEMPERATURE, **settings, candidates=(3, 0.25))
+    assert transported == Sampling(temperature=TEMPERATURE)
+
+
+def test_a_round_remembers_who_sampled_each_completion(tmp_path):
+    run = shaken(tmp_path, rollout_policy="value", num_base_generations=1, max_steps=1)
+    run.train()
+    assert [group.samplers.tolist() for group in run.rounds.fresh] == [[0, 1, 1, 1]] * 2
+
+
+def test_the_likelihood_is_of_the_distribution_that_drew_each_row(tmp_path):
+    run = shaken(tmp_path, value_loss="likelihood")
+    group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0], samplers=[0, 0, 1])
+    rows = [Row(group, 0), Row(group, 2)]
+    loss, _ = run.objective(run.model, run.vgf_model, run._collate(rows, num_groups=1))
+    of_base = logps(run.vgf_model, "value", [5, 6], [7, 8, 2]).sum()
+    of_value = logps(run.vgf_model, "value", [5, 6], [10, 11], candidates=CANDIDATES).sum()
+    torch.testing.assert_close(loss.detach(), -(of_base + of_value) / 2)
+    plain = logps(run.vgf_model, "value", [5, 6], [10, 11]).sum()
+    assert abs(float(plain - of_value)) > 0.05  # the candidates make a difference
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_log_ratios_are_at_the_temperature_of_sampling(tmp_path, told):
+    def given(prompts, trainer):
+        output = tiny.fixed_rollout(prompts, trainer)
+        at_temperature_1 = [[-9.0] * len(ids) for ids in output["completion_ids"]]
+        return {**output, **({"ref_logprobs": at_temperature_1} if told else {})}
+
+    run = shaken(tmp_path, rollout_func=given, value_loss="pairwise", rollout_policy="base", max_steps=1)
+    run.train()
+    group = run.rounds.fresh[0]
+    prompt, completions = group.prompt_ids.tolist(), [ids.tolist() for ids in group.completion_ids]
+    for completion, known in zip(completions, group.ref_logps, strict=True):
+        torch.testing.assert_close(known, logps(run.vgf_model, None, prompt, completion), atol=1e-5, rtol=1e-5)
+    rows = [Row(group, index) for index in range(len(group))]
+    batch = run._collate(rows, with_reference=True)
+    run.vgf_model.eval()
+    scores = run.objective.score(run.vgf_model, batch)[:, 0]
+    for score, completion in zip(scores, completions, strict=True):
+        own, ref = (logps(run.vgf_model, adapter, prompt, completion).sum() for adapter in ("value", None))
+        torch.testing.assert_close(score, own - ref, atol=1e-4, rtol=1e-4)
+
+
+def test_a_completion_ends_with_its_end_token_or_is_cut(tmp_path):
+    run = shaken(tmp_path, rollout_policy="value", num_base_generations=2)
+    rows = [row for row in tiny.prompts(24) for _ in range(4)]
+    samples = run.sampler(run._request(rows, "train", 0))
+    assert set(samples.finished) == {False, True}
+    for ids, finished in zip(samples.completion_ids, samples.finished, strict=True):
+        assert finished == (ids[-1] == tiny.EOS) and tiny.EOS not in ids[:-1]
+        assert finished or len(ids) == run.max_completion_length
+
+
+def test_transport_spends_what_two_candidates_say():
+    start = torch.tensor([[[0.75, 0.25]]]).log()
+    candidates = Candidates(
+        torch.tensor([[[3, 4]]]), torch.ones(1, 1, 2).bool(), start, torch.tensor([[[0.0, 3.0]]]).log1p()
+    )
+    # The second candidate's potential is log 4: 0.75 and 0.25 * 4 ** 0.5 after half a step of length 1.
+    moved = transport_candidates(candidates, TransportConfig(transport_steps=1, step_size=0.5))
+    assert moved.logits.exp().flatten().tolist() == pytest.approx([0.6, 0.4])
+    assert moved.distance.item() == pytest.approx(0.15)
+    assert moved.kl.item() == pytest.approx(0.6 * math.log(0.6 / 0.75) + 0.4 * math.log(0.4 / 0.25))
+
+
+def test_the_losses_of_value_and_policy_add_up(tmp_path):
+    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", max_steps=1)
+    group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2]], [1.0, 0.0], [[-3.0, -3.5, -4.0], [-3.0, -3.2]])
+    batch = run._collate([Row(group, 0), Row(group, 1)], with_reference=True)
+    loss, measured = run.objective(run.model, run.vgf_model, batch)
+    assert float(measured["distill/loss"]) > 1e-4
+    torch.testing.assert_close(loss.detach(), measured["value/loss"] + 3.0 * measured["distill/loss"])
+    moved = run.objective.score(run.vgf_model, batch)[:, 0]
+    assert float(measured["value/loss"]) == pytest.approx(math.log1p(math.exp(float(moved[1] - moved[0]))), abs=1e-5)
