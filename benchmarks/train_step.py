@@ -56,6 +56,9 @@ VGF_RUNS: dict[str, dict[str, Any]] = {
     "log_ratio": {"replay_ratio": 0.0},  # rewards are 0 and 1: the likelihood of successes
     "log_ratio, pairs": {"replay_ratio": 0.0, "value_loss": "pairwise"},
     "log_ratio, base samples": {"replay_ratio": 0.0, "value_loss": "pairwise", "of_base": True},
+    # One completion in a micro-batch: the scores of the others are computed once, ahead of the pass.
+    "log_ratio, one row": {"replay_ratio": 0.0, "one_row": True},
+    "log_ratio, pairs, one row": {"replay_ratio": 0.0, "value_loss": "pairwise", "one_row": True},
     "distil head": {
         "value_parametrization": "bilinear",
         "value_backbone": "policy",
@@ -78,6 +81,8 @@ ROWS: dict[str, tuple[str, str, float | None, float | None]] = {
     "log_ratio over grpo lora": ("log_ratio", "grpo lora", None, None),
     "log_ratio, pairs over grpo lora": ("log_ratio, pairs", "grpo lora", None, None),
     "distil head": ("distil head", "grpo beta", 1.0, 1.0),
+    "one row over whole groups": ("log_ratio, one row", "log_ratio", None, None),
+    "pairs, one row over whole groups": ("log_ratio, pairs, one row", "log_ratio, pairs", None, None),
 }
 
 
@@ -207,6 +212,8 @@ def build_trainer(run: str, args: argparse.Namespace, output_dir: str, callback:
         settings = dict(VGF_RUNS[run])
         if settings.pop("of_base", False):
             parts["rollout_func"] = base_rollout
+        if settings.pop("one_row", False):
+            common |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch}
         return VGFTrainer(args=VGFConfig(**common, value_holdout_ratio=0.0, **settings), **parts)
     settings = dict(GRPO_RUNS[run])
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if settings.pop("lora", False) else None
