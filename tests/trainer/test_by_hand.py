@@ -14,7 +14,7 @@ from vgf_llm.models.valued_policy import Candidates
 from vgf_llm.trainer.fit.micro_batch import Row
 from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
-from vgf_llm.trainer.sample.arguments import rollout_samplings
+from vgf_llm.trainer.sample.arguments import generation_arguments, rollout_samplings
 
 TEMPERATURE, CANDIDATES = 0.7, 5
 TRANSPORT = {"top_k_candidates": CANDIDATES, "min_candidate_prob": 0.0}
@@ -50,6 +50,11 @@ def test_samplings_are_those_of_the_configuration(tmp_path):
     assert base == Sampling(temperature=TEMPERATURE, **settings)
     assert value == Sampling(temperature=TEMPERATURE, **settings, candidates=(3, 0.25))
     assert transported == Sampling(temperature=TEMPERATURE)
+    drawn = generation_arguments(args, tiny.tokenizer(), [tiny.EOS, 9])
+    given = {name: drawn[name] for name in ("temperature", *settings)}
+    assert given == {"temperature": TEMPERATURE, **settings}
+    assert drawn["eos_token_id"] == [tiny.EOS, 9] and drawn["max_new_tokens"] == args.max_completion_length
+    assert drawn["do_sample"] is True and drawn["no_repeat_ngram_size"] == 0  # whatever a checkpoint ships
 
 
 def test_a_round_remembers_who_sampled_each_completion(tmp_path):
