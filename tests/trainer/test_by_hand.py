@@ -14,15 +14,18 @@ from vgf_llm.models.valued_policy import Candidates
 from vgf_llm.trainer.fit.micro_batch import Row
 from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
-from vgf_llm.trainer.sample.arguments import rollout_samplings
+from vgf_llm.trainer.keep.rounds import PassShare
+from vgf_llm.trainer.sample.arguments import generation_arguments, rollout_samplings
 
+NAN = math.nan
 TEMPERATURE, CANDIDATES = 0.7, 5
 TRANSPORT = {"top_k_candidates": CANDIDATES, "min_candidate_prob": 0.0}
 
 
 def shaken(tmp_path, **settings):
     """A run whose value's adapter is not zero."""
-    run = tiny.trainer(tmp_path, temperature=TEMPERATURE, transport=TRANSPORT, value_holdout_ratio=0.0, **settings)
+    given = {"temperature": TEMPERATURE, "transport": TRANSPORT, "value_holdout_ratio": 0.0, **settings}
+    run = tiny.trainer(tmp_path, **given)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in run.vgf_model.value_adapter_parameters().values():
@@ -31,10 +34,20 @@ def shaken(tmp_path, **settings):
     return run
 
 
-def logps(model, adapter, prompt, completion, *, candidates=None):
-    """Log-probabilities of a completion, one row alone, as it was drawn."""
+def logits_of(model, adapter, prompt, completion):
+    """Raw logits at every token of a completion, one row alone."""
     with torch.no_grad(), adapter_rows(model.policy, adapter):
-        logits = model.policy(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        return model.policy(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+
+
+def everything(model, adapter, prompt, completion):
+    """Log-probabilities of all tokens."""
+    return logits_of(model, adapter, prompt, completion).log_softmax(dim=-1)
+
+
+def logps(model, adapter, prompt, completion, *, candidates=None):
+    """Log-probabilities of a completion as it was drawn."""
+    logits = logits_of(model, adapter, prompt, completion)
     tokens = torch.tensor(completion).unsqueeze(1)
     if candidates is not None:
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(candidates).indices, True)
@@ -50,12 +63,19 @@ def test_samplings_are_those_of_the_configuration(tmp_path):
     assert base == Sampling(temperature=TEMPERATURE, **settings)
     assert value == Sampling(temperature=TEMPERATURE, **settings, candidates=(3, 0.25))
     assert transported == Sampling(temperature=TEMPERATURE)
+    drawn = generation_arguments(args, tiny.tokenizer(), [tiny.EOS, 9])
+    given = {name: drawn[name] for name in ("temperature", *settings)}
+    assert given == {"temperature": TEMPERATURE, **settings}
+    assert drawn["eos_token_id"] == [tiny.EOS, 9] and drawn["max_new_tokens"] == args.max_completion_length
+    assert drawn["do_sample"] is True and drawn["no_repeat_ngram_size"] == 0  # whatever a checkpoint ships
 
 
 def test_a_round_remembers_who_sampled_each_completion(tmp_path):
     run = shaken(tmp_path, rollout_policy="value", num_base_generations=1, max_steps=1)
     run.train()
     assert [group.samplers.tolist() for group in run.rounds.fresh] == [[0, 1, 1, 1]] * 2
+    for group in run.rounds.fresh:
+        assert group.rewards.tolist() == pytest.approx(tiny.high_tokens([ids.tolist() for ids in group.completion_ids]))
 
 
 def test_the_likelihood_is_of_the_distribution_that_drew_each_row(tmp_path):
@@ -83,6 +103,8 @@ def test_log_ratios_are_at_the_temperature_of_sampling(tmp_path, told):
     prompt, completions = group.prompt_ids.tolist(), [ids.tolist() for ids in group.completion_ids]
     for completion, known in zip(completions, group.ref_logps, strict=True):
         torch.testing.assert_close(known, logps(run.vgf_model, None, prompt, completion), atol=1e-5, rtol=1e-5)
+    # Pairs compare responses wherever they came from: no candidates, whoever drew them.
+    group = RolloutGroup(prompt, completions, group.rewards, group.ref_logps, samplers=[0, 1, 1, 1])
     rows = [Row(group, index) for index in range(len(group))]
     batch = run._collate(rows, with_reference=True)
     run.vgf_model.eval()
@@ -115,11 +137,39 @@ def test_transport_spends_what_two_candidates_say():
 
 
 def test_the_losses_of_value_and_policy_add_up(tmp_path):
-    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", max_steps=1)
+    whole = {"top_k_candidates": tiny.VOCAB, "min_candidate_prob": 0.0, "transport_steps": 2, "step_size": 0.5}
+    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", transport=whole)
     group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2]], [1.0, 0.0], [[-3.0, -3.5, -4.0], [-3.0, -3.2]])
     batch = run._collate([Row(group, 0), Row(group, 1)], with_reference=True)
     loss, measured = run.objective(run.model, run.vgf_model, batch)
-    assert float(measured["distill/loss"]) > 1e-4
+    # A budget of 1 over all tokens gives the model behind the value, which the policy, still the base, regresses to.
+    kl = []
+    for completion in ([7, 8, 2], [9, 2]):
+        own, base = (everything(run.vgf_model, adapter, [5, 6], completion) for adapter in ("value", None))
+        kl.append((own.exp() * (own - base)).sum(dim=-1).mean())
+    expected = float(sum(kl) / 2)
+    assert expected > 0.01
+    assert float(measured["distill/loss"]) == pytest.approx(expected, rel=1e-4)
+    assert float(measured["distill/kl"]) == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(loss.detach(), measured["value/loss"] + 3.0 * measured["distill/loss"])
     moved = run.objective.score(run.vgf_model, batch)[:, 0]
     assert float(measured["value/loss"]) == pytest.approx(math.log1p(math.exp(float(moved[1] - moved[0]))), abs=1e-5)
+
+
+def test_which_completions_teach_the_value_and_which_the_policy_alone(tmp_path):
+    run = shaken(tmp_path, distill_coef=1.0, rollout_policy="base")
+    objective, outcomes = run.objective, run.rounds.outcomes
+    mixed, tied = RolloutGroup([5], [[7]] * 3, [1.0, 0.0, NAN]), RolloutGroup([6], [[7]] * 2, [1.0, 1.0])
+    for group in (mixed, tied):
+        outcomes.record(group.prompt_ids, group.rewards)
+    found = {}
+    for kind in ("likelihood", "pairwise"):
+        objective.set_kind(kind)
+        found[kind] = [(objective.keeps(group), objective.learns(group, outcomes)) for group in (mixed, tied)]
+        assert objective.reads(mixed, outcomes) == [0, 1, 2] and objective.reads(tied, outcomes) == [0, 1]
+    assert found["likelihood"] == [([0], [0]), ([0, 1], [])]  # successes, of prompts with a contrast
+    assert found["pairwise"] == [([0, 1], [0, 1]), ([], [])]  # a tie has nothing to compare
+    objective.set_kind("likelihood")
+    share = PassShare([(mixed, 0), (mixed, 1), (mixed, 2), (tied, 0)], 2.0, 4.0)
+    batch = run._batch_of([share], None)
+    assert batch.trains.tolist() == [True, False, False, False] and batch.present.all()

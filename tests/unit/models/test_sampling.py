@@ -11,8 +11,9 @@ from transformers import LogitsProcessorList
 from tests.layouts import prompts, tiny_model, vgf_model
 from vgf_llm.generation.candidates import CandidateProcessor
 from vgf_llm.models import language_model
-from vgf_llm.models.language_model import chosen_logps, last_hidden_states
+from vgf_llm.models.language_model import last_hidden_states
 from vgf_llm.models.sampling import Sampling, sampled_logps
+from vgf_llm.models.valued_policy import Rows
 
 SETTINGS: dict[str, Sampling] = {
     "plain": Sampling(),
@@ -62,8 +63,7 @@ def test_a_token_has_the_log_probability_that_generate_drew_it_by(
     mask = torch.cat([prompts()[1], torch.ones_like(expected, dtype=torch.long)], dim=1)
     states = last_hidden_states(model, rows, mask)[:, -9:-1]
     with torch.no_grad():
-        contexts = rows.masked_fill(mask == 0, -1)
-        found = chosen_logps(model, states, rows[:, -8:, None], contexts=contexts, samplings=(sampling,)).squeeze(-1)
+        found = Rows(rows, mask, 8, samplings=(sampling,)).logps(model, states)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

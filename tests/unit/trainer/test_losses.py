@@ -94,6 +94,17 @@ def test_the_policy_learns_each_prompts_response_of_highest_value():
     assert losses.best_response_loss(logps, torch.tensor([0.1, 0.9, 0.2]), batch).item() == pytest.approx(3.0)
 
 
+def test_the_policy_regresses_to_transport_at_every_token_of_every_completion():
+    group = group_of([1.0, 0.0])
+    batch = collate(rows_of(group), 0, absent=[Row(group, 0)])
+    probability = torch.tensor([[1 / 4, 1.0], [1 / 2, 1 / 16], [1 / 999, 1.0]])  # of each of two candidates
+    policy = probability.log().unsqueeze(-1).expand(3, 2, 2)
+    loss = losses.transported_loss(policy, torch.zeros(3, 2, 2), torch.ones(3, 2, 2).bool(), batch)
+    assert loss.item() == pytest.approx((math.log(2) + (0 + math.log(8)) / 2) / 2)
+    values = torch.tensor([[1.0, 9.0], [2.0, 4.0], [100.0, 100.0]])
+    assert losses.mean_over_rows(values, batch).item() == pytest.approx((1 + 3) / 2)
+
+
 # Rows alone
 
 
