@@ -116,9 +116,7 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
 
 def _beside_base(problems: Problems, policy: PreTrainedModel) -> VGFModel:
     """A trained policy; divergences are to the base that every method started from."""
-    reference = AutoModelForCausalLM.from_pretrained(
-        problems.recipe.base, **recipe_init_kwargs(problems.vgf_config)
-    )
+    reference = AutoModelForCausalLM.from_pretrained(problems.recipe.base, **recipe_init_kwargs(problems.vgf_config))
     return VGFModel(policy, ref_model=reference).eval()
 
 

@@ -63,7 +63,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, split: str = "test") 
         "gold_model": "held-out classifier: then it is gold and `--reward_model` is the proxy",
         "conversational": "prompts are chat messages",
         "system_prompt": "first message of a conversation",
-        "chat_template_kwargs": 'switches of the chat template, as in training: \'{"enable_thinking": false}\'',
+        "chat_template_kwargs": "switches of the chat template, as in training: '{\"enable_thinking\": false}'",
         "max_new_tokens": "longest response; the task's own by default",
     }
     kinds = {"num_problems": int, "problem_seed": int, "max_new_tokens": int}

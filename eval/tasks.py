@@ -133,9 +133,7 @@ class Task:
             raise ValueError(f"The task {self.name!r} has no problems; an evaluation needs at least one.")
         for kind in ("gold", "proxy"):
             if getattr(self, kind) is not None:
-                self._runners[kind] = RewardRunner(
-                    getattr(self, kind), chat_template_kwargs=self.chat_template_kwargs
-                )
+                self._runners[kind] = RewardRunner(getattr(self, kind), chat_template_kwargs=self.chat_template_kwargs)
                 self._runners[kind].check_columns(self.problems.column_names)
 
     @property

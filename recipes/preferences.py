@@ -132,9 +132,7 @@ def load_prompts(
     return Dataset.from_list(list(rows.values()))
 
 
-def _prompt_length(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_template_kwargs: dict[str, Any] | None
-) -> int:
+def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: Any, chat_template_kwargs: dict[str, Any] | None) -> int:
     return encode(tokenizer, [prompt], chat_template_kwargs)["input_ids"].shape[1]
 
 

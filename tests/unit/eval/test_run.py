@@ -201,6 +201,7 @@ def test_win_rates_of_a_results_folder(
     options = {**SMALL, "seeds": [0], "methods": ["greedy", "vgf_logit"]}
     assert run.main(arguments(model, tmp_path, **options)) == 0
     capsys.readouterr()
+
     # The judge is a reward model's name on the command line; a function stands in for one here.
     def longer(name: str, **options: Any) -> Any:
         return lambda prompts, pairs: [0 if a >= b else 1 for a, b in pairs]
