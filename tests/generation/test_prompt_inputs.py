@@ -114,6 +114,20 @@ def test_criteria_with_rows_have_one_for_each_particle(base: PreTrainedModel, st
     assert out.lengths.tolist() == [[1, 1], [2, 2], [3, 3]] and out.finished.all()
 
 
+class AfterThree(StoppingCriteria):
+    """Answers for all rows with one bool, as transformers lets it."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+        return input_ids.shape[1] - 5 >= 3
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_a_criterion_may_answer_for_all_rows_at_once(base: PreTrainedModel, particles: int) -> None:
+    more = {"stopping_criteria": [AfterThree()], "return_dict_in_generate": True, "eos_token_id": None}
+    out = vgf_model(base).generate(*prompts(), transport_steps=2, num_particles=particles, **more, **SAMPLED)
+    assert out.lengths.flatten().tolist() == [3] * 3 * particles and out.finished.all()
+
+
 def test_a_processor_that_cannot_be_copied_is_named(base: PreTrainedModel) -> None:
     processor = OfEachRow()
     processor.lock = threading.Lock()

@@ -130,7 +130,13 @@ class _EachParticle:
                 return scores[particle::n]
             return scores and tuple(step[particle::n] for step in scores)
 
-        found = [call(input_ids[i::n], of(i), **kwargs) for i, call in enumerate(self.calls)]
+        def asked(particle: int, call: Any) -> Tensor:
+            rows = input_ids[particle::n]
+            answer = call(rows, of(particle), **kwargs)
+            # A criterion may answer for all its rows with one bool.
+            return answer if isinstance(answer, Tensor) else torch.full(rows.shape[:1], answer, device=rows.device)
+
+        found = [asked(particle, call) for particle, call in enumerate(self.calls)]
         return torch.stack(found, dim=1).flatten(0, 1)
 
 

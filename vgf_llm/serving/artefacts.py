@@ -90,15 +90,19 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
         view: An empty folder that lives as long as the engine; see `policy_view`.
 
     Returns:
-        `model`, `logits_processors`, `additional_config` and `logprobs_mode`.
+        `model`, `logits_processors`, `additional_config` and `logprobs_mode`, and `revision` where the policy is loaded
+        from its origin at a known commit.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the model cannot be served; the message says why and what can.
     """
-    load_served_value(path)  # its errors belong here, not into the engine's process
+    _, config = load_served_value(path)  # its errors belong here, not into the engine's process
+    model = policy_view(path, view)
+    elsewhere = model != str(view)
     return {
-        "model": policy_view(path, view),
+        "model": model,
+        **({"revision": config.base_model_revision} if elsewhere and config.base_model_revision else {}),
         "logits_processors": [PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.

@@ -38,6 +38,7 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", arguments["model"]),
+        *(("--revision", arguments["revision"]) if "revision" in arguments else ()),
         *("--served-model-name", Path(path).resolve().name),
         *("--logits-processors", *arguments["logits_processors"]),
         *("--additional-config", json.dumps(arguments["additional_config"])),

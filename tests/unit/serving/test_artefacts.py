@@ -54,6 +54,23 @@ def test_a_policy_elsewhere_is_named(saved):
     model.config._name_or_path = "owner/base"
     model.save_pretrained(path / "value-only", save_policy=False)
     assert policy_view(path / "value-only", view) == "owner/base"
+    assert "revision" not in engine_arguments(path / "value-only", view)
+
+
+def test_a_policy_elsewhere_is_served_at_its_commit(saved, monkeypatch):
+    model, path, view = saved
+    model.config._name_or_path, model.config._commit_hash = "owner/base", "c0ffee"
+    model.save_pretrained(path / "value-only", save_policy=False)
+    assert engine_arguments(path / "value-only", view)["revision"] == "c0ffee"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    command = server_command(path / "value-only", view)
+    assert command[command.index("--model") + 1 : command.index("--revision") + 2] == [
+        "owner/base",
+        "--revision",
+        "c0ffee",
+    ]
+    view.mkdir()
+    assert "revision" not in engine_arguments(path, view)
 
 
 @pytest.mark.parametrize(("parametrization", "backbone"), [("log_ratio", "lora"), ("vocab", "lora"), ("vocab", "copy")])
