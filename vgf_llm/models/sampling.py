@@ -93,11 +93,18 @@ def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tens
         if context is None:
             raise ValueError("`repetition_penalty` needs the tokens before each state; pass `context`.")
         scores = _penalised(scores, context, sampling.repetition_penalty)
-    cut = scores if sampling.candidates is None else keep_candidates(scores, *sampling.candidates)
+    own, cut, found = scores.gather(-1, ids), scores, None
+    if sampling.candidates is not None:
+        # All that follows depends on the candidates alone, so that K columns do in place of V.
+        top_k, min_prob = sampling.candidates
+        candidates, mask = candidate_set(scores.detach(), top_k=top_k, min_prob=min_prob)
+        cut = scores.gather(-1, candidates).masked_fill(~mask, -torch.inf)
+        found = ids.unsqueeze(-1) == candidates.unsqueeze(-2)  # [S, ids, candidates]
     if sampling.temperature != 1.0:
-        scores, cut = scores / sampling.temperature, TemperatureLogitsWarper(float(sampling.temperature))(ids, cut)
+        own, cut = own / sampling.temperature, TemperatureLogitsWarper(float(sampling.temperature))(ids, cut)
     cut = _warpers(sampling)(ids, cut)
-    own, kept = scores.gather(-1, ids), cut.gather(-1, ids) > -torch.inf
+    left = cut > -torch.inf
+    kept = left.gather(-1, ids) if found is None else (found & left.unsqueeze(-2)).any(dim=-1)
     # One token joins a sum that lacks it: log(exp(total) + exp(own)).
     total = cut.logsumexp(dim=-1, keepdim=True)
     return own - torch.where(kept, total, torch.logaddexp(total, own))
