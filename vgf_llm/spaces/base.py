@@ -23,7 +23,6 @@ class DecodeState:
         candidate_mask: `[R, K]`, true on candidates.
         logits: `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary.
         features: What the value reads.
-        hidden: `[R, D]`, the policy's last hidden state, for spaces that move it.
         num_particles: N; the rows of one prompt are consecutive.
     """
 
@@ -31,7 +30,6 @@ class DecodeState:
     candidate_mask: Tensor
     logits: Tensor
     features: StateFeatures
-    hidden: Tensor | None = None
     num_particles: int = 1
 
 

@@ -373,8 +373,6 @@ def test_bad_input(settings, error, message):
 def test_rollout_policy_alone_says_who_samples(settings, expected):
     args = config(**settings)
     assert args.samples_from == expected
-    assert args.samples_value_model == (expected == "value")
-    assert args.rows_per_round == 8
 
 
 # Sampling settings

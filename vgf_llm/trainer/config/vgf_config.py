@@ -295,21 +295,11 @@ class VGFConfig(GRPOConfig):
         return "value" if self.value_parametrization == "log_ratio" else "base"
 
     @property
-    def samples_value_model(self) -> bool:
-        """Whether completions come from the model behind a log-ratio value."""
-        return self.samples_from == "value"
-
-    @property
     def base_generations(self) -> int:
         """Completions of each training prompt that the base samples: what `num_base_generations` comes to."""
         if self.num_base_generations is not None:
             return self.num_base_generations
         return cast(int, self.num_generations) // 2 if self.samples_from == "value" else 0
-
-    @property
-    def rows_per_round(self) -> int:
-        """Completions of a round in one process."""
-        return self.per_device_train_batch_size * cast(int, self.steps_per_generation)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON knows them, `transport` as a dict; the constructor takes them back."""
