@@ -462,3 +462,29 @@ def test_peft(tmp_path, distill_coef, given):
         run.save_model(str(tmp_path / "saved"))
         policy = PeftModel.from_pretrained(tiny.llama(), str(tmp_path / "saved"))
         assert any(float(p.abs().sum()) > 0 for n, p in policy.named_parameters() if "lora_B" in n)
+
+
+EVERY_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("modules", [["nope"], ["q_proj", "nope"], "nope", r".*\.nope"])
+def test_target_modules_that_match_nothing_are_named(tmp_path, modules):
+    with pytest.raises(ValueError, match=r"`value_lora_target_modules` has .*nope.*named \[.*'q_proj'"):
+        tiny.trainer(tmp_path, value_lora_target_modules=modules)
+
+
+@pytest.mark.parametrize(
+    ("modules", "wanted"),
+    [
+        (["q_proj", "mlp.up_proj"], {"q_proj", "up_proj"}),
+        (r".*\.(q|v)_proj", {"q_proj", "v_proj"}),
+        ("all-linear", EVERY_LINEAR),
+        (None, EVERY_LINEAR),
+    ],
+)
+def test_target_modules_are_peft_s(tmp_path, modules, wanted):
+    run = tiny.trainer(tmp_path, value_lora_target_modules=modules)
+    adapted = {
+        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in run.model.named_modules() if ".lora_A" in name
+    }
+    assert adapted == wanted

@@ -2,6 +2,7 @@
 """From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
 
 import copy
+import re
 from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -204,7 +205,7 @@ def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig 
     distil = args.distill_coef > 0
     if isinstance(policy, VGFModel):
         return _taken_over(policy, args)
-    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora(args)
+    lora_config = copy.deepcopy(peft_config) if isinstance(peft_config, LoraConfig) else _default_lora(policy, args)
     if args.value_parametrization == "sequence":
         return _with_sequence_value(policy, args, peft_config)
     value_model = None
@@ -245,9 +246,21 @@ def transport_of(args: VGFConfig) -> TransportConfig:
     return cast(TransportConfig, args.transport)
 
 
-def _default_lora(args: VGFConfig) -> LoraConfig:
+def _default_lora(policy: nn.Module, args: VGFConfig) -> LoraConfig:
     """The adapter of a value, where the user gives no `peft_config`."""
     modules = args.value_lora_target_modules or "all-linear"
+    layers = inner_model(policy).named_modules()
+    owned = [name for name, module in layers if getattr(module, "weight", None) is not None]
+    if isinstance(modules, str):
+        known = modules.lower() == "all-linear" or any(re.fullmatch(modules, name) for name in owned)
+        unknown = [] if known else [modules]
+    else:  # PEFT leaves out a name that matches nothing, as long as another one does
+        unknown = [name for name in modules if not any(f".{own}".endswith(f".{name}") for own in owned)]
+    if unknown:
+        raise ValueError(
+            f"`value_lora_target_modules` has {unknown}, and the policy has no layer of such a name. Its layers are "
+            f"named {sorted({own.rpartition('.')[2] for own in owned})}."
+        )
     return LoraConfig(r=16, lora_alpha=32, target_modules=modules, task_type="CAUSAL_LM")
 
 
