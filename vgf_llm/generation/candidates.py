@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from vgf_llm.models.sampling import keep_candidates
+from vgf_llm.functional import candidate_set
 
 
 class CandidateTokens(NamedTuple):
@@ -63,4 +63,6 @@ class CandidateProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Maps logits `[R, V]` to logits with `-inf` for every token that is no candidate."""
-        return keep_candidates(scores, self.top_k, self.min_prob)
+        ids, mask = candidate_set(scores, top_k=self.top_k, min_prob=self.min_prob)
+        kept = scores.gather(-1, ids).masked_fill(~mask, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(-1, ids, kept)

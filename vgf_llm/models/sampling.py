@@ -110,26 +110,6 @@ def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tens
     return own - torch.where(kept, total, torch.logaddexp(total, own))
 
 
-def keep_candidates(logits: Tensor, top_k: int, min_prob: float) -> Tensor:
-    """Leaves a distribution's own candidates.
-
-    Args:
-        logits: `[..., V]`.
-        top_k: K, the most likely tokens that stay.
-        min_prob: Least probability of a token that stays; the most likely one always does.
-
-    Returns:
-        `[..., V]`, `-inf` for every token that is no candidate.
-
-    Example:
-        >>> keep_candidates(torch.tensor([0.5, 0.3, 0.2]).log(), 2, 0.25).exp()
-        tensor([0.5000, 0.3000, 0.0000])
-    """
-    ids, mask = candidate_set(logits.detach(), top_k=top_k, min_prob=min_prob)
-    kept = logits.gather(-1, ids).masked_fill(~mask, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(-1, ids, kept)
-
-
 def _penalised(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
     vocab_size = logits.shape[-1]
     seen = torch.zeros(len(logits), vocab_size + 1, dtype=torch.bool, device=logits.device)

@@ -35,6 +35,7 @@ from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.tensor_files import (
     check_files,
     file_digest,
+    files_below,
     load_tensors,
     load_whole,
     read_json,
@@ -180,7 +181,7 @@ def _save_policy_adapter(policy: PeftModel, adapter: str, directory: Path, state
 
 def _publish(staged: Path, directory: Path, config: VGFModelConfig) -> None:
     """Moves the files of a model to their place; while they are mixed with older ones, the folder has no config."""
-    names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
+    names = files_below(staged)
     listed = {name: file_digest(staged / name) for name in names if Path(name).name not in _UNLISTED}
     known = directory / CONFIG_NAME
     try:

@@ -176,6 +176,11 @@ def file_digest(path: Path) -> str:
     return f"{size} bytes, blake2b of samples {digest.hexdigest()}"
 
 
+def files_below(directory: Path) -> list[str]:
+    """Returns the paths of all files in a folder and in those below it, relative to it, in order."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
 def check_files(directory: Path, files: Mapping[str, str], listing: str) -> None:
     """Checks that the files of a folder are those that its listing names.
 

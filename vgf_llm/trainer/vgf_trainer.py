@@ -423,10 +423,9 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _begin_round(self, inputs: list[dict[str, Any]]) -> None:
         starts = self._step % self.schedule.round_steps == 0
-        sampled_steps = self.schedule.sampled_steps(self.state.max_steps * self.args.gradient_accumulation_steps)
         if starts:
             self.rounds.retire(self.objective.keeps)
-        samples = self._step < sampled_steps or len(self.rounds.buffer) == 0
+        samples = self._step < self._sampled_steps or len(self.rounds.buffer) == 0
         if samples and (starts or not self.rounds.fresh):
             prompts = self.schedule.prompts
             if prompts is not None:
@@ -440,6 +439,11 @@ class VGFTrainer(CheckpointedTrainer):
                 self.metrics.set("train", "prompts/solved", prompts.solved_fraction)
             self.rounds.begin(groups)
             self._measure_gate(self.rounds.held_out_groups(), "train")
+
+    @property
+    def _sampled_steps(self) -> int:
+        """Micro-steps of the run after which nothing more is sampled."""
+        return self.schedule.sampled_steps(self.state.max_steps * self.args.gradient_accumulation_steps)
 
     def _request(self, inputs: list[dict[str, Any]], mode: str, step: int) -> Request:
         prompts = [row["prompt"] for row in inputs]
@@ -532,7 +536,7 @@ class VGFTrainer(CheckpointedTrainer):
         Every process runs as many passes as every other: all its rows, or none.
         """
         objective = self.objective
-        if not objective.reads_reference or not objective.value.needs_logits:
+        if not objective.reads_reference:
             return [None] * len(prompt_ids)
         if samples.ref_logps is not None and self.temperature == 1:
             return list(samples.ref_logps)
@@ -650,14 +654,15 @@ class VGFTrainer(CheckpointedTrainer):
         """This process's micro-batch of a step, of the shares of all processes."""
         share = shares[self.accelerator.process_index]
         rows = [Row(group, index) for group, index in share.rows]
-        learned = {id(group): set(self.objective.learns(group, self.rounds.outcomes)) for group, _ in rows}
+        groups = {id(group): group for group, _ in rows}
+        learned = {key: set(self.objective.learns(group, self.rounds.outcomes)) for key, group in groups.items()}
         return self._collate(
             rows,
             num_groups=share.num_groups,
             num_rows=share.num_rows,
             scores=scores,
             trains=[index in learned[id(group)] for group, index in rows],
-            with_reference=self.objective.reads_reference and self.objective.value.needs_logits,
+            with_reference=self.objective.reads_reference,
             **self._shape([of.rows for of in shares], len(rows)),
         )
 
@@ -702,7 +707,7 @@ class VGFTrainer(CheckpointedTrainer):
             own,
             num_groups=len(groups) / count,
             num_rows=sum(map(len, groups)) / count,
-            with_reference=self.objective.reads_reference and self.objective.value.needs_logits,
+            with_reference=self.objective.reads_reference,
             absent=[Row(groups[0], 0)] * (most - len(own)),
             num_tokens=max(len(ids) for group in groups for ids in group.completion_ids),
         )
@@ -726,7 +731,7 @@ class VGFTrainer(CheckpointedTrainer):
         present = self._step // every
         steps_left = self.state.max_steps - self.state.global_step
         end = self._lookahead.first + steps_left * self.args.gradient_accumulation_steps
-        end = min(end, self.schedule.sampled_steps(self.state.max_steps * self.args.gradient_accumulation_steps))
+        end = min(end, self._sampled_steps)
         for index in range(present + 1, present + 1 + self.args.rollout_prefetch):
             inputs = self._lookahead.at(index * every) if index * every < end else None
             if inputs is None:

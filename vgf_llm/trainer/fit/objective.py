@@ -155,7 +155,9 @@ class Objective:
     @property
     def reads_reference(self) -> bool:
         """Whether the loss reads the reference's log-probabilities; unknown losses may."""
-        return not self.sequence and (self.kind is None or self.value.needs_reference(self.kind))
+        if self.sequence or not self.value.needs_logits:
+            return False
+        return self.kind is None or self.value.needs_reference(self.kind)
 
     def sampling_of(self, kind: str | None) -> tuple[Sampling, ...]:
         """How the tokens of a row were drawn, as far as a loss has to know it.

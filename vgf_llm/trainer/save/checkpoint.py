@@ -38,6 +38,7 @@ from vgf_llm.models.sequence_value import HEAD_NAME, SequenceValue
 from vgf_llm.models.tensor_files import (
     check_files,
     file_digest,
+    files_below,
     load_tensors,
     load_whole,
     read_json,
@@ -175,13 +176,12 @@ class CheckpointedTrainer(_BaseTrainer):
         write_tensors(self.round_tensors(), directory / ROUND_NAME)
         # Those of the model are listed in vgf_config.json, which is listed here.
         skipped = _UNLISTED | set(VGFModelConfig.load(directory).files or {})
-        names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
         state = {
             "format_version": FORMAT_VERSION,
             "versions": {name: version(name) for name in _PACKAGES},
             "settings": self._result_settings(),
             "round": self.round_state(),
-            "files": {name: file_digest(directory / name) for name in names if name not in skipped},
+            "files": {name: file_digest(directory / name) for name in files_below(directory) if name not in skipped},
         }
         write_json({**state, "checksum": _checksum(state)}, directory / STATE_NAME)
 
@@ -314,11 +314,12 @@ class CheckpointedTrainer(_BaseTrainer):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        check_files(best, VGFModelConfig.load(best).files or {}, CONFIG_NAME)
         if self.is_deepspeed_enabled:
             check_whole(best)
             load_deepspeed_shards(self.model_wrapped, str(best))
-        elif self.is_fsdp_enabled:
+            return
+        check_files(best, VGFModelConfig.load(best).files or {}, CONFIG_NAME)
+        if self.is_fsdp_enabled:
             super()._load_best_model()
         else:
             load_weights(self.vgf_model, best, policy=self._trains_policy)
@@ -375,9 +376,9 @@ def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, A
     model_files = VGFModelConfig.load(directory).files or {}
     check_files(directory, model_files, CONFIG_NAME)
     listed = {**state["files"], **model_files}
-    for other in directory.rglob("*"):
-        if other.suffix in _PICKLED and other.is_file() and other.relative_to(directory).as_posix() not in listed:
-            raise ValueError(f"{other} was not written with this checkpoint and may run code; remove it.")
+    for name in files_below(directory):
+        if Path(name).suffix in _PICKLED and name not in listed:
+            raise ValueError(f"{directory / name} was not written with this checkpoint and may run code; remove it.")
     return state
 
 
