@@ -2,6 +2,7 @@
 """From what a user hands to `VGFTrainer` to a `VGFModel` and a tokenizer that fit each other."""
 
 import copy
+import logging
 import re
 from typing import Any, Literal, cast
 
@@ -29,6 +30,8 @@ from vgf_llm.trainer.config import VGFConfig, fit_round, settings_dict
 from vgf_llm.trainer.save.sharding import is_sharded, whole
 from vgf_llm.vgf_model import VGFModel
 
+logger = logging.getLogger(__name__)
+
 
 def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
     """Refuses bad datasets, an unwritable folder and settings that exclude each other before anything is loaded.
@@ -51,6 +54,20 @@ def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None
     if eval_dataset is not None:
         check_dataset(eval_dataset, "eval_dataset")
     check_output_dir(args.output_dir)
+
+
+def refuse_agents(tools: Any, environment_factory: Any) -> None:
+    """Refuses completions of several turns, which are not one run of the policy's tokens.
+
+    Raises:
+        ValueError: If there are tools or an environment.
+    """
+    for name, value in (("tools", tools), ("environment_factory", environment_factory)):
+        if value:
+            raise ValueError(
+                f"`{name}` is not supported: the value learns from completions that are tokens of the policy alone. "
+                "Leave it out; a `rollout_func` can call tools or run an environment."
+            )
 
 
 def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) -> nn.Module:
@@ -89,6 +106,10 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
             "`model` must be a path or hub id, a PreTrainedModel, a PeftModel or a VGFModel, "
             f"got {type(model).__name__}."
         )
+    given = {"args.model_init_kwargs": args.model_init_kwargs, "quantization_config": quantization_config}
+    for name, value in given.items():
+        if value is not None:
+            logger.warning("`%s` does not apply to `model`, which is loaded already.", name)
     return model
 
 

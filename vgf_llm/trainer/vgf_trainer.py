@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -62,6 +63,7 @@ from vgf_llm.trainer.setup import (
     end_token_ids,
     load_policy,
     load_tokenizer,
+    refuse_agents,
     trains_sequence_value,
 )
 from vgf_llm.vgf_model import VGFModel
@@ -126,11 +128,15 @@ class VGFTrainer(CheckpointedTrainer):
             Quantisation of a model given by name.
         peft_config ([`~peft.LoraConfig`], *optional*):
             LoRA of the value's adapter and, with `distill_coef > 0`, of the policy.
+        tools (*optional*):
+            Refused: the value learns from the tokens of one completion. A `rollout_func` may call tools.
         rollout_func (*optional*):
             `f(prompts, trainer)` that returns a dict with `"prompt_ids"` and `"completion_ids"`, one of each per
             prompt. `"finished"` says which completions ended by themselves (those that end in an end-of-sequence token,
             if left out); `"ref_logprobs"`, the log-probability of every completion token under the base at temperature
             1, spares log-ratio values a pass of the base; further entries go to the reward functions.
+        environment_factory (*optional*):
+            Refused, as `tools` are.
     """
 
     _tag_names = ["trl", "vgf"]  # noqa: RUF012 (a class attribute of the base)
@@ -166,8 +172,11 @@ class VGFTrainer(CheckpointedTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
+        tools: None = None,
         rollout_func: RolloutFunc | None = None,
+        environment_factory: None = None,
     ) -> None:
+        refuse_agents(tools, environment_factory)
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
             args = VGFConfig(f"{str(origin).rstrip('/').split('/')[-1] or 'model'}-VGF")
@@ -180,7 +189,7 @@ class VGFTrainer(CheckpointedTrainer):
         self._tokenizer = load_tokenizer(processing_class, policy, args)
         if self.reads_pairs:
             check_pairs(args, rollout_func, eval_dataset)
-        self._end_token_ids = end_token_ids(policy, self._tokenizer, args)
+        self.eos_token_ids = end_token_ids(policy, self._tokenizer, args)
         train_dataset = self._readable(train_dataset, policy, args, "train_dataset")
         eval_dataset = self._readable(eval_dataset, policy, args, "eval_dataset")
         self.reward_runner = RewardRunner(
@@ -200,6 +209,7 @@ class VGFTrainer(CheckpointedTrainer):
         align_pad_token(vgf_model, self._tokenizer)
         if args.disable_dropout:
             disable_dropout_in_model(vgf_model)
+        self.rollout_func = rollout_func
         self._settings(args, vgf_model, train_dataset, eval_dataset)
         super().__init__(
             model=vgf_model,
@@ -231,7 +241,7 @@ class VGFTrainer(CheckpointedTrainer):
         return tokenized_pairs(
             dataset,
             self._tokenizer,
-            eos_token_ids=self._end_token_ids,
+            eos_token_ids=self.eos_token_ids,
             max_completion_length=longest,
             max_prompt_length=max_prompt_length(policy.config, longest),
             chat_template_kwargs=template_kwargs,
@@ -244,8 +254,19 @@ class VGFTrainer(CheckpointedTrainer):
         self.num_generations_eval = args.num_generations_eval or self.num_generations
         self.num_iterations = args.num_iterations
         self.max_completion_length = args.max_completion_length
-        self.temperature = args.temperature
+        self.chat_template_kwargs = settings_dict(args.chat_template_kwargs)
+        self.temperature, self.top_p, self.top_k, self.min_p = args.temperature, args.top_p, args.top_k, args.min_p
+        self.repetition_penalty = args.repetition_penalty
+        self.pad_to_multiple_of = cast(int | None, args.pad_to_multiple_of)
+        self.use_vllm, self.vllm_mode = args.use_vllm, args.vllm_mode
         self.shuffle_dataset = bool(args.shuffle_dataset)
+        self.mask_truncated_completions = args.mask_truncated_completions
+        self.log_completions = args.log_completions
+        self.log_unique_prompts = args.log_unique_prompts
+        self.num_completions_to_print = args.num_completions_to_print
+        runner = self.reward_runner
+        self.reward_funcs, self.reward_func_names = runner.reward_funcs, runner.reward_func_names
+        self.reward_weights, self.reward_processing_classes = runner.reward_weights, runner.reward_processing_classes
         self._step = 0
         self._current_train_step_time = 0.0
         self._evaluating: str | None = None  # the prefix of the metrics, while evaluation runs
@@ -293,7 +314,8 @@ class VGFTrainer(CheckpointedTrainer):
         if self.vgf_model.ref_model is not None:
             self.vgf_model.ref_model.to(accelerator.device)
         self.reward_runner.prepare(accelerator, deepspeed=self.is_deepspeed_enabled)
-        self.metrics = MetricLog(accelerator, self.reward_runner.reward_func_names, args.generation_batch_size)
+        self.metrics = MetricLog(accelerator, self.reward_func_names, args.generation_batch_size)
+        self._metrics, self._logs = self.metrics.values, self.metrics.logs
         self.rounds = ValueRounds(
             groups_per_round=cast(int, args.generation_batch_size) // self.num_generations,
             steps_per_round=cast(int, args.steps_per_generation),
@@ -319,7 +341,7 @@ class VGFTrainer(CheckpointedTrainer):
             gathered=self.generation_context,
             accelerator=accelerator,
             tokenizer=self._tokenizer,
-            end_token_ids=self._end_token_ids,
+            end_token_ids=self.eos_token_ids,
             step=lambda: self.state.global_step,
             function=None if rollout_func is None else (lambda prompts: rollout_func(prompts, self)),
         )
@@ -447,7 +469,7 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _request(self, inputs: list[dict[str, Any]], mode: str, step: int) -> Request:
         prompts = [row["prompt"] for row in inputs]
-        prompt_ids = tokenize_prompts(prompts, self._tokenizer, settings_dict(self.args.chat_template_kwargs))
+        prompt_ids = tokenize_prompts(prompts, self._tokenizer, self.chat_template_kwargs)
         check_prompt_lengths(prompt_ids, self.vgf_model.config, self.args.max_completion_length, prompts=prompts)
         first_row = self.accelerator.process_index * len(prompts)
         count = self.num_generations if mode == "train" else self.num_generations_eval
@@ -497,7 +519,7 @@ class VGFTrainer(CheckpointedTrainer):
             self.metrics.log_metric,
         )
         per_func = self.accelerator.gather(local)
-        rewards = combine(per_func, self.reward_runner.reward_weights)
+        rewards = combine(per_func, self.reward_weights)
         self._log_rollout(mode, request, samples, completions, per_func, rewards)
         if mode == "train":
             self._count_rewards(rewards)
@@ -509,7 +531,7 @@ class VGFTrainer(CheckpointedTrainer):
         everyone = gather_object(
             list(zip(prompt_ids, samples.completion_ids, logps, samples.finished, who, strict=True))
         )
-        if self.args.mask_truncated_completions:
+        if self.mask_truncated_completions:
             cut = torch.tensor([not finished for _, _, _, finished, _ in everyone], device=rewards.device)
             rewards = rewards.masked_fill(cut, torch.nan)
         groups, count = [], request.num_generations
@@ -624,13 +646,14 @@ class VGFTrainer(CheckpointedTrainer):
             if count:
                 metrics.add(mode, "rollout/kl", total / count)
         metrics.flush_reward_logs(mode, len(request.prompts))
-        metrics.add_rows(gather_object(request.prompts), gather_object(completions), per_func)
+        prompts, texts = gather_object(request.prompts), gather_object(completions)
+        metrics.add_rows(prompts, texts, per_func, rewards, request.num_generations)
 
     # Micro-batches
 
     def _collate(self, rows: list[Row], **kwargs: Any) -> MicroBatch:
-        multiple = cast(int | None, self.args.pad_to_multiple_of)
-        return collate(rows, self._tokenizer.pad_token_id, self.accelerator.device, multiple, **kwargs)
+        pad_token_id, device = self._tokenizer.pad_token_id, self.accelerator.device
+        return collate(rows, pad_token_id, device, self.pad_to_multiple_of, **kwargs)
 
     def _reads(self, group: RolloutGroup) -> list[int]:
         return self.objective.reads(group, self.rounds.outcomes)
@@ -865,12 +888,13 @@ class VGFTrainer(CheckpointedTrainer):
         else:
             logs.update(self.metrics.pop("eval", self._evaluating))
         super().log(logs, start_time)
-        if self.accelerator.is_main_process and self.args.log_completions:
+        if self.accelerator.is_main_process and self.log_completions:
             self.metrics.show_completions(
                 self.state.global_step,
-                self.args.num_completions_to_print,
-                self.args.log_unique_prompts,
+                self.num_completions_to_print,
+                self.log_unique_prompts,
                 self.args.report_to or [],
+                Path(str(self.args.output_dir)) / "completions",
             )
 
     # Checkpoints

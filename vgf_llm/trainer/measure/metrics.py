@@ -4,6 +4,8 @@
 import logging
 import math
 from collections import defaultdict, deque
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,17 +13,17 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import is_trackio_available, is_wandb_available
+from transformers.utils import is_rich_available
 
 from vgf_llm._compat import nanstd, print_prompt_completions_sample
 
 logger = logging.getLogger(__name__)
 
-# By name, the values since the last log with their weights.
-_Measurements = dict[str, list[tuple[float, float]]]
-
 
 class MetricLog:
     """Collects metrics between two logs, and the last completions for the table.
+
+    `values` and `logs` have the shape of `GRPOTrainer._metrics` and `_logs`, which callbacks read and write.
 
     Args:
         accelerator: Gathers what the processes measured.
@@ -32,27 +34,38 @@ class MetricLog:
     def __init__(self, accelerator: Any, reward_func_names: list[str], capacity: int) -> None:
         self.accelerator = accelerator
         self.reward_func_names = reward_func_names
-        self._metrics: dict[str, _Measurements] = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self._table: dict[str, deque[Any]] = defaultdict(lambda: deque(maxlen=capacity))
+        self.values: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._weights: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.logs: dict[str, Any] = {
+            **{name: deque(maxlen=capacity) for name in ("images", "prompt", "completion", "advantages")},
+            **{name: defaultdict(lambda: deque(maxlen=capacity)) for name in ("rewards", "extra")},
+        }
         self._pending_extra: dict[str, list[Any]] = defaultdict(list)
         self._pending_metrics: dict[str, list[float]] = defaultdict(list)
 
     def add(self, mode: str, name: str, value: float, weight: float = 1.0) -> None:
         """Adds one measurement to the weighted mean of the next log; NaN counts for nothing."""
-        self._metrics[mode][name].append((float(value), float(weight)))
+        self.values[mode][name].append(float(value))
+        self._weights[mode][name].append(float(weight))
 
     def set(self, mode: str, name: str, value: float) -> None:
         """Sets a metric whose last value is what counts."""
-        self._metrics[mode][name] = [(float(value), 1.0)]
+        self.values[mode][name], self._weights[mode][name] = [float(value)], [1.0]
+
+    def _weighted(self, mode: str, name: str) -> list[tuple[float, float]]:
+        """The values of a metric with their weights: 1 for those that a callback has added."""
+        return list(zip_longest(self.values[mode][name], self._weights[mode][name], fillvalue=1.0))
 
     def state(self) -> dict[str, list[list[float]]]:
         """Returns what training measured since the last log, for a checkpoint."""
-        return {name: [list(item) for item in values] for name, values in self._metrics["train"].items()}
+        return {name: [list(item) for item in self._weighted("train", name)] for name in self.values["train"]}
 
     def load(self, state: dict[str, list[list[float]]]) -> None:
         """Restores what `state` returned."""
-        pending = {name: [(value, weight) for value, weight in values] for name, values in state.items()}
-        self._metrics["train"] = defaultdict(list, pending)
+        self.restart("train")
+        for name, measured in state.items():
+            for value, weight in measured:
+                self.add("train", name, value, weight)
 
     def log_extra(self, column: str, values: list[Any]) -> None:
         """Adds a column to the completions table, one value per completion; handed to reward functions."""
@@ -83,19 +96,23 @@ class MetricLog:
         spread = nanstd(grouped, dim=1) if num_generations > 1 else torch.zeros(len(grouped))
         self.add(mode, "frac_reward_zero_std", torch.isclose(spread, torch.zeros_like(spread)).float().mean().item())
 
-    def add_rows(self, prompts: list[Any], completions: list[Any], per_func: Tensor) -> None:
-        """Adds gathered rows to the completions table."""
-        self._table["prompt"].extend(prompts)
-        self._table["completion"].extend(completions)
+    def add_rows(
+        self, prompts: list[Any], completions: list[Any], per_func: Tensor, rewards: Tensor, num_generations: int
+    ) -> None:
+        """Adds gathered rows to the completions table; an advantage is a reward minus the mean of its prompt's."""
+        self.logs["prompt"].extend(prompts)
+        self.logs["completion"].extend(completions)
         for index, name in enumerate(self.reward_func_names):
-            self._table[f"reward/{name}"].extend(per_func[:, index].tolist())
+            self.logs["rewards"][name].extend(per_func[:, index].tolist())
+        grouped = rewards.view(-1, num_generations)
+        self.logs["advantages"].extend((grouped - grouped.nanmean(dim=1, keepdim=True)).flatten().tolist())
 
     def flush_reward_logs(self, mode: str, num_rows: int) -> None:
         """Gathers what reward functions logged themselves."""
         # Sorted, so that all processes gather the same name at the same time.
         for column in sorted(set(gather_object(list(self._pending_extra)))):
             values = self._pending_extra.get(column, [None] * num_rows)
-            self._table[f"extra/{column}"].extend(gather_object(values))
+            self.logs["extra"][column].extend(gather_object(values))
         for name in sorted(set(gather_object(list(self._pending_metrics)))):
             values = gather_object(self._pending_metrics.get(name, []))
             self.add(mode, name, sum(values) / len(values))
@@ -104,35 +121,41 @@ class MetricLog:
 
     def restart(self, mode: str) -> None:
         """Drops what was measured and not logged."""
-        self._metrics[mode].clear()
+        self.values[mode].clear()
+        self._weights[mode].clear()
 
     def pop(self, mode: str, prefix: str = "") -> dict[str, float | None]:
         """Returns the means since the last call, `prefix` in front of their names; `None` for no valid value."""
         result: dict[str, float | None] = {}
-        for name, values in self._metrics[mode].items():
-            valid = [(value, weight) for value, weight in values if not math.isnan(value)]
+        for name in self.values[mode]:
+            valid = [(value, weight) for value, weight in self._weighted(mode, name) if not math.isnan(value)]
             total = sum(weight for _, weight in valid)
             result[prefix + name] = sum(value * weight for value, weight in valid) / total if total else None
-        self._metrics[mode].clear()
+        self.restart(mode)
         return result
 
-    def show_completions(self, step: int, num_to_print: int | None, unique: bool, report_to: list[str]) -> None:
-        """Prints the last completions and sends them to the trackers in use."""
-        rows = {name: list(values) for name, values in self._table.items()}
-        if not rows.get("prompt"):
+    def show_completions(
+        self, step: int, num_to_print: int | None, unique: bool, report_to: list[str], folder: Path
+    ) -> None:
+        """Prints the last completions, writes them to a Parquet file and sends them to the trackers in use."""
+        rows = {name: list(self.logs[name]) for name in ("prompt", "completion", "advantages")}
+        if not rows["prompt"]:
             return
-        rewards = {name: rows[f"reward/{name}"] for name in self.reward_func_names}
-        extra = {name.removeprefix("extra/"): v for name, v in rows.items() if name.startswith("extra/")}
-        # TRL's table has a column for advantages; a value gate has none, so the total reward stands there.
-        total = [float(sum(x for x in row if not math.isnan(x))) for row in zip(*rewards.values(), strict=True)]
-        print_prompt_completions_sample(
-            rows["prompt"], rows["completion"], rewards, total, step, num_to_print, extra=extra
-        )
+        kinds = (self.logs[kind] for kind in ("rewards", "extra"))
+        rewards, extra = ({name: list(column) for name, column in columns.items()} for columns in kinds)
+        if is_rich_available():
+            print_prompt_completions_sample(
+                rows["prompt"], rows["completion"], rewards, rows["advantages"], step, num_to_print, extra=extra
+            )
+        count = len(rows["prompt"])
         frame = pd.DataFrame(
-            {"step": [step] * len(rows["prompt"]), "prompt": rows["prompt"], "completion": rows["completion"]}
+            {"step": [step] * count, "prompt": rows["prompt"], "completion": rows["completion"]}
             | rewards
-            | {name: values for name, values in extra.items() if len(values) == len(rows["prompt"])}
+            | {name: values for name, values in extra.items() if len(values) == count}
+            | {"advantage": rows["advantages"]}
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(folder / f"completions_{step:05d}.parquet")
         if unique:
             frame = frame[~frame["prompt"].astype(str).duplicated()]
         for backend in _trackers(report_to):
