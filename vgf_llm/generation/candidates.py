@@ -1,8 +1,6 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """The tokens that a decode step may take, without asking the host."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -10,39 +8,15 @@ from transformers import LogitsProcessor
 from vgf_llm.functional import candidate_set
 
 
-class CandidateTokens(NamedTuple):
-    """The candidates of R rows, most likely first.
+def candidate_tokens(log_probs: Tensor, *, top_k: int, min_prob: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`vgf_llm.functional.candidate_set` of log-probabilities `[R, V]` that are normalised already.
 
-    Attributes:
-        ids: `[R, K]`.
-        mask: `[R, K]`, false where a token is no candidate.
-        log_probs: `[R, K]`, normalised over the vocabulary.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    log_probs: Tensor
-
-
-def candidate_tokens(log_probs: Tensor, *, top_k: int, min_prob: float) -> CandidateTokens:
-    """`vgf_llm.functional.candidate_set` of log-probabilities that are normalised already.
-
-    Args:
-        log_probs: `[R, V]`.
-        top_k: K; a smaller vocabulary is kept whole.
-        min_prob: Least probability of a candidate; the most likely token always is one.
-
-    Returns:
-        The candidates.
-
-    Example:
-        >>> candidate_tokens(torch.tensor([[0.5, 0.3, 0.2]]).log(), top_k=2, min_prob=0.4).mask
-        tensor([[ True, False]])
+    Returns ids, mask and log-probabilities of the candidates, each `[R, K]`, most likely first.
     """
     top, ids = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1, sorted=True)
     mask = (top.exp() >= min_prob) & (top > -torch.inf)
     mask[..., 0] = True
-    return CandidateTokens(ids, mask, top)
+    return ids, mask, top
 
 
 class CandidateProcessor(LogitsProcessor):

@@ -1,7 +1,6 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Settings of a call as transformers will read them, and the checks that every way of generating shares."""
 
-from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -11,22 +10,13 @@ from transformers import GenerationConfig, PreTrainedModel
 from vgf_llm.generation.ends import mask_after_eos as mask_after_eos  # its place in release 0.1
 from vgf_llm.models.config import TransportConfig
 
-AnswerFn = Callable[[list[int]], Hashable | None]
-
 
 def effective_config(
     policy: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any], prompt_length: int
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """Resolves generation settings: the call's, then those of `generation_config`, the policy's own and the defaults.
 
-    Args:
-        policy: The model that generates.
-        generation_config: Of the call.
-        kwargs: Of the call.
-        prompt_length: P.
-
-    Returns:
-        The settings, with the longest response in `max_new_tokens`, and the arguments that are none.
+    Returns the settings, with the longest response in `max_new_tokens`, and the call's arguments that are none.
     """
     by_default = not any(
         source is not None and source.get("max_length") is not None
@@ -54,13 +44,6 @@ def default_mask(config: GenerationConfig, input_ids: Tensor) -> Tensor:
     if pad is None or pad in end_token_ids(config):
         return torch.ones_like(input_ids)
     return (input_ids != pad).long()
-
-
-def answers_of(tokens: Tensor, mask: Tensor, n: int, answer_fn: AnswerFn | None) -> list[list[Any]]:
-    """The answers of responses `[B * N, T]`, B lists of N; the ids themselves without an `answer_fn`."""
-    responses = [row[m.bool()].tolist() for row, m in zip(tokens.cpu(), mask.cpu(), strict=True)]
-    flat = [answer_fn(response) if answer_fn is not None else tuple(response) for response in responses]
-    return [flat[i : i + n] for i in range(0, len(flat), n)]
 
 
 def check_decoding(

@@ -11,6 +11,10 @@ from transformers import MaxLengthCriteria, MaxTimeCriteria, PreTrainedModel, St
 class Ends(StoppingCriteriaList):
     """The stopping criteria of one `generate`, end tokens among them, which note the step at which each row was done.
 
+    Attributes:
+        lengths: `[R]`, tokens of each response, the one that ended it included.
+        finished: `[R]`, true where a response ended by itself; false where a limit of length or time cut it.
+
     Example:
         >>> from transformers import EosTokenCriteria
         >>> ends = Ends([EosTokenCriteria(torch.tensor([2])), MaxLengthCriteria(4)])
@@ -23,13 +27,10 @@ class Ends(StoppingCriteriaList):
 
     def __init__(self, criteria: Any = ()) -> None:
         super().__init__(criteria)
-        self.steps = 0
-        self._lengths: Tensor | None = None
-        self._finished: Tensor | None = None
+        self._done: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Tells which rows are done after a step, `[R]`."""
-        self.steps += 1
         said = cut = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
             done = criterion(input_ids, scores, **kwargs)
@@ -37,35 +38,16 @@ class Ends(StoppingCriteriaList):
                 cut = cut | done
             else:
                 said = said | done
-        if self._lengths is None or self._finished is None:
-            self._lengths, self._finished = torch.zeros_like(said, dtype=torch.long), torch.zeros_like(said)
-        new = self._lengths == 0
-        self._lengths = torch.where(new & (said | cut), self.steps, self._lengths)
-        self._finished = self._finished | (new & said)
+        if self._done is None:
+            self._done = self.finished = torch.zeros_like(said)
+            self.lengths = torch.zeros_like(said, dtype=torch.long)
+        self.lengths = self.lengths + ~self._done
+        self.finished = self.finished | (said & ~self._done)
+        self._done = self._done | said | cut
         return said | cut
 
-    @property
-    def lengths(self) -> Tensor:
-        """`[R]`, tokens of each response, the one that ended it included."""
-        assert self._lengths is not None
-        return torch.where(self._lengths == 0, self.steps, self._lengths)
-
-    @property
-    def finished(self) -> Tensor:
-        """`[R]`, true where a response ended by itself; false where a limit of length or time cut it."""
-        assert self._finished is not None
-        return self._finished
-
     def replayed(self, sequences: Tensor, prompt_length: int) -> "Ends":
-        """Asks the criteria, limits aside, about responses that are there already.
-
-        Args:
-            sequences: `[R, P + T]`.
-            prompt_length: P.
-
-        Returns:
-            Ends whose `lengths` and `finished` are those of `sequences`.
-        """
+        """The ends of responses that are there already, `[R, P + T]`, by the same criteria, limits aside."""
         again = Ends(criterion for criterion in self if not _is_limit(criterion))
         for length in range(prompt_length + 1, sequences.shape[1] + 1):
             again(sequences[:, :length], None)
@@ -77,16 +59,10 @@ def _is_limit(criterion: Any) -> bool:
 
 
 def record_ends(model: PreTrainedModel) -> Ends:
-    """Puts `Ends` around the stopping criteria that a model's next `generate` prepares.
+    """Puts the `Ends` that it returns around the stopping criteria of the next `generate` of a model's copy.
 
     A `custom_generate` callable is given them too, but with it transformers 5.23 loses tokenizer, streamer and
     `synced_gpus`.
-
-    Args:
-        model: A model for this one call, see `shallow_copy`.
-
-    Returns:
-        What the call will fill.
     """
     ends, prepare = Ends(), model._get_stopping_criteria
 
@@ -99,14 +75,7 @@ def record_ends(model: PreTrainedModel) -> Ends:
 
 
 def response_mask(lengths: Tensor, num_tokens: int) -> Tensor:
-    """Marks the tokens of responses.
-
-    Args:
-        lengths: `[...]`.
-        num_tokens: T.
-
-    Returns:
-        `[..., T]`, 1 or 0, of dtype long.
+    """Marks the tokens of responses of `lengths` `[...]` among T with 1, `[..., T]`, of dtype long.
 
     Example:
         >>> response_mask(torch.tensor([1, 3]), 3).tolist()
@@ -116,14 +85,9 @@ def response_mask(lengths: Tensor, num_tokens: int) -> Tensor:
 
 
 def mask_after_eos(tokens: Tensor, eos_token_ids: list[int]) -> Tensor:
-    """Marks tokens up to and with the first end token, for responses of which nothing else is known.
+    """Marks tokens `[B, T]` up to and with the first end token with 1, `[B, T]`, of dtype long.
 
-    Args:
-        tokens: `[B, T]`, from outside; what was generated here has `lengths`.
-        eos_token_ids: Every token that ends a response; none means that all tokens count.
-
-    Returns:
-        `[B, T]`, 1 or 0, of dtype long.
+    It is for responses from outside; what was generated here has `lengths`. Without end tokens all tokens count.
 
     Example:
         >>> mask_after_eos(torch.tensor([[5, 2, 0], [5, 6, 7]]), [2]).tolist()

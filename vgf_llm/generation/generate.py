@@ -1,7 +1,6 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """`ValuedPolicy.generate`: the policy's own `generate`, transported token by token, with selection among particles."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +9,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from vgf_llm.generation.decoding import AnswerFn, answers_of, check_decoding, default_mask, effective_config
+from vgf_llm.generation.decoding import check_decoding, default_mask, effective_config
 from vgf_llm.generation.options import TRANSPORT_FIELDS
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.particles import check_inputs
-from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.responses import Responses
-from vgf_llm.generation.sample import base_responses, transported_responses
-from vgf_llm.generation.selection import select
+from vgf_llm.generation.sample import policy_responses
+from vgf_llm.generation.selection import AnswerFn, chosen_sequences
 from vgf_llm.generation.sequence import generate_sequences
 from vgf_llm.generation.sequence_scoring import ScoreFn
 from vgf_llm.models.adapter_rows import adapter_rows
@@ -95,7 +93,11 @@ def generate(
     config, _ = effective_config(policy, generation_config, kwargs, prompt_length)
     return_dict = config.return_dict_in_generate if return_dict_in_generate is None else return_dict_in_generate
     if plain and transport.num_particles == 1 and not return_dict:
-        return _policys_own(model, input_ids, attention_mask, kwargs)
+        with adapter_rows(model.policy, model.policy_adapter):
+            own: Any = policy.generate(
+                input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs
+            )
+        return own
     check_decoding(transport, config, kwargs, input_ids)
     if attention_mask is None:
         attention_mask = default_mask(config, input_ids)
@@ -113,26 +115,10 @@ def generate(
         )
     valued = return_dict or (transport.selection != "none" and transport.num_particles > 1)
     check_inputs(kwargs, attention_mask, alone=plain and not valued)
-    processor = None
-    if plain:
-        found = base_responses(model, input_ids, attention_mask, transport.num_particles, **kwargs)
-    else:
-        found, processor = transported_responses(
-            model, input_ids, attention_mask, transport, config=config, control=control, **kwargs
-        )
+    found = policy_responses(model, input_ids, attention_mask, transport, config=config, control=control, **kwargs)
     if not valued:
         return found.sequences
-    return _finish(model, transport, found, attention_mask, processor, answer_fn, return_dict)
-
-
-def _policys_own(
-    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
-) -> Tensor:
-    with adapter_rows(model.policy, model.policy_adapter):
-        own: Any = inner_model(model.policy).generate(
-            input_ids, attention_mask=attention_mask, return_dict_in_generate=False, **kwargs
-        )
-    return own
+    return _finish(model, transport, found, attention_mask, answer_fn, return_dict)
 
 
 def _finish(
@@ -140,37 +126,26 @@ def _finish(
     transport: TransportConfig,
     found: Responses,
     attention_mask: Tensor,
-    processor: TransportProcessor | None,
     answer_fn: AnswerFn | None,
     return_dict: bool,
 ) -> Tensor | VGFGenerateOutput:
     """Values every particle, selects one per prompt and packs the output."""
-    n, tokens, mask = transport.num_particles, found.tokens, found.mask
-    scores = processor.token_scores(tokens, mask) if processor is not None else None
+    n, mask = transport.num_particles, found.mask
+    scores = found.transport.token_scores(found.tokens, mask) if found.transport is not None else None
     if scores is None:
         attention = torch.cat([attention_mask.repeat_interleave(n, dim=0), mask], dim=1)
         scores = model.score(found.sequences, attention, mask, group_size=n).token_scores * mask
     values = model.value.sequence_values(scores, mask).view(-1, n)
-    chosen = torch.zeros(values.shape[0], dtype=torch.long, device=values.device)
-    if transport.selection != "none" and n > 1:
-        answers: Sequence[Any] = ()
-        if transport.selection != "value":
-            answers = answers_of(tokens, mask, n, answer_fn)
-        chosen = select(values, transport.selection, answers=answers, weights=model.value.vote_weights(values))
-    particles = found.sequences.view(-1, n, found.sequences.shape[1])
-    if transport.selection == "none":
-        sequences = found.sequences
-    else:
-        sequences = particles[torch.arange(particles.shape[0], device=chosen.device), chosen]
+    weights = model.value.vote_weights(values)
+    sequences, chosen = chosen_sequences(transport, found.sequences, mask, values, weights, answer_fn)
     if not return_dict:
         return sequences
-    kl = torch.zeros_like(scores) if processor is None else processor.token_kl(mask)
     return VGFGenerateOutput(
         sequences=sequences,
-        particle_sequences=particles,
+        particle_sequences=found.sequences.view(-1, n, found.sequences.shape[1]),
         values=values,
         token_scores=scores.view(-1, n, scores.shape[-1]),
-        kl=kl.view(-1, n, kl.shape[-1]),
+        kl=found.kl.view(-1, n, scores.shape[-1]),
         lengths=found.ends.lengths.view(-1, n),
         finished=found.ends.finished.view(-1, n),
         chosen=chosen,

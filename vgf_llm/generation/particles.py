@@ -22,12 +22,7 @@ from vgf_llm.models.language_model import position_ids_from_mask
 def check_inputs(kwargs: dict[str, Any], attention_mask: Tensor, *, alone: bool) -> None:
     """Raises ValueError for inputs beside the token ids that particles or a value would not get.
 
-    Positions that the attention mask says already are taken out of `kwargs`.
-
-    Args:
-        kwargs: Of the call; changed.
-        attention_mask: `[B, P]`.
-        alone: Whether the policy alone reads the prompts, and no value.
+    Positions that the attention mask says already are taken out of `kwargs`. With `alone` no value reads the prompts.
     """
     for name, value in list(kwargs.items()):
         if not _holds_rows(name, value):
@@ -68,17 +63,8 @@ def _as_counted(position_ids: Tensor, attention_mask: Tensor) -> bool:
 def for_particles(kwargs: dict[str, Any], num_prompts: int, num_particles: int) -> dict[str, Any]:
     """Returns the arguments of a call for B prompts as those of the B * N rows of their particles.
 
-    Args:
-        kwargs: Of the call; checked by `check_inputs`.
-        num_prompts: B.
-        num_particles: N; particles of one prompt are adjacent.
-
-    Returns:
-        A copy in which `prefix_allowed_tokens_fn` is asked with the prompt's index, tensors are repeated, and each
-        particle has processors and criteria of its own, which see the B rows that they would see without particles.
-
-    Raises:
-        ValueError: If a processor or criterion cannot be copied.
+    `prefix_allowed_tokens_fn` is asked with the prompt's index, tensors are repeated, and each particle has processors
+    and criteria of its own, which see the B rows that they would see without particles.
     """
     result = dict(kwargs)
     if num_particles == 1:

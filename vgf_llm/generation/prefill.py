@@ -14,15 +14,9 @@ _ROWLESS_INPUTS = ("cache_position",)
 
 
 def over_rows(kwargs: dict[str, Any], num_rows: int, change: Callable[[Tensor, int], Tensor]) -> dict[str, Any] | None:
-    """Changes the arguments of a forward that have a row for each sequence.
+    """Changes the arguments of a forward that have R rows: `change` is given each and the dimension of its rows.
 
-    Args:
-        kwargs: Arguments of the model's forward.
-        num_rows: R.
-        change: Maps a tensor and the dimension of its rows to what takes its place.
-
-    Returns:
-        The arguments, or `None` if one of them is not known to have rows or none.
+    Returns the arguments, or `None` if one of them is not known to have rows or none.
     """
     result = dict(kwargs)
     for name, value in kwargs.items():
@@ -44,32 +38,30 @@ def over_rows(kwargs: dict[str, Any], num_rows: int, change: Callable[[Tensor, i
 
 
 class SharedPrefill:
-    """Takes every N-th row of `generate`'s first forward and repeats its cache and logits afterwards.
-
-    Args:
-        num_particles: N, adjacent rows with one prompt.
-    """
+    """Takes every N-th row of `generate`'s first forward and repeats its cache and logits afterwards."""
 
     def __init__(self, num_particles: int) -> None:
         self.num_particles = num_particles
         self._cache: Any = None
-        self._done = num_particles == 1
+        self._done = False
 
     def install(self, model: PreTrainedModel) -> None:
         """Hooks a model for one call, ahead of hooks that see distinct rows go in and all rows come out."""
+        if self.num_particles == 1:
+            return
         model.register_forward_pre_hook(self._take, with_kwargs=True)
         model.register_forward_hook(self._repeat, with_kwargs=True)
 
     def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
         if self._done or args or ids is None:
-            return args, kwargs
+            return None
         self._done = True
         if cache is None or not can_expand(cache) or int(cache.get_seq_length()) > 0:
-            return args, kwargs
+            return None
         distinct = over_rows(kwargs, ids.shape[0], self._distinct)
         if distinct is None:
-            return args, kwargs
+            return None
         self._cache = cache
         return args, distinct
 

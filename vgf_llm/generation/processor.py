@@ -51,15 +51,7 @@ class TransportProcessor(LogitsProcessor):
 
     Runs after the processors that `generate` builds (penalties, suppressed tokens), so that the base it starts from is
     what they leave, and before temperature and top-p, which act on the transported distribution. It asks the host for
-    nothing.
-
-    Args:
-        policy: The language model.
-        value: The value.
-        transport: Steps, candidates, caps and gates.
-        tap: The features of each step.
-        control: `None`, `"random"` or `"shuffled"`.
-        record: Whether values and KL of every step are kept for `token_scores` and `token_kl`.
+    nothing. With `record` values and KL of every step are kept for `token_scores` and `token_kl`.
     """
 
     def __init__(
@@ -96,17 +88,17 @@ class TransportProcessor(LogitsProcessor):
         """Maps the base's logits `[R, V]` to the transported ones; tokens that are no candidates get `-inf`."""
         config = self.transport
         log_probs = scores.float().log_softmax(dim=-1)
-        found = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
+        ids, mask, base = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
         state = DecodeState(
-            candidate_ids=found.ids,
-            candidate_mask=found.mask,
-            logits=found.log_probs,
+            candidate_ids=ids,
+            candidate_mask=mask,
+            logits=base,
             features=self.tap.features(input_ids, log_probs if self._reads_raw_logits else None),
             num_particles=config.num_particles,
         )
         moved = self.space.transport(state)
         logits, untouched = self._within_budget(moved.logits, state, log_probs)
-        result = torch.full_like(log_probs, -torch.inf).scatter_(-1, found.ids, logits)
+        result = torch.full_like(log_probs, -torch.inf).scatter_(-1, ids, logits)
         if untouched is not None:
             result = torch.where(untouched.unsqueeze(-1), log_probs, result)
         if self.record:
@@ -153,12 +145,7 @@ class TransportProcessor(LogitsProcessor):
         return torch.stack([record.kl for record in self._records[: mask.shape[1]]], dim=-1) * mask
 
     def token_scores(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
-        """Returns the raw scores of chosen tokens `[R, T]`, or `None` if a token was not among the candidates.
-
-        Args:
-            tokens: `[R, T]`.
-            mask: `[R, T]`, 1 on response tokens; only these must be candidates.
-        """
+        """Returns the raw scores of chosen tokens `[R, T]`, or `None` if one within `mask` `[R, T]` is no candidate."""
         records = self._records[: tokens.shape[1]]
         match = torch.stack([record.ids for record in records], dim=1) == tokens.unsqueeze(-1)
         if not bool((match.any(dim=-1) | ~mask.bool()).all()):

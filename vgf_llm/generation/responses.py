@@ -5,8 +5,9 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from vgf_llm.generation.ends import Ends, record_ends, response_mask
 from vgf_llm.generation.prefill import SharedPrefill
@@ -23,6 +24,7 @@ class Responses:
         sequences: `[R, P + T]`.
         prompt_length: P.
         ends: Their lengths, whether they finished, and the criteria that ended them.
+        transport: What moved them, with its records; `None` where nothing did.
         scores: Processed logits per step, when asked for.
         logits: Raw logits per step, when asked for.
     """
@@ -30,6 +32,7 @@ class Responses:
     sequences: Tensor
     prompt_length: int
     ends: Ends
+    transport: TransportProcessor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
 
@@ -43,6 +46,13 @@ class Responses:
         """`[R, T]`, 1 on tokens of the response."""
         return response_mask(self.ends.lengths, self.tokens.shape[1])
 
+    @property
+    def kl(self) -> Tensor:
+        """`[R, T]`, KL to the base spent at every token, in nats."""
+        if self.transport is None:
+            return torch.zeros_like(self.tokens, dtype=torch.float32)
+        return self.transport.token_kl(self.mask)
+
 
 def run_generate(
     language_model: PreTrainedModel,
@@ -51,7 +61,7 @@ def run_generate(
     *,
     defaults: GenerationConfig,
     num_particles: int,
-    transport: TransportProcessor | None = None,
+    last: LogitsProcessor | None = None,
     **kwargs: Any,
 ) -> Responses:
     """Runs `generate` on a copy of the model's object, so that nothing of it stays on the model.
@@ -62,18 +72,20 @@ def run_generate(
         attention_mask: `[R, P]`.
         defaults: What stands in the place of the model's own generation defaults.
         num_particles: Adjacent rows with one prompt, which is read once.
-        transport: Moves next-token distributions; runs behind all other processors but temperature and top-p.
+        last: Runs behind all other processors but temperature, top-k and top-p.
         **kwargs: For `generate`.
 
     Returns:
         The responses.
     """
+    transport = last if isinstance(last, TransportProcessor) else None
     copied = shallow_copy(language_model, "" if transport is None else backbone_name(language_model))
     copied.generation_config = defaults
     SharedPrefill(num_particles).install(copied)
     if transport is not None:
         transport.install(copied)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), transport])
+    if last is not None:
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), last])
     ends = record_ends(copied)
     config: GenerationConfig | None = copy.deepcopy(kwargs.pop("generation_config", None))
     # What transformers compiles for a static cache is kept on the model, and would be compiled anew for every copy.
@@ -83,4 +95,4 @@ def run_generate(
     else:  # transformers warns of settings beside a configuration
         config.update(**settings)
     raw: Any = copied.generate(input_ids, attention_mask=attention_mask, generation_config=config, **kwargs)
-    return Responses(raw.sequences, input_ids.shape[1], ends, raw.scores, raw.logits)
+    return Responses(raw.sequences, input_ids.shape[1], ends, transport, raw.scores, raw.logits)

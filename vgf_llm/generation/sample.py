@@ -1,13 +1,12 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Samples of the base, of the model behind a value, and of the transported policy, without a selection among them."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from vgf_llm.generation.candidates import CandidateProcessor
 from vgf_llm.generation.decoding import check_decoding, effective_config
@@ -87,9 +86,8 @@ def sample(
     if who not in ("base", "value", "transport"):
         raise ValueError(f"`who` must be 'base', 'value' or 'transport', got {who!r}.")
     transport = replace(transport or model.transport, num_particles=num_particles, selection="none")
-    generation_config: GenerationConfig | None = generate_kwargs.get("generation_config")
-    policy = inner_model(model.policy)
-    config, _ = effective_config(policy, generation_config, generate_kwargs, input_ids.shape[-1])
+    given: GenerationConfig | None = generate_kwargs.get("generation_config")
+    config, _ = effective_config(inner_model(model.policy), given, generate_kwargs, input_ids.shape[-1])
     check_decoding(transport, config, generate_kwargs, input_ids)
     generate_kwargs.pop("return_dict_in_generate", None)
     if who == "transport" and transport.space in SEQUENCE_SPACES:
@@ -100,28 +98,44 @@ def sample(
         tokens = moved.sequences[:, input_ids.shape[1] :]
         return Sampled(tokens, moved.lengths.flatten(), moved.finished.flatten(), kl)
     check_inputs(generate_kwargs, attention_mask, alone=who == "base")
-    kl = None
-    if who == "base":
-        found = base_responses(model, input_ids, attention_mask, num_particles, **generate_kwargs)
-    elif who == "value":
+    if who == "value":
         found = _value_responses(model, input_ids, attention_mask, transport, **generate_kwargs)
-    elif transport.transport_steps == 0:
-        found = base_responses(model, input_ids, attention_mask, num_particles, **generate_kwargs)
-        kl = torch.zeros_like(found.mask, dtype=torch.float32)
     else:
-        found, processor = transported_responses(
-            model, input_ids, attention_mask, transport, config=config, **generate_kwargs
-        )
-        kl = processor.token_kl(found.mask)
+        if who == "base":
+            transport = replace(transport, transport_steps=0)
+        found = policy_responses(model, input_ids, attention_mask, transport, config=config, **generate_kwargs)
+    kl = found.kl if who == "transport" else None
     return Sampled(found.tokens, found.ends.lengths, found.ends.finished, kl)
 
 
-def base_responses(
-    model: ValuedPolicy, input_ids: Tensor, attention_mask: Tensor, num_particles: int, **kwargs: Any
+def policy_responses(
+    model: ValuedPolicy,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    transport: TransportConfig,
+    *,
+    config: GenerationConfig,
+    control: str | None = None,
+    **kwargs: Any,
 ) -> Responses:
-    """Samples N responses per prompt from the policy; `sample` documents the arguments."""
-    with adapter_rows(model.policy, model.policy_adapter):
-        return _run(inner_model(model.policy), model, input_ids, attention_mask, num_particles, **kwargs)
+    """Samples N responses per prompt from the policy, under transport in a token-level space where there are steps.
+
+    `config` are the call's settings, resolved; `generate` documents the other arguments.
+    """
+    policy, n = inner_model(model.policy), transport.num_particles
+    if transport.transport_steps == 0:
+        with adapter_rows(model.policy, model.policy_adapter):
+            return _run(policy, model, input_ids, attention_mask, n, **kwargs)
+    static = config.cache_implementation == "static"
+    tap = FeatureTap(
+        model,
+        attention_mask.repeat_interleave(n, dim=0),
+        max_cache_len=input_ids.shape[1] + int(config.max_new_tokens or 0) if static else None,
+        num_particles=n,
+    )
+    processor = TransportProcessor(model.policy, model.value, transport, tap, control=control)
+    with adapter_rows(model.policy, *model.value_blocks()):
+        return _run(policy, model, input_ids, attention_mask, n, last=processor, **kwargs)
 
 
 def _value_responses(
@@ -132,51 +146,11 @@ def _value_responses(
             f"`who='value'` needs a log_ratio value: a {model.value.parametrization!r} value is no ratio of two "
             "models. Sample with `who='transport'`."
         )
-    own = inner_model(model.policy if model.value_model is None else model.value_model)
-    adapter: AbstractContextManager[Any] = nullcontext()
-    if model.value_model is None:
-        adapter = adapter_rows(model.policy, VALUE_ADAPTER)
-    candidates = CandidateProcessor(transport.top_k_candidates, transport.min_candidate_prob)
-    with adapter:
-        return _run(own, model, input_ids, attention_mask, transport.num_particles, candidates=candidates, **kwargs)
-
-
-def transported_responses(
-    model: ValuedPolicy,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    transport: TransportConfig,
-    *,
-    config: GenerationConfig,
-    control: str | None = None,
-    **kwargs: Any,
-) -> tuple[Responses, TransportProcessor]:
-    """Samples the transported policy.
-
-    Args:
-        model: The model.
-        input_ids: `[B, P]`.
-        attention_mask: `[B, P]`.
-        transport: A token-level space, with `num_particles`.
-        config: The call's settings, resolved.
-        control: See `generate`.
-        **kwargs: For the policy's `generate`.
-
-    Returns:
-        The responses `[B * N, ...]`, and the processor with what it recorded of them.
-    """
-    n = transport.num_particles
-    static = config.cache_implementation == "static"
-    tap = FeatureTap(
-        model,
-        attention_mask.repeat_interleave(n, dim=0),
-        max_cache_len=input_ids.shape[1] + int(config.max_new_tokens or 0) if static else None,
-        num_particles=n,
-    )
-    processor = TransportProcessor(model.policy, model.value, transport, tap, control=control)
-    with adapter_rows(model.policy, *model.value_blocks()):
-        policy = inner_model(model.policy)
-        return _run(policy, model, input_ids, attention_mask, n, transport=processor, **kwargs), processor
+    n, last = transport.num_particles, CandidateProcessor(transport.top_k_candidates, transport.min_candidate_prob)
+    if model.value_model is not None:
+        return _run(inner_model(model.value_model), model, input_ids, attention_mask, n, last=last, **kwargs)
+    with adapter_rows(model.policy, VALUE_ADAPTER):
+        return _run(inner_model(model.policy), model, input_ids, attention_mask, n, last=last, **kwargs)
 
 
 def _run(
@@ -186,12 +160,11 @@ def _run(
     attention_mask: Tensor,
     n: int,
     *,
-    candidates: CandidateProcessor | None = None,
+    last: LogitsProcessor | None = None,
     **kwargs: Any,
 ) -> Responses:
     """Runs a model over the rows of all particles, by the policy's generation defaults."""
     kwargs = for_particles(kwargs, input_ids.shape[0], n)
-    if candidates is not None:
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), candidates])
     rows, mask = (x.repeat_interleave(n, dim=0) for x in (input_ids, attention_mask))
-    return run_generate(language_model, rows, mask, defaults=model.generation_config, num_particles=n, **kwargs)
+    defaults = model.generation_config
+    return run_generate(language_model, rows, mask, defaults=defaults, num_particles=n, last=last, **kwargs)

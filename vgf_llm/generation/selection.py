@@ -2,10 +2,14 @@
 """Choosing one response among the particles of a prompt."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
+
+from vgf_llm.models.config import TransportConfig
+
+AnswerFn = Callable[[list[int]], Hashable | None]
 
 
 def select(
@@ -51,3 +55,37 @@ def select(
             members = [i for i, answer in enumerate(row_answers) if answer is not None and votes[answer] == best]
         chosen.append(max(members, key=row.__getitem__))
     return torch.tensor(chosen, device=values.device)
+
+
+def chosen_sequences(
+    transport: TransportConfig,
+    sequences: Tensor,
+    mask: Tensor,
+    values: Tensor | None,
+    weights: Tensor | None,
+    answer_fn: AnswerFn | None,
+) -> tuple[Tensor, Tensor]:
+    """Selects among the N particles `[B * N, P + T]` of each prompt, responses marked by `mask` `[B * N, T]`.
+
+    Answers are the response's ids without an `answer_fn`. Returns the chosen sequences, all with `selection="none"`,
+    and the index `[B]` of the chosen particles.
+    """
+    n = transport.num_particles
+    particles = sequences.view(-1, n, sequences.shape[1])
+    chosen = torch.zeros(len(particles), dtype=torch.long, device=sequences.device)
+    if transport.selection == "none":
+        return sequences, chosen
+    if n > 1:
+        assert values is not None
+        answers: list[list[Hashable | None]] = []
+        if transport.selection != "value":
+            responses = token_lists(sequences[:, -mask.shape[1] :], mask)
+            flat = [tuple(response) if answer_fn is None else answer_fn(response) for response in responses]
+            answers = [flat[i : i + n] for i in range(0, len(flat), n)]
+        chosen = select(values, transport.selection, answers=answers, weights=weights)
+    return particles[torch.arange(len(chosen), device=chosen.device), chosen], chosen
+
+
+def token_lists(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The ids `[R, T]` of each row that `mask` keeps."""
+    return [row[keep.bool()].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]

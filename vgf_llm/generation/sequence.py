@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from vgf_llm.generation.decoding import AnswerFn, answers_of
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.particles import check_inputs, for_particles
-from vgf_llm.generation.selection import select
+from vgf_llm.generation.selection import AnswerFn, chosen_sequences
 from vgf_llm.generation.sequence_decoding import Prefix, SequenceDecoder, Text, joined
 from vgf_llm.generation.sequence_scoring import ScoreFn, TextScorer, check_sequence_value
 from vgf_llm.models.config import TransportConfig
@@ -40,58 +38,30 @@ class _Best:
         return _Best(joined(self.text, text, better, pad_id), kept, torch.where(better, step, self.step))
 
 
-@dataclass
-class _Account:
-    """What a call spent."""
-
-    num_steps: int = 0
-    stop_reason: str = "num_steps"
-
-
 class SequenceTransport:
-    """Moves the N samples of a block and returns the best text of each.
+    """Moves the N samples of a block and returns the best text of each; without a space tokens are swapped.
 
-    Args:
-        decoder: The base.
-        scorer: Values of text.
-        space: Where particles live; `None` where nothing moves along a gradient.
-        transport: Steps, projection and stops.
-        control: See `generate`.
+    `num_steps` and `stop_reason` are those of all blocks so far.
     """
 
     def __init__(
-        self,
-        decoder: SequenceDecoder,
-        scorer: TextScorer,
-        space: SequenceSpace | None,
-        transport: TransportConfig,
-        control: str | None,
+        self, decoder: SequenceDecoder, scorer: TextScorer, space: SequenceSpace | None, transport: TransportConfig
     ) -> None:
-        self.decoder, self.scorer, self.space = decoder, scorer, space
-        self.transport, self.control = transport, control
-        self.account = _Account()
+        self.decoder, self.scorer, self.space, self.transport = decoder, scorer, space, transport
+        self.num_steps = 0
+        self.stop_reason = "num_steps"
 
     def run(self, prefix: Prefix, start: Text, max_new_tokens: int, offset: int, *, valued: bool) -> _Best:
-        """Moves samples.
+        """Moves samples behind a prefix, whose first token has the response position `offset`.
 
-        Args:
-            prefix: What stands before them.
-            start: The samples.
-            max_new_tokens: The longest text of a re-decoding.
-            offset: The response position of their first token.
-            valued: Whether values are needed even if no step compares them.
-
-        Returns:
-            The best text of each row, with values where they are needed.
+        Texts are re-decoded up to `max_new_tokens`. With `valued` there are values even if no step compares them.
         """
         best = _Best(start, None, torch.zeros(len(start.tokens), dtype=torch.long, device=start.tokens.device))
-        if self.transport.transport_steps == 0 or not bool(start.mask.any()):
-            pass
-        elif self.space is None:
-            self.scorer.read(prefix, self.transport.num_particles)
-            best = self._swap(prefix, best, offset)
-        else:
-            best = self._flow(self.space, prefix, best, max_new_tokens, offset)
+        if self.transport.transport_steps > 0 and bool(start.mask.any()):
+            if self.space is None:
+                best = self._swap(prefix, best, offset)
+            else:
+                best = self._flow(self.space, prefix, best, max_new_tokens, offset)
         if best.values is None and valued:
             best = replace(best, values=self.scorer(prefix, best.text))
         return best
@@ -102,7 +72,7 @@ class SequenceTransport:
         state = self._state(space, prefix, text, offset)
         start = particles = space.lift(state)
         active = torch.ones(len(text.tokens), dtype=torch.bool, device=particles.device)
-        unchanged, changed, self.account.stop_reason = 0, False, "num_steps"
+        unchanged, changed, self.stop_reason = 0, False, "num_steps"
         for index in range(config.transport_steps):
             velocity = space.velocity(particles, start, state, at_text=config.relift)
             self.scorer.calls += 1
@@ -113,11 +83,11 @@ class SequenceTransport:
             resting = torch.allclose(moved, particles, rtol=0.0, atol=1e-6)
             every_step = config.rescore or config.max_kl is not None
             if resting:
-                self.account.stop_reason = "stationary"
+                self.stop_reason = "stationary"
                 if every_step:  # their text is known
                     break
             particles = particles if resting else moved  # rounding alone is no move
-            self.account.num_steps += 1
+            self.num_steps += 1
             last = resting or index == config.transport_steps - 1
             if not (every_step or last):
                 continue
@@ -130,20 +100,20 @@ class SequenceTransport:
             if config.rescore and not config.relift:
                 best = best.against(text, self.scorer(prefix, text), index + 1, active, pad_id)
             if not bool(active.any()):
-                self.account.stop_reason = "max_kl"
+                self.stop_reason = "max_kl"
                 break
             if resting:
                 break
             if changed and unchanged == _PATIENCE and not last:
-                self.account.stop_reason = "no_change"
+                self.stop_reason = "no_change"
                 break
             if config.relift and not last:
                 lifted = self._state(space, prefix, text, offset)
                 particles, start, state = space.relift(particles, start, state, lifted), space.lift(lifted), lifted
         if not config.rescore:
-            return replace(best, text=text, step=torch.full_like(best.step, self.account.num_steps))
+            return replace(best, text=text, step=torch.full_like(best.step, self.num_steps))
         if config.relift and unchanged == 0:
-            best = best.against(text, self.scorer(prefix, text), self.account.num_steps, active, pad_id)
+            best = best.against(text, self.scorer(prefix, text), self.num_steps, active, pad_id)
         return best
 
     def _state(self, space: SequenceSpace, prefix: Prefix, text: Text, offset: int) -> SequenceState:
@@ -176,6 +146,7 @@ class SequenceTransport:
 
     def _swap(self, prefix: Prefix, best: _Best, offset: int) -> _Best:
         """Random search: one token of every response becomes another of the base's candidates; better ones are kept."""
+        self.scorer.read(prefix, self.transport.num_particles)
         best = replace(best, values=self.scorer(prefix, best.text), text=replace(best.text, kl=None))
         config = self.transport
         # As many values as the flow takes: one a step, and one more of every text that it decodes.
@@ -197,7 +168,7 @@ class SequenceTransport:
             swapped = tokens.clone()
             swapped[row, position] = torch.where(possible, candidates.ids[row, position, slot], tokens[row, position])
             text = self.decoder.as_text(prefix, swapped, mask)
-            self.account.num_steps += 1
+            self.num_steps += 1
             best = best.against(text, self.scorer(prefix, text), index + 1, possible, self.decoder.pad_id)
         return best
 
@@ -232,18 +203,23 @@ def generate_sequences(
     value = check_sequence_value(
         value, vocab_size=output_vocab_size(model.policy), gradients=gradients, space=transport.space
     )
-    _check_call(transport, control, kwargs)
+    for name in ("streamer", "past_key_values", "output_scores", "output_logits", "custom_generate"):
+        if kwargs.get(name):
+            raise ValueError(f"`{name}` is about one pass over a response; a sequence space writes it several times.")
+    if control == "swaps" and transport.max_kl is not None:
+        raise ValueError("`max_kl` is measured while re-decoding; `control='swaps'` has no distribution.")
     check_inputs(kwargs, attention_mask, alone=False)
     kwargs = for_particles(kwargs, input_ids.shape[0], transport.num_particles)
-    decoder = SequenceDecoder(model, transport, generation_config, kwargs.pop("logits_processor", None), **kwargs)
+    n, prompt_length = transport.num_particles, input_ids.shape[1]
+    processors = kwargs.pop("logits_processor", None)
+    decoder = SequenceDecoder(model, transport, generation_config, processors, prompt_length=prompt_length, **kwargs)
     scorer = TextScorer(value, transport.lower_bound_coef)
     space = None
     if gradients:
         space = build_sequence_space(value, transport, temperature=decoder.temperature, control=control)
-    mover = SequenceTransport(decoder, scorer, space, transport, control)
-    n, prompt_length = transport.num_particles, input_ids.shape[1]
+    mover = SequenceTransport(decoder, scorer, space, transport)
     prefix = decoder.prefix(input_ids, attention_mask, n)
-    total = decoder.max_new_tokens(prompt_length)
+    total = decoder.max_new_tokens
     kl: list[Tensor | None] = []
     changed = prefix.mask.new_zeros(len(prefix.ids))
     offset = 0
@@ -269,11 +245,8 @@ def generate_sequences(
 def _changed(start: Text, text: Text) -> Tensor:
     """How many tokens of a text differ from the sample, `[R]`."""
     length = max(start.tokens.shape[1], text.tokens.shape[1])
-    (old, was), (new, now) = (
-        (F.pad(x.tokens, (0, length - x.tokens.shape[1])), F.pad(x.mask, (0, length - x.tokens.shape[1])))
-        for x in (start, text)
-    )
-    return (((old != new) | ~was) & now).sum(dim=-1)
+    old, new = start.padded(length, 0), text.padded(length, 0)
+    return (((old.tokens != new.tokens) | ~old.mask) & new.mask).sum(dim=-1)
 
 
 def _resample(values: Tensor, alpha: float | None) -> Tensor:
@@ -298,40 +271,25 @@ def _finish(
 ) -> Tensor | VGFGenerateOutput:
     """Selects one response per prompt and packs the output."""
     n = transport.num_particles
-    rows = torch.cat([prefix.ids, best.text.tokens], dim=1)
-    response = torch.cat([prefix.response.bool(), best.text.mask], dim=1)[:, prompt_length:]
-    chosen = torch.zeros(len(rows) // n, dtype=torch.long, device=rows.device)
-    if transport.selection != "none" and n > 1:
-        assert best.values is not None
-        values = best.values.view(-1, n)
-        voted = transport.selection != "value"
-        answers = answers_of(rows[:, prompt_length:], response, n, answer_fn) if voted else ()
-        chosen = select(values, transport.selection, answers=answers, weights=values.softmax(dim=-1))
-    particles = rows.view(-1, n, rows.shape[1])
-    sequences = rows if transport.selection == "none" else particles[torch.arange(len(chosen)), chosen]
+    rows, _, response = prefix.followed_by(best.text)
+    response = response[:, prompt_length:]
+    values = None if best.values is None else best.values.view(-1, n)
+    weights = None if values is None else values.softmax(dim=-1)
+    sequences, chosen = chosen_sequences(transport, rows, response, values, weights, answer_fn)
     if not return_dict:
         return sequences
-    assert best.values is not None
     lengths = response.sum(dim=-1)
     return VGFGenerateOutput(
         sequences=sequences,
-        particle_sequences=particles,
-        values=best.values.view(-1, n),
+        particle_sequences=rows.view(-1, n, rows.shape[1]),
+        values=values,
         kl=None if any(part is None for part in kl) else torch.cat(kl, dim=1).view(len(chosen), n, -1),  # type: ignore
         lengths=lengths.view(-1, n),
         finished=finished.view(-1, n),
         chosen=chosen,
-        num_steps=mover.account.num_steps,
-        stop_reason=mover.account.stop_reason,
+        num_steps=mover.num_steps,
+        stop_reason=mover.stop_reason,
         kept_steps=best.step.view(-1, n),
         tokens_changed=(changed / lengths.clamp(min=1)).view(-1, n),
         value_calls=mover.scorer.calls,
     )
-
-
-def _check_call(transport: TransportConfig, control: str | None, kwargs: dict[str, Any]) -> None:
-    for name in ("streamer", "past_key_values", "output_scores", "output_logits", "custom_generate"):
-        if kwargs.get(name):
-            raise ValueError(f"`{name}` is about one pass over a response; a sequence space writes it several times.")
-    if control == "swaps" and transport.max_kl is not None:
-        raise ValueError("`max_kl` is measured while re-decoding; `control='swaps'` has no distribution.")

@@ -12,20 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     DynamicCache,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
 from vgf_llm.generation.candidates import candidate_tokens
@@ -44,20 +38,7 @@ from vgf_llm.models.language_model import (
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.sequence import TextCandidates, Tilt
 
-# Tokens are chosen by `_TiltProcessor`, which leaves `generate` no other.
-_GREEDY = {
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "return_dict_in_generate": False,
-    "output_scores": False,
-    "output_logits": False,
-}
+_SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,12 @@ class Prefix:
     response: Tensor
     finished: Tensor
     cache: DynamicCache | None
+
+    def followed_by(self, text: "Text") -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and response `[R, P + T]` of the prefix and a text behind it."""
+        grown = text.mask.to(self.mask.dtype)
+        ids = torch.cat([self.ids, text.tokens], dim=1)
+        return ids, torch.cat([self.mask, grown], dim=1), torch.cat([self.response, grown], dim=1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +87,12 @@ class Text:
         """`[R, T]`, true on tokens that ended a response."""
         position = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return self.ended.unsqueeze(-1) & (position == self.mask.sum(dim=-1, keepdim=True) - 1)
+
+    def padded(self, length: int, pad_id: int) -> "Text":
+        """The text in `length` columns."""
+        more = (0, length - self.tokens.shape[1])
+        kl = None if self.kl is None else F.pad(self.kl, more)
+        return Text(F.pad(self.tokens, more, value=pad_id), F.pad(self.mask, more), self.ended, kl)
 
 
 class _AlreadyFinished(StoppingCriteria):
@@ -139,8 +132,7 @@ class _TiltProcessor(LogitsProcessor):
         the worst candidate, and without a tilt the distribution is the base's to the bit.
         """
         config = self.decoder.transport
-        found = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
-        ids, mask = found.ids, found.mask
+        ids, mask, _ = candidate_tokens(log_probs, top_k=config.top_k_candidates, min_prob=config.min_candidate_prob)
         gain = tilt(position, ids).to(log_probs.dtype)
         least = gain.masked_fill(~mask, torch.inf).amin(dim=-1, keepdim=True)
         gain = torch.where(mask, gain - least, 0.0)
@@ -156,14 +148,9 @@ class _TiltProcessor(LogitsProcessor):
 
 
 class SequenceDecoder:
-    """Writes and reads texts with the base.
+    """Writes and reads texts with the base, the model's policy.
 
-    Args:
-        model: The model, whose policy is the base.
-        transport: Candidates and gates.
-        generation_config: As for the policy's `generate`.
-        logits_processor: Run before the tilt.
-        **kwargs: As for the policy's `generate`.
+    `transport` has candidates and gates; the arguments after it are those of the policy's `generate`.
     """
 
     def __init__(
@@ -172,21 +159,26 @@ class SequenceDecoder:
         transport: TransportConfig,
         generation_config: GenerationConfig | None,
         logits_processor: LogitsProcessorList | None,
+        *,
+        prompt_length: int = 0,
         **kwargs: Any,
     ) -> None:
         policy = inner_model(model.policy)
         self.model, self.policy, self.transport = model, policy, transport
-        # The length of a response is counted behind its prompt, so that the prompt's own does not matter here.
-        config, self._options = effective_config(policy, generation_config, kwargs, 0)
-        self._lengths = (generation_config, kwargs)
+        config, self._options = effective_config(policy, generation_config, kwargs, prompt_length)
+        self.max_new_tokens = int(config.max_new_tokens or 1)
         eos = end_token_ids(config)
         self.pad_id: int = config.pad_token_id if config.pad_token_id is not None else (eos or [0])[0]
         self.end_id = eos[0] if eos else self.pad_id
         self.do_sample = bool(config.do_sample)
         self.temperature = float(config.temperature) if self.do_sample else 1.0
-        self._warpers = _warpers(config) if self.do_sample else LogitsProcessorList()
+        # What `generate` does to log-probabilities before it samples.
+        sampling = GenerationConfig(do_sample=True, **{name: getattr(config, name) for name in _SAMPLING})
+        self._warpers = policy._get_logits_processor(sampling, device=policy.device)
         self._caches = config.use_cache and config.cache_implementation in (None, "dynamic")
-        config.update(**_GREEDY)
+        # Tokens are chosen by `_TiltProcessor`, which leaves `generate` no other.
+        config.update(do_sample=False, output_scores=False, output_logits=False)
+        config.update(**dict.fromkeys(_SAMPLING))
         config.pad_token_id = self.pad_id
         self._config, self._processors = config, logits_processor or LogitsProcessorList()
         self._ends = Ends()  # the criteria of the last writing
@@ -194,19 +186,10 @@ class SequenceDecoder:
         self._seed = int(torch.randint(2**48, ()))
         self._generator = torch.Generator(device=policy.device)
 
-    def max_new_tokens(self, prompt_length: int) -> int:
-        """The longest response that the call asks for."""
-        generation_config, kwargs = self._lengths
-        config, _ = effective_config(self.policy, generation_config, kwargs, prompt_length)
-        return int(config.max_new_tokens or 1)
-
     def perturb(self, input_ids: Tensor, log_probs: Tensor, position: int) -> Tensor:
         """Returns scores `[R, V]` whose largest entry is a sample under the call's temperature, top-k and top-p.
 
-        Args:
-            input_ids: `[R, P + t]`.
-            log_probs: `[R, V]`.
-            position: The response position, which with the row decides the noise.
+        The response position decides the noise, with the row.
         """
         if not self.do_sample:
             return log_probs
@@ -226,10 +209,7 @@ class SequenceDecoder:
 
     def extend(self, prefix: Prefix, text: Text, rows: Tensor) -> Prefix:
         """Puts text behind a prefix; row r of the result continues row `rows[r]`."""
-        ids = torch.cat([prefix.ids, text.tokens], dim=1)[rows]
-        grown = text.mask.to(prefix.mask.dtype)
-        mask = torch.cat([prefix.mask, grown], dim=1)[rows]
-        response = torch.cat([prefix.response, grown], dim=1)[rows]
+        ids, mask, response = (x[rows] for x in prefix.followed_by(text))
         cache = prefix.cache
         if cache is not None:
             cache.batch_select_indices(rows)
@@ -237,17 +217,7 @@ class SequenceDecoder:
         return Prefix(ids, mask, response, (prefix.finished | text.ended)[rows], cache)
 
     def write(self, prefix: Prefix, max_new_tokens: int, offset: int = 0, tilt: Tilt | None = None) -> Text:
-        """Decodes up to `max_new_tokens` tokens behind a prefix.
-
-        Args:
-            prefix: The prefix.
-            max_new_tokens: The longest text.
-            offset: The response position of the first token.
-            tilt: What tokens gain; `None` samples the base.
-
-        Returns:
-            The text.
-        """
+        """Decodes up to `max_new_tokens` tokens behind a prefix, from response position `offset` on, tilted or not."""
         processor = _TiltProcessor(self, prefix, offset, tilt)
         options = dict(self._options)
         if prefix.cache is not None:
@@ -263,7 +233,8 @@ class SequenceDecoder:
                 defaults=config,
                 num_particles=1,  # the prompt is in the cache already
                 generation_config=config,
-                logits_processor=LogitsProcessorList([*self._processors, processor]),
+                last=processor,
+                logits_processor=self._processors,
                 stopping_criteria=StoppingCriteriaList(criteria),
                 **options,
             )
@@ -281,23 +252,16 @@ class SequenceDecoder:
         return Text(torch.where(kept, tokens, self.pad_id), kept, ended, None)
 
     def candidates(self, prefix: Prefix, text: Text, offset: int = 0) -> TextCandidates:
-        """Reads a text once and returns the base's candidates at every position of it.
+        """Reads a text once and returns the base's candidates `[R, T, K]` at every position of it.
 
-        Args:
-            prefix: The prefix.
-            text: The text, T tokens.
-            offset: The response position of the first token.
-
-        Returns:
-            Candidates `[R, T, K]`, the text's own token among them and largest in `perturbed`.
+        The text's own token is among them and largest in `perturbed`.
         """
-        mask = torch.cat([prefix.mask, text.mask.to(prefix.mask.dtype)], dim=1)[:, :-1]
+        ids, mask, _ = (x[:, :-1] for x in prefix.followed_by(text))
+        known = prefix.ids.shape[1] - 1
         if prefix.cache is not None:
-            ids = torch.cat([prefix.ids[:, -1:], text.tokens[:, :-1]], dim=1)
-            hidden = self._read(ids, mask, copy.deepcopy(prefix.cache))
+            hidden = self._read(ids[:, known:], mask, copy.deepcopy(prefix.cache))
         else:
-            hidden = self._read(torch.cat([prefix.ids, text.tokens[:, :-1]], dim=1), mask, None)
-            hidden = hidden[:, prefix.ids.shape[1] - 1 :]
+            hidden = self._read(ids, mask, None)[:, known:]
         with adapter_rows(self.model.policy, self.model.policy_adapter):
             found = [
                 self._candidates_at(prefix, text, hidden[:, position], position, offset)
@@ -313,7 +277,7 @@ class SequenceDecoder:
         missing = ~((ids == own) & mask).any(dim=-1)
         elsewhere = (ids == own).int().argmax(dim=-1)
         slot = torch.where((ids == own).any(dim=-1), elsewhere, ids.shape[-1] - 1)
-        slot_mask = torch.nn.functional.one_hot(slot, ids.shape[-1]).bool() & missing.unsqueeze(-1)
+        slot_mask = F.one_hot(slot, ids.shape[-1]).bool() & missing.unsqueeze(-1)
         ids, mask = torch.where(slot_mask, own, ids), mask | slot_mask
         written = torch.cat([prefix.ids, text.tokens[:, :position]], dim=1)
         perturbed = self.perturb(written, log_probs, offset + position).gather(-1, ids)
@@ -334,37 +298,11 @@ class SequenceDecoder:
             return last_hidden_states(self.policy, ids, mask, **kwargs)
 
 
-def _warpers(config: GenerationConfig) -> LogitsProcessorList:
-    """What `generate` does to log-probabilities before it samples, in its order."""
-    found = LogitsProcessorList()
-    if config.temperature != 1.0:
-        found.append(TemperatureLogitsWarper(config.temperature))
-    if config.top_k:
-        found.append(TopKLogitsWarper(config.top_k))
-    if config.top_p is not None and config.top_p < 1.0:
-        found.append(TopPLogitsWarper(config.top_p))
-    if config.min_p is not None:
-        found.append(MinPLogitsWarper(config.min_p))
-    if config.typical_p is not None and config.typical_p < 1.0:
-        found.append(TypicalLogitsWarper(config.typical_p))
-    if config.epsilon_cutoff:
-        found.append(EpsilonLogitsWarper(config.epsilon_cutoff))
-    if config.eta_cutoff:
-        found.append(EtaLogitsWarper(config.eta_cutoff))
-    return found
-
-
 def joined(old: Text, new: Text, take: Tensor, pad_id: int) -> Text:
     """Takes rows of `new` where `take` `[R]` is true and rows of `old` elsewhere; the shorter is padded."""
     length = max(old.tokens.shape[1], new.tokens.shape[1])
-
-    def merge(a: Tensor | None, b: Tensor | None, fill: int) -> Tensor | None:
-        if a is None or b is None:
-            return None
-        a, b = (torch.nn.functional.pad(x, (0, length - x.shape[1]), value=fill) for x in (a, b))
-        return torch.where(take.unsqueeze(-1), b, a)
-
-    tokens, mask = merge(old.tokens, new.tokens, pad_id), merge(old.mask, new.mask, 0)
-    assert tokens is not None and mask is not None
-    ended = torch.where(take, new.ended, old.ended)
-    return Text(tokens, mask.bool(), ended, merge(old.kl, new.kl, 0))
+    old, new = old.padded(length, pad_id), new.padded(length, pad_id)
+    rows = take.unsqueeze(-1)
+    kl = None if old.kl is None or new.kl is None else torch.where(rows, new.kl, old.kl)
+    tokens, mask = torch.where(rows, new.tokens, old.tokens), torch.where(rows, new.mask, old.mask)
+    return Text(tokens, mask, torch.where(take, new.ended, old.ended), kl)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vgf_llm.generation.selection import token_lists
 from vgf_llm.generation.sequence_decoding import Prefix, Text
 from vgf_llm.models.sequence_value import DifferentiableValue, ReadPrefix
 from vgf_llm.spaces.sequence import check_values
@@ -15,12 +16,7 @@ ScoreFn = Callable[[list[list[int]], list[list[int]]], Sequence[float] | Tensor]
 
 
 class TextScorer:
-    """Values the text of R rows and counts how often it was asked.
-
-    Args:
-        value: A `DifferentiableValue`, or a callable of prompts and responses as token ids.
-        lower_bound_coef: Standard deviations of the ensemble that a value is below its mean.
-    """
+    """Values the text of R rows and counts how often it was asked."""
 
     def __init__(self, value: DifferentiableValue | ScoreFn, lower_bound_coef: float) -> None:
         self.value = value
@@ -29,15 +25,7 @@ class TextScorer:
         self._read: tuple[Prefix, ReadPrefix | None] | None = None
 
     def read(self, prefix: Prefix, num_particles: int) -> ReadPrefix | None:
-        """Lets the value read a prefix once for all texts that follow it.
-
-        Args:
-            prefix: R = B * N rows.
-            num_particles: N; of N equal rows one is read.
-
-        Returns:
-            What the value keeps, or `None`.
-        """
+        """Lets the value read a prefix once for all texts behind it, of N equal rows one; returns what it keeps."""
         if self._read is not None and self._read[0] is prefix:
             return self._read[1]
         found = None
@@ -62,16 +50,13 @@ class TextScorer:
             ValueError: If a value is not finite, or a black box returns another number of them.
         """
         self.calls += 1
-        grown = text.mask.to(prefix.mask.dtype)
-        response = torch.cat([prefix.response, grown], dim=1)
-        mask = torch.cat([prefix.mask, grown], dim=1)
+        ids, mask, response = prefix.followed_by(text)
         if isinstance(self.value, DifferentiableValue):
             read = self._read[1] if self._read is not None and self._read[0] is prefix else None
-            ids = text.tokens if read is not None else torch.cat([prefix.ids, text.tokens], dim=1)
+            ids = text.tokens if read is not None else ids
             values = self.lower_bound(self.value.from_ids(ids, mask, response, read))
         else:
-            ids = torch.cat([prefix.ids, text.tokens], dim=1)
-            prompts, responses = _rows(ids, mask * (1 - response)), _rows(ids, response)
+            prompts, responses = token_lists(ids, mask * (1 - response)), token_lists(ids, response)
             values = torch.as_tensor(self.value(prompts, responses), dtype=torch.float32, device=ids.device)
             if values.shape != ids.shape[:1]:
                 raise ValueError(
@@ -82,28 +67,10 @@ class TextScorer:
         return values
 
 
-def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[keep.bool()].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
-
-
 def check_sequence_value(
     value: object, *, vocab_size: int, gradients: bool, space: str
 ) -> "DifferentiableValue | ScoreFn":
-    """Checks that a sequence value fits the policy and the way it is used.
-
-    Args:
-        value: What the call or the model has.
-        vocab_size: V of the policy.
-        gradients: Whether transport needs its gradient.
-        space: The space, for the message.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If there is none, its vocabulary is another, or it has no gradient where one is needed.
-        TypeError: If it is no value at all.
-    """
+    """Returns a sequence value that fits the policy and the way it is used, or raises ValueError or TypeError."""
     if value is None:
         raise ValueError(
             f"`space={space!r}` needs a sequence value, and this model has none. Set `model.sequence_value` to a "

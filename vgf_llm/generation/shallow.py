@@ -14,24 +14,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def shallow_copy(model: PreTrainedModel, part: str = "") -> PreTrainedModel:
-    """Copies a model's own object and those on the way to one of its parts; everything else is shared.
+    """Copies a model's own object and those on the way to one of its parts, named; everything else is shared.
 
     Hooks and attributes that are put on the copy do not reach the model, so that several threads can each have one.
-
-    Args:
-        model: A transformers model.
-        part: The name of a module of it, at any depth, such as its backbone.
-
-    Returns:
-        The copy. Its part is a copy too, and what lies between.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8,
-        ...                                      num_hidden_layers=1, num_attention_heads=2))
-        >>> copied = shallow_copy(model, "model")
-        >>> copied.model is model.model, copied.model.layers is model.model.layers, copied.lm_head is model.lm_head
-        (False, True, True)
     """
     copied = _own_object(model)
     parent: nn.Module = copied

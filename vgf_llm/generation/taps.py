@@ -29,14 +29,7 @@ from vgf_llm.models.valued_policy import ValuedPolicy
 
 
 class _OwnModel:
-    """Steps a value (or reference) model of its own through the tokens that `generate` chose.
-
-    Args:
-        model: The language model.
-        attention_mask: `[R, P]`.
-        max_cache_len: Length of a static cache; `None` for one that grows.
-        num_particles: Adjacent rows that share a prompt.
-    """
+    """Steps a value (or reference) model of its own through the tokens that `generate` chose."""
 
     def __init__(
         self, model: PreTrainedModel, attention_mask: Tensor, max_cache_len: int | None, num_particles: int
@@ -151,17 +144,9 @@ class FeatureTap:
         return x[index * self.rows : (index + 1) * self.rows]
 
     def features(self, input_ids: Tensor, policy_logps: Tensor | None = None) -> StateFeatures:
-        """Returns the features `[R, ...]` of the state that the tokens so far led to.
+        """Returns the features `[R, ...]` of the state that tokens `[R, P + t]` led to.
 
-        Args:
-            input_ids: `[R, P + t]`.
-            policy_logps: `[R, V]`, the policy's log-probabilities where they are known and nothing has changed them.
-
-        Returns:
-            What the value reads.
-
-        Raises:
-            RuntimeError: If the policy's forward did not call its backbone.
+        `policy_logps` `[R, V]` are the policy's log-probabilities where they are known and nothing has changed them.
         """
         model = self.model
         if not model.value.needs_logits:
