@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -27,8 +27,7 @@ from vgf_llm import __version__
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from vgf_llm.generation import VGFGenerateOutput
-    from vgf_llm.models import VGFModel, VGFModelConfig
+    from vgf_llm.models import VGFModel
 
 _MAX_NEW_TOKENS = 256  # transformers would stop after 20
 _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
@@ -40,7 +39,6 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
 # What loading and generation raise on bad input; anything else is a bug, and its traceback is wanted.
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 _TRAINING_DATA = ("value_buffer", "value_round")  # beside the model in a checkpoint
-_SCORES = {"bernoulli": "log-odds of success", "regression": "expected reward"}
 # Folders of a saved model and what their weights are.
 _PARTS = {
     ".": "policy",
@@ -173,7 +171,7 @@ def _json_object(text: str) -> dict[str, Any]:
     return found
 
 
-# info
+# serve and info
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -186,31 +184,17 @@ def _info(args: argparse.Namespace) -> None:
     from vgf_llm.models import VGFModelConfig
 
     directory = Path(args.path)
-    config = VGFModelConfig.load(directory)
+    settings = asdict(VGFModelConfig.load(directory))
+    transport = settings.pop("transport")
+    budget = transport["transport_steps"] * transport["step_size"]
+    del settings["files"]
     console = Console()
-    console.print(_facts(config, directory))
-    console.print(_transport_table(config))
-    console.print(_files_table(directory))
-
-
-def _facts(config: "VGFModelConfig", directory: Path) -> Table:
-    base = config.base_model_name_or_path or "not named"
-    revision = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
-    head = "none" if config.parametrization == "log_ratio" else "linear"
-    if config.head_hidden_size is not None:
-        head = f"MLP of width {config.head_hidden_size}"
-    rows = {
-        "parametrization": config.parametrization,
-        "backbone": config.backbone,
-        "head": head,
-        "scores": _SCORES[config.reward_kind] if config.parametrization != "log_ratio" else "log pi_theta - log mu",
-        "hidden size": str(config.hidden_size),
-        "vocabulary": str(config.vocab_size),
-        "base model": base + revision,
-        "policy weights": _policy_weights(directory),
-        "format version": str(config.format_version),
-    }
-    return _table(str(directory), ("", ""), rows.items(), header=False)
+    console.print(
+        _table(directory, ("setting", "value"), {**settings, "policy weights": _policy_weights(directory)}.items())
+    )
+    transport["transport_steps * step_size"] = f"{budget:g}"
+    console.print(_table("transport defaults", ("setting", "value"), transport.items()))
+    console.print(_table("weights", ("file", "part", "parameters", "size"), _weights(directory)))
 
 
 def _policy_weights(directory: Path) -> str:
@@ -219,25 +203,15 @@ def _policy_weights(directory: Path) -> str:
     return "in this folder" if (directory / "config.json").is_file() else "not here, loaded from the base model"
 
 
-def _transport_table(config: "VGFModelConfig") -> Table:
-    settings = asdict(config.transport)
-    budget = settings["transport_steps"] * settings["step_size"]
-    rows = [(name, str(value)) for name, value in settings.items()]
-    rows.append(("transport_steps * step_size", f"{budget:g}"))
-    return _table("transport defaults", ("setting", "value"), rows)
-
-
-def _files_table(directory: Path) -> Table:
-    rows = []
+def _weights(directory: Path) -> Iterator[tuple[str, ...]]:
+    """File, part, parameters and size of all weights of a folder."""
+    own = {"value_head.safetensors": "value head", "adapter_model.safetensors": "policy adapter (LoRA)"}
     for folder, part in _PARTS.items():
         for path in sorted((directory / folder).glob("*.safetensors")):
-            if path.name.startswith(_TRAINING_DATA):
-                continue
-            parts = {"value_head.safetensors": "value head", "adapter_model.safetensors": "policy adapter (LoRA)"}
-            role = parts.get(path.name, part) if folder == "." else part
-            size = f"{path.stat().st_size / 1e6:.2f} MB"
-            rows.append((str(path.relative_to(directory)), role, f"{_count_parameters(path):,}", size))
-    return _table("weights", ("file", "part", "parameters", "size"), rows)
+            if not path.name.startswith(_TRAINING_DATA):
+                role = own.get(path.name, part) if folder == "." else part
+                size = f"{path.stat().st_size / 1e6:.2f} MB"
+                yield str(path.relative_to(directory)), role, f"{_count_parameters(path):,}", size
 
 
 def _count_parameters(path: Path) -> int:
@@ -250,12 +224,12 @@ def _count_parameters(path: Path) -> int:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); it is truncated or foreign.") from error
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> Table:
-    table = Table(title=escape(title), title_justify="left", show_header=header)
+def _table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(title=escape(str(title)), title_justify="left")
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(str(cell)) for cell in row))
     return table
 
 
@@ -405,9 +379,7 @@ def _answer_fn(
     return answer
 
 
-def _print_particles(output: "VGFGenerateOutput", tokenizer: "PreTrainedTokenizerBase", prompt_length: int) -> None:
-    assert output.particle_sequences is not None and output.sequences is not None  # generate fills every field
-    assert output.values is not None and output.chosen is not None
+def _print_particles(output: Any, tokenizer: "PreTrainedTokenizerBase", prompt_length: int) -> None:
     texts = tokenizer.batch_decode(output.particle_sequences[0, :, prompt_length:], skip_special_tokens=True)
     # Without a selection every particle is in `sequences`, and `chosen` says nothing.
     chosen = int(output.chosen[0]) if len(output.sequences) == 1 else None

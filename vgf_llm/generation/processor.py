@@ -2,7 +2,7 @@
 """Token-level transport as an ordinary LogitsProcessor, so that every `generate` feature works with it."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,12 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from vgf_llm.functional import cap_kl, masked_log_softmax
 from vgf_llm.generation.candidates import candidate_tokens
+from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.value import StateFeatures, ValueModel
 from vgf_llm.spaces import DecodeState, build_space
 
 _EMPTIED = -1e30  # a displacement that leaves no probability at any scale that `cap_kl` can return but 0
-
-
-class Features(Protocol):
-    """What gives a decode step's features, such as `FeatureTap`."""
-
-    def install(self, copied: PreTrainedModel) -> None:
-        """Hooks the copy of the policy that is going to generate."""
-
-    def features(self, input_ids: Tensor, policy_logps: Tensor | None = None) -> StateFeatures:
-        """Returns the features `[R, ...]` of the state that tokens `[R, P + t]` led to."""
 
 
 class _ReadOnce:
@@ -59,7 +50,7 @@ class TransportProcessor(LogitsProcessor):
         policy: nn.Module,
         value: ValueModel,
         transport: TransportConfig,
-        tap: Features,
+        tap: FeatureTap,
         *,
         control: str | None = None,
         record: bool = True,

@@ -203,7 +203,7 @@ def generate_sequences(
     value = check_sequence_value(
         value, vocab_size=output_vocab_size(model.policy), gradients=gradients, space=transport.space
     )
-    for name in ("streamer", "past_key_values", "output_scores", "output_logits", "custom_generate"):
+    for name in ("streamer", "output_scores", "output_logits"):
         if kwargs.get(name):
             raise ValueError(f"`{name}` is about one pass over a response; a sequence space writes it several times.")
     if control == "swaps" and transport.max_kl is not None:

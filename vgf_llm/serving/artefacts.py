@@ -72,14 +72,10 @@ def policy_view(path: str | Path, view: str | Path) -> str:
             raise ValueError(f"{str(directory)!r} holds no policy weights and names no base model to serve.")
         return origin
     for source in sorted(directory.iterdir()):
-        if source.name not in _VALUE_FILES and source.is_file() and not _is_training_state(source):
+        of_training = source.name.startswith(("value_buffer", "value_round")) or source.suffix in _TRAINING_SUFFIXES
+        if source.is_file() and source.name not in _VALUE_FILES and not of_training:
             (target / source.name).symlink_to(source)
     return str(target)
-
-
-def _is_training_state(path: Path) -> bool:
-    value_data = path.name.startswith(("value_buffer", "value_round"))
-    return value_data or path.suffix in _TRAINING_SUFFIXES
 
 
 def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:

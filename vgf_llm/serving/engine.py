@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.serving.artefacts import MODEL_KEY, load_served_value
-from vgf_llm.serving.plugin import CAPTURED
-from vgf_llm.serving.transport import ServedRequest, ServedTransport
+from vgf_llm.serving.plugin import CAPTURED, register
+from vgf_llm.serving.transport import ServedRequest, ServedTransport, read_request
 
 
 def __getattr__(name: str) -> Any:
@@ -25,8 +26,6 @@ def __getattr__(name: str) -> Any:
 def _processor_class() -> type:
     from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
-    from vgf_llm.serving.plugin import register
-
     register()
 
     class VGFLogitsProcessor(LogitsProcessor):
@@ -35,7 +34,7 @@ def _processor_class() -> type:
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
             """Refuses bad parameters while the request is still the client's."""
-            parameter_checker().request(sampling_params.extra_args)
+            read_request(sampling_params.extra_args, TransportConfig())
 
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
             path = (vllm_config.additional_config or {}).get(MODEL_KEY)
@@ -66,29 +65,8 @@ def _processor_class() -> type:
     return VGFLogitsProcessor
 
 
-@cache
-def parameter_checker() -> ServedTransport:
-    """Returns a transport that only reads requests, whatever model they go to."""
-    from vgf_llm.models.config import TransportConfig
-    from vgf_llm.models.value import build_value
-
-    return ServedTransport(build_value("vocab", width=1, vocab_size=1), TransportConfig(), vocab_size=2**31)
-
-
 def apply_captured(served: ServedTransport, logits: Tensor, requests: dict[int, ServedRequest]) -> Tensor:
-    """Moves a batch by the hidden states that its logits came from.
-
-    Args:
-        served: The transport.
-        logits: `[R, V]`.
-        requests: The request of each row.
-
-    Returns:
-        The moved logits.
-
-    Raises:
-        RuntimeError: If the engine made logits without the layer that the plugin wraps.
-    """
+    """Moves a batch `[R, V]` by the hidden states that its logits came from."""
     if all(request.is_plain for request in requests.values()):
         return logits
     if CAPTURED.hidden is None:

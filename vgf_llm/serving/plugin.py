@@ -14,22 +14,13 @@ from torch import Tensor
 
 @dataclass
 class Captured:
-    """What the last call of the logits layer was given.
-
-    Attributes:
-        hidden: `[R, D]`.
-        lm_head: The engine's output embedding.
-    """
+    """What the last call of the logits layer was given: hidden states `[R, D]` and the engine's output embedding."""
 
     hidden: Tensor | None = None
     lm_head: Any = None
 
     def embedding(self, vocab_size: int) -> Tensor:
-        """Returns E `[V, D]`.
-
-        Raises:
-            ValueError: If this process holds a part of it, or a quantised form.
-        """
+        """Returns E `[V, D]`; refused where this process holds a part of it, or a quantised form."""
         weight = getattr(self.lm_head, "weight", None)
         if weight is None or not weight.is_floating_point() or weight.shape[0] < vocab_size:
             found = "no plain weight" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"

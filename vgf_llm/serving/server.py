@@ -15,18 +15,9 @@ from vgf_llm.serving.artefacts import engine_arguments
 
 
 def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = ()) -> list[str]:
-    """Returns the command line that serves a saved model.
+    """Returns the command line that serves a saved model, with files in `view` as long as the server lives.
 
-    Args:
-        path: The saved model.
-        view: An empty folder that lives as long as the server.
-        engine: Further options of vLLM's server; they come last and win.
-
-    Returns:
-        The command. Without a `--host` of the caller's the server listens on this machine alone.
-
-    Raises:
-        ValueError: If the model cannot be served, or vLLM is not installed.
+    Options of `engine` come last and win; without a `--host` among them the server listens on this machine alone.
     """
     arguments = engine_arguments(path, view)
     if importlib.util.find_spec("vllm") is None:

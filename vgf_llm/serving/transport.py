@@ -38,12 +38,7 @@ SCORE_TOKEN = "vgf_score_token"
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """What one request wants of the engine.
-
-    Attributes:
-        transport: Its budget.
-        score_token: The token whose value is asked for instead of a sample, or `None`.
-    """
+    """What one request wants: a budget, or the value of `score_token` instead of a sample."""
 
     transport: TransportConfig
     score_token: int | None = None
@@ -55,13 +50,10 @@ class ServedRequest:
 
 
 class _Rows:
-    """The features of some rows of a batch, in the form that `TransportProcessor` reads them."""
+    """The features of some rows of a batch, where `TransportProcessor` asks a tap for them."""
 
     def __init__(self, hidden: Tensor, embedding: Tensor | None) -> None:
         self._features = StateFeatures(hidden=hidden, embedding=embedding)
-
-    def install(self, copied: Any) -> None:
-        """Hooks nothing: the engine's plugin has seen the hidden states."""
 
     def features(self, input_ids: Tensor | None, policy_logps: Tensor | None = None) -> StateFeatures:
         """Returns the features `[R, ...]`."""
@@ -103,48 +95,14 @@ class ServedTransport:
         return self.value.parametrization == "bilinear"
 
     def request(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
-        """Reads a request's own parameters.
-
-        Args:
-            extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to
-                other extensions of the engine and pass.
-
-        Returns:
-            The request, which `apply` computes within an engine step.
-
-        Raises:
-            ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig`
-                that requests cannot set.
-        """
-        given = dict(extra_args or {})
-        refused = [name for name in TRANSPORT_FIELDS if name in given and name not in REQUEST_RANGES]
-        if refused:
-            raise ValueError(
-                f"{', '.join(f'`{name}`' for name in refused)} cannot be set for a request; what can is "
-                f"{', '.join(REQUEST_RANGES)}. For several particles ask for `n` responses and select among them."
-            )
-        changes = {name: given[name] for name in REQUEST_RANGES if given.get(name) is not None}
-        for name, value in changes.items():
-            _check(REQUEST_RANGES[name], name, value)
-            changes[name] = TRANSPORT_OPTIONS[name].kind(value)
-        transport = replace(self.defaults, **changes)
-        _check_budget(transport)
-        token = given.get(SCORE_TOKEN)
-        if token is not None:
-            _check(Range(0, self.vocab_size, integer=True, open_high=True), SCORE_TOKEN, token)
-        return ServedRequest(transport, token)
+        """Reads a request's own parameters; see `read_request`."""
+        return read_request(extra_args, self.defaults, vocab_size=self.vocab_size)
 
     def admitted(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
         """Reads the parameters of a request that the engine has taken in, where nothing may be raised any more.
 
         The server checks parameters without the model: a token beyond its vocabulary, or a step that only its own
         defaults forbid, is found here. Such a request gets the base model, and the log says why.
-
-        Args:
-            extra_args: See `request`.
-
-        Returns:
-            The request.
         """
         try:
             return self.request(extra_args)
@@ -179,17 +137,14 @@ class ServedTransport:
                 "them in one call. Speculative decoding is not supported with transport; switch it off."
             )
         groups: dict[tuple[Any, ...], list[int]] = {}
-        scored: dict[int, int] = {}
         for row, request in active.items():
-            if request.score_token is not None:
-                scored[row] = request.score_token
-            else:
+            if request.score_token is None:
                 groups.setdefault(astuple(request.transport), []).append(row)
+            else:
+                logits[row] = self._scored(logits[row], hidden[row], embedding, request.score_token)
         for members in groups.values():
             rows = torch.tensor(members, device=logits.device)
             logits[rows] = self._transport(logits[rows], hidden[rows], embedding, active[members[0]].transport)
-        for row, token in scored.items():
-            logits[row] = self._scored(logits[row], hidden[row], embedding, token)
         return logits
 
     def _transport(
@@ -216,6 +171,40 @@ class ServedTransport:
 _NO_POLICY = nn.Identity()  # logit space moves logits alone
 
 
+def read_request(
+    extra_args: Mapping[str, Any] | None, defaults: TransportConfig, *, vocab_size: int = 2**31
+) -> ServedRequest:
+    """Reads the parameters of a request, which an engine step computes whatever they are.
+
+    Args:
+        extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to other
+            extensions of the engine and pass.
+        defaults: The transport that the request starts from.
+        vocab_size: V of the policy, where it is known.
+
+    Raises:
+        ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig` that
+            requests cannot set.
+    """
+    given = dict(extra_args or {})
+    refused = [name for name in TRANSPORT_FIELDS if name in given and name not in REQUEST_RANGES]
+    if refused:
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in refused)} cannot be set for a request; what can is "
+            f"{', '.join(REQUEST_RANGES)}. For several particles ask for `n` responses and select among them."
+        )
+    changes = {name: given[name] for name in REQUEST_RANGES if given.get(name) is not None}
+    for name, value in changes.items():
+        _check(REQUEST_RANGES[name], name, value)
+        changes[name] = TRANSPORT_OPTIONS[name].kind(value)
+    transport = replace(defaults, **changes)
+    _check_budget(transport)
+    token = given.get(SCORE_TOKEN)
+    if token is not None:
+        _check(Range(0, vocab_size, integer=True, open_high=True), SCORE_TOKEN, token)
+    return ServedRequest(transport, token)
+
+
 def score_partner(token: int) -> int:
     """Returns the token whose logit is 0 when `token` is scored: another one, the same for every reader."""
     return 1 if token == 0 else 0
@@ -236,16 +225,10 @@ def _check_budget(transport: TransportConfig) -> None:
 
 
 def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
-    """Refuses what one engine step cannot compute.
+    """Raises ValueError for what one engine step cannot compute; the message names the alternatives.
 
-    Args:
-        value: The value.
-        transport: The model's defaults.
-        backbone: Where the value reads, as `vgf_config.json` names it.
-
-    Raises:
-        ValueError: For a value that needs a second forward for each token, interacting particles, or defaults beyond
-            what requests may ask for; the message names the alternatives.
+    That is a value that needs a second forward for each token (`backbone` as `vgf_config.json` names it), interacting
+    particles, and defaults beyond what requests may ask for.
     """
     alternatives = (
         "Distil the transported policy into weights (`distill_coef > 0`) and serve those, or train a head on the "

@@ -17,9 +17,10 @@ from vgf_llm.cli import main
 from vgf_llm.models import TransportConfig, build_value
 from vgf_llm.models.language_model import output_weight
 from vgf_llm.serving import ServedTransport, best_of, engine_arguments, load_served_value, policy_view, score
-from vgf_llm.serving.engine import apply_captured, parameter_checker
+from vgf_llm.serving.engine import apply_captured
 from vgf_llm.serving.plugin import CAPTURED, Captured, wrap_forward
 from vgf_llm.serving.server import server_command
+from vgf_llm.serving.transport import read_request
 
 
 @pytest.fixture
@@ -161,9 +162,10 @@ def test_the_engine_s_batch_is_moved_by_what_was_captured(saved, monkeypatch):
 
 
 def test_parameters_are_checked_before_they_reach_the_engine():
-    assert parameter_checker().request({"transport_steps": 4, "vgf_score_token": 100_000}).score_token == 100_000
+    request = read_request({"transport_steps": 4, "vgf_score_token": 100_000}, TransportConfig())
+    assert request.score_token == 100_000
     with pytest.raises(ValueError, match="`step_size`"):
-        parameter_checker().request({"step_size": -1.0})
+        read_request({"step_size": -1.0}, TransportConfig())
 
 
 class Endpoint:
