@@ -101,6 +101,8 @@ def generate(
     check_decoding(transport, config, kwargs, input_ids)
     if attention_mask is None:
         attention_mask = default_mask(config, input_ids)
+    valued = return_dict or (transport.selection != "none" and transport.num_particles > 1)
+    check_inputs(kwargs, attention_mask, alone=plain and not valued and not sequences)
     if sequences:
         return generate_sequences(
             model,
@@ -113,8 +115,6 @@ def generate(
             return_dict=return_dict,
             **kwargs,
         )
-    valued = return_dict or (transport.selection != "none" and transport.num_particles > 1)
-    check_inputs(kwargs, attention_mask, alone=plain and not valued)
     found = policy_responses(model, input_ids, attention_mask, transport, config=config, control=control, **kwargs)
     if not valued:
         return found.sequences

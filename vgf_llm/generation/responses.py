@@ -66,17 +66,8 @@ def run_generate(
 ) -> Responses:
     """Runs `generate` on a copy of the model's object, so that nothing of it stays on the model.
 
-    Args:
-        language_model: The transformers model.
-        input_ids: `[R, P]`, one row for each particle.
-        attention_mask: `[R, P]`.
-        defaults: What stands in the place of the model's own generation defaults.
-        num_particles: Adjacent rows with one prompt, which is read once.
-        last: Runs behind all other processors but temperature, top-k and top-p.
-        **kwargs: For `generate`.
-
-    Returns:
-        The responses.
+    `num_particles` adjacent rows share a prompt, which is read once. `defaults` take the place of the model's own
+    generation defaults, and `last` runs behind all other processors but temperature, top-k and top-p.
     """
     transport = last if isinstance(last, TransportProcessor) else None
     copied = shallow_copy(language_model, "" if transport is None else backbone_name(language_model))

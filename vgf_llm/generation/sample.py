@@ -89,6 +89,7 @@ def sample(
     given: GenerationConfig | None = generate_kwargs.get("generation_config")
     config, _ = effective_config(inner_model(model.policy), given, generate_kwargs, input_ids.shape[-1])
     check_decoding(transport, config, generate_kwargs, input_ids)
+    check_inputs(generate_kwargs, attention_mask, alone=who == "base")
     generate_kwargs.pop("return_dict_in_generate", None)
     if who == "transport" and transport.space in SEQUENCE_SPACES:
         moved: Any = generate_sequences(
@@ -97,7 +98,6 @@ def sample(
         kl = None if moved.kl is None else moved.kl.flatten(0, 1)
         tokens = moved.sequences[:, input_ids.shape[1] :]
         return Sampled(tokens, moved.lengths.flatten(), moved.finished.flatten(), kl)
-    check_inputs(generate_kwargs, attention_mask, alone=who == "base")
     if who == "value":
         found = _value_responses(model, input_ids, attention_mask, transport, **generate_kwargs)
     else:

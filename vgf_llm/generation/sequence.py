@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from vgf_llm.generation.output import VGFGenerateOutput
-from vgf_llm.generation.particles import check_inputs, for_particles
+from vgf_llm.generation.particles import for_particles
 from vgf_llm.generation.selection import AnswerFn, chosen_sequences
 from vgf_llm.generation.sequence_decoding import Prefix, SequenceDecoder, Text, joined
 from vgf_llm.generation.sequence_scoring import ScoreFn, TextScorer, check_sequence_value
@@ -73,6 +73,13 @@ class SequenceTransport:
         start = particles = space.lift(state)
         active = torch.ones(len(text.tokens), dtype=torch.bool, device=particles.device)
         unchanged, changed, self.stop_reason = 0, False, "num_steps"
+        every_step = config.rescore or config.max_kl is not None
+
+        def written() -> Text:
+            if config.projection == "nearest":
+                return self.decoder.as_text(prefix, space.nearest(particles, start, state), state.mask)
+            return self.decoder.write(prefix, max_new_tokens, offset, space.project(particles, start, state))
+
         for index in range(config.transport_steps):
             velocity = space.velocity(particles, start, state, at_text=config.relift)
             self.scorer.calls += 1
@@ -80,29 +87,23 @@ class SequenceTransport:
                 best = best.against(text, self.scorer.lower_bound(velocity.values), index, active, pad_id)
             moved = space.step(particles, velocity.direction, start, state, index)
             moved = torch.where(active.view(-1, 1, 1), moved, particles)
-            resting = torch.allclose(moved, particles, rtol=0.0, atol=1e-6)
-            every_step = config.rescore or config.max_kl is not None
-            if resting:
+            if torch.allclose(moved, particles, rtol=0.0, atol=1e-6):  # rounding alone is no move
                 self.stop_reason = "stationary"
-                if every_step:  # their text is known
-                    break
-            particles = particles if resting else moved  # rounding alone is no move
+                break
+            particles, last = moved, index == config.transport_steps - 1
             self.num_steps += 1
-            last = resting or index == config.transport_steps - 1
-            if not (every_step or last):
+            if not every_step:
                 continue
-            new = self._project(space, prefix, particles, start, state, max_new_tokens, offset)
+            new = written()
             if config.max_kl is not None:
                 active = active & (_mean_kl(new) <= config.max_kl)
             new = joined(text, new, active, pad_id)
-            differs = _differ(text, new)
+            differs = not (torch.equal(text.tokens, new.tokens) and torch.equal(text.mask, new.mask))
             changed, unchanged, text = changed or differs, 0 if differs else unchanged + 1, new
             if config.rescore and not config.relift:
                 best = best.against(text, self.scorer(prefix, text), index + 1, active, pad_id)
             if not bool(active.any()):
                 self.stop_reason = "max_kl"
-                break
-            if resting:
                 break
             if changed and unchanged == _PATIENCE and not last:
                 self.stop_reason = "no_change"
@@ -110,6 +111,8 @@ class SequenceTransport:
             if config.relift and not last:
                 lifted = self._state(space, prefix, text, offset)
                 particles, start, state = space.relift(particles, start, state, lifted), space.lift(lifted), lifted
+        if not every_step:
+            text = written()
         if not config.rescore:
             return replace(best, text=text, step=torch.full_like(best.step, self.num_steps))
         if config.relift and unchanged == 0:
@@ -129,20 +132,6 @@ class SequenceTransport:
             candidates=self.decoder.candidates(prefix, text, offset) if chooses else None,
             prefix=self.scorer.read(prefix, self.transport.num_particles),
         )
-
-    def _project(
-        self,
-        space: SequenceSpace,
-        prefix: Prefix,
-        particles: Tensor,
-        start: Tensor,
-        state: SequenceState,
-        max_new_tokens: int,
-        offset: int,
-    ) -> Text:
-        if self.transport.projection == "nearest":
-            return self.decoder.as_text(prefix, space.nearest(particles, start, state), state.mask)
-        return self.decoder.write(prefix, max_new_tokens, offset, space.project(particles, start, state))
 
     def _swap(self, prefix: Prefix, best: _Best, offset: int) -> _Best:
         """Random search: one token of every response becomes another of the base's candidates; better ones are kept."""
@@ -178,12 +167,6 @@ def _mean_kl(text: Text) -> Tensor:
     return text.kl.sum(dim=-1) / text.mask.sum(dim=-1).clamp(min=1)
 
 
-def _differ(a: Text, b: Text) -> bool:
-    if a.tokens.shape != b.tokens.shape:
-        return True
-    return not (torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask))
-
-
 def generate_sequences(
     model: ValuedPolicy,
     transport: TransportConfig,
@@ -208,7 +191,6 @@ def generate_sequences(
             raise ValueError(f"`{name}` is about one pass over a response; a sequence space writes it several times.")
     if control == "swaps" and transport.max_kl is not None:
         raise ValueError("`max_kl` is measured while re-decoding; `control='swaps'` has no distribution.")
-    check_inputs(kwargs, attention_mask, alone=False)
     kwargs = for_particles(kwargs, input_ids.shape[0], transport.num_particles)
     n, prompt_length = transport.num_particles, input_ids.shape[1]
     processors = kwargs.pop("logits_processor", None)
@@ -220,7 +202,6 @@ def generate_sequences(
     mover = SequenceTransport(decoder, scorer, space, transport)
     prefix = decoder.prefix(input_ids, attention_mask, n)
     total = decoder.max_new_tokens
-    kl: list[Tensor | None] = []
     changed = prefix.mask.new_zeros(len(prefix.ids))
     offset = 0
     while True:
@@ -230,16 +211,14 @@ def generate_sequences(
         wanted = return_dict or (transport.selection != "none" and n > 1) or not last
         best = mover.run(prefix, start, size, offset, valued=wanted)
         changed = changed + _changed(start, best.text)
-        kl.append(best.text.kl)
         offset += best.text.tokens.shape[1]
-        ended = prefix.finished | best.text.ended
-        if last or bool(ended.all()):
+        whole = prefix.followed_by(best.text)
+        if last or bool(whole.finished.all()):
             break
         assert best.values is not None
         rows = _resample(best.values.view(-1, n), transport.alpha).flatten()
         prefix, changed = decoder.extend(prefix, best.text, rows), changed[rows]
-        kl = [None if part is None else part[rows] for part in kl]
-    return _finish(transport, prefix, best, kl, changed, ended, mover, answer_fn, prompt_length, return_dict)
+    return _finish(transport, whole, prompt_length, best, changed, mover, answer_fn, return_dict)
 
 
 def _changed(start: Text, text: Text) -> Tensor:
@@ -259,20 +238,17 @@ def _resample(values: Tensor, alpha: float | None) -> Tensor:
 
 def _finish(
     transport: TransportConfig,
-    prefix: Prefix,
+    whole: Prefix,
+    prompt_length: int,
     best: _Best,
-    kl: list[Tensor | None],
     changed: Tensor,
-    finished: Tensor,
     mover: SequenceTransport,
     answer_fn: AnswerFn | None,
-    prompt_length: int,
     return_dict: bool,
 ) -> Tensor | VGFGenerateOutput:
     """Selects one response per prompt and packs the output."""
     n = transport.num_particles
-    rows, _, response = prefix.followed_by(best.text)
-    response = response[:, prompt_length:]
+    rows, response = whole.ids, whole.response[:, prompt_length:]
     values = None if best.values is None else best.values.view(-1, n)
     weights = None if values is None else values.softmax(dim=-1)
     sequences, chosen = chosen_sequences(transport, rows, response, values, weights, answer_fn)
@@ -283,9 +259,9 @@ def _finish(
         sequences=sequences,
         particle_sequences=rows.view(-1, n, rows.shape[1]),
         values=values,
-        kl=None if any(part is None for part in kl) else torch.cat(kl, dim=1).view(len(chosen), n, -1),  # type: ignore
+        kl=None if whole.kl is None else whole.kl[:, prompt_length:].reshape(len(chosen), n, -1),
         lengths=lengths.view(-1, n),
-        finished=finished.view(-1, n),
+        finished=whole.finished.view(-1, n),
         chosen=chosen,
         num_steps=mover.num_steps,
         stop_reason=mover.stop_reason,

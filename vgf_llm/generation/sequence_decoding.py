@@ -50,6 +50,7 @@ class Prefix:
         mask: `[R, P]`, 1 on real tokens.
         response: `[R, P]`, 1 on tokens that belong to the response.
         finished: `[R]`, true where the response has ended.
+        kl: `[R, P]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded.
         cache: The base's keys and values of all but the last column, or `None`.
     """
 
@@ -57,13 +58,19 @@ class Prefix:
     mask: Tensor
     response: Tensor
     finished: Tensor
-    cache: DynamicCache | None
+    kl: Tensor | None
+    cache: DynamicCache | None = None
 
-    def followed_by(self, text: "Text") -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and response `[R, P + T]` of the prefix and a text behind it."""
+    def followed_by(self, text: "Text") -> "Prefix":
+        """The prefix of what stands behind a text, without a cache."""
         grown = text.mask.to(self.mask.dtype)
-        ids = torch.cat([self.ids, text.tokens], dim=1)
-        return ids, torch.cat([self.mask, grown], dim=1), torch.cat([self.response, grown], dim=1)
+        return Prefix(
+            ids=torch.cat([self.ids, text.tokens], dim=1),
+            mask=torch.cat([self.mask, grown], dim=1),
+            response=torch.cat([self.response, grown], dim=1),
+            finished=self.finished | text.ended,
+            kl=None if self.kl is None or text.kl is None else torch.cat([self.kl, text.kl], dim=1),
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Text:
         tokens: `[R, T]`, padded on the right.
         mask: `[R, T]`, true up to and with the token that ended the response.
         ended: `[R]`, true where the response ended here, and no limit cut it.
-        kl: `[R, T]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded.
+        kl: `[R, T]`, as in `Prefix`.
     """
 
     tokens: Tensor
@@ -205,16 +212,17 @@ class SequenceDecoder:
             self._read(input_ids[:, :-1], attention_mask[:, :-1], cache)
             cache.batch_repeat_interleave(num_particles)
         ids, mask = (x.repeat_interleave(num_particles, dim=0) for x in (input_ids, attention_mask))
-        return Prefix(ids, mask, torch.zeros_like(mask), torch.zeros_like(ids[:, 0], dtype=torch.bool), cache)
+        finished, kl = torch.zeros_like(ids[:, 0], dtype=torch.bool), torch.zeros_like(ids, dtype=torch.float32)
+        return Prefix(ids, mask, torch.zeros_like(mask), finished, kl, cache)
 
     def extend(self, prefix: Prefix, text: Text, rows: Tensor) -> Prefix:
         """Puts text behind a prefix; row r of the result continues row `rows[r]`."""
-        ids, mask, response = (x[rows] for x in prefix.followed_by(text))
-        cache = prefix.cache
+        whole, cache = prefix.followed_by(text), prefix.cache
+        ids, mask, kl = whole.ids[rows], whole.mask[rows], None if whole.kl is None else whole.kl[rows]
         if cache is not None:
             cache.batch_select_indices(rows)
             self._read(ids[:, prefix.ids.shape[1] - 1 : -1], mask[:, :-1], cache)
-        return Prefix(ids, mask, response, (prefix.finished | text.ended)[rows], cache)
+        return Prefix(ids, mask, whole.response[rows], whole.finished[rows], kl, cache)
 
     def write(self, prefix: Prefix, max_new_tokens: int, offset: int = 0, tilt: Tilt | None = None) -> Text:
         """Decodes up to `max_new_tokens` tokens behind a prefix, from response position `offset` on, tilted or not."""
@@ -256,8 +264,8 @@ class SequenceDecoder:
 
         The text's own token is among them and largest in `perturbed`.
         """
-        ids, mask, _ = (x[:, :-1] for x in prefix.followed_by(text))
-        known = prefix.ids.shape[1] - 1
+        whole, known = prefix.followed_by(text), prefix.ids.shape[1] - 1
+        ids, mask = whole.ids[:, :-1], whole.mask[:, :-1]
         if prefix.cache is not None:
             hidden = self._read(ids[:, known:], mask, copy.deepcopy(prefix.cache))
         else:

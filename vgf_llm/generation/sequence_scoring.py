@@ -50,7 +50,8 @@ class TextScorer:
             ValueError: If a value is not finite, or a black box returns another number of them.
         """
         self.calls += 1
-        ids, mask, response = prefix.followed_by(text)
+        whole = prefix.followed_by(text)
+        ids, mask, response = whole.ids, whole.mask, whole.response
         if isinstance(self.value, DifferentiableValue):
             read = self._read[1] if self._read is not None and self._read[0] is prefix else None
             ids = text.tokens if read is not None else ids

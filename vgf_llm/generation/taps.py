@@ -152,8 +152,13 @@ class FeatureTap:
         if not model.value.needs_logits:
             if self._value_model is not None:
                 hidden = self._value_model.hidden(input_ids)
+            elif self._hidden is None:
+                raise RuntimeError(
+                    "The policy's forward did not call its backbone, so its hidden state was not seen. "
+                    "A fused or replaced forward hides it; generate with the plain transformers model."
+                )
             else:
-                hidden = self._block(self._seen(), 1 if model.has_value_adapter else 0)
+                hidden = self._block(self._hidden, 1 if model.has_value_adapter else 0)
             return StateFeatures(hidden=hidden, embedding=output_weight(model.policy))
         assert self._logits is not None
         own = self._value_model
@@ -166,11 +171,3 @@ class FeatureTap:
             return StateFeatures(value_logits=value_logits, ref_logps=policy_logps)
         ref_logits = self._block(self._logits, 0 if model.policy_adapter is None else len(self.blocks) - 1)
         return StateFeatures(value_logits=value_logits, ref_logits=ref_logits)
-
-    def _seen(self) -> Tensor:
-        if self._hidden is None:
-            raise RuntimeError(
-                "The policy's forward did not call its backbone, so its hidden state was not seen. "
-                "A fused or replaced forward hides it; generate with the plain transformers model."
-            )
-        return self._hidden
