@@ -34,9 +34,6 @@ class _MovedModules(MetaPathFinder, Loader):
         """Finds modules that have moved."""
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves the module to the import system."""
-
     def exec_module(self, module: ModuleType) -> None:
         """Looks names up in the new place when they are asked for."""
         new = MOVED[module.__name__]

@@ -22,13 +22,7 @@ def candidate_tokens(log_probs: Tensor, *, top_k: int, min_prob: float) -> tuple
 class CandidateProcessor(LogitsProcessor):
     """Leaves a distribution's own candidates, ahead of temperature and top-p.
 
-    Args:
-        top_k: K, the most likely tokens that stay.
-        min_prob: Least probability of a token that stays; the most likely one always does.
-
-    Example:
-        >>> CandidateProcessor(2, 0.25)(torch.tensor([[0]]), torch.tensor([[0.5, 0.3, 0.2]]).log()).exp()
-        tensor([[0.5000, 0.3000, 0.0000]])
+    They are its `top_k` most likely tokens with a probability of at least `min_prob`, and the most likely one always.
     """
 
     def __init__(self, top_k: int, min_prob: float) -> None:

@@ -14,15 +14,6 @@ class Ends(StoppingCriteriaList):
     Attributes:
         lengths: `[R]`, tokens of each response, the one that ended it included.
         finished: `[R]`, true where a response ended by itself; false where a limit of length or time cut it.
-
-    Example:
-        >>> from transformers import EosTokenCriteria
-        >>> ends = Ends([EosTokenCriteria(torch.tensor([2])), MaxLengthCriteria(4)])
-        >>> rows = torch.tensor([[1, 5, 2, 0], [1, 7, 8, 9]])
-        >>> for length in (2, 3, 4):
-        ...     done = ends(rows[:, :length], None)
-        >>> ends.lengths.tolist(), ends.finished.tolist()
-        ([2, 3], [True, False])
     """
 
     def __init__(self, criteria: Any = ()) -> None:

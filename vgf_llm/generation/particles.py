@@ -109,20 +109,18 @@ class _EachParticle:
             ) from error
 
     def _call(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        n = len(self.calls)
-
-        def of(particle: int) -> Any:
+        n, found = len(self.calls), []
+        for particle, call in enumerate(self.calls):
+            rows, seen = input_ids[particle::n], scores
             if isinstance(scores, Tensor):
-                return scores[particle::n]
-            return scores and tuple(step[particle::n] for step in scores)
-
-        def asked(particle: int, call: Any) -> Tensor:
-            rows = input_ids[particle::n]
-            answer = call(rows, of(particle), **kwargs)
+                seen = scores[particle::n]
+            elif scores:
+                seen = tuple(step[particle::n] for step in scores)
+            answer = call(rows, seen, **kwargs)
             # A criterion may answer for all its rows with one bool.
-            return answer if isinstance(answer, Tensor) else torch.full(rows.shape[:1], answer, device=rows.device)
-
-        found = [asked(particle, call) for particle, call in enumerate(self.calls)]
+            found.append(
+                answer if isinstance(answer, Tensor) else torch.full(rows.shape[:1], answer, device=rows.device)
+            )
         return torch.stack(found, dim=1).flatten(0, 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vgf_llm.functional import Range
-from vgf_llm.generation.options import TRANSPORT_FIELDS, TRANSPORT_OPTIONS
+from vgf_llm.generation.options import TRANSPORT_FIELDS
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.value import StateFeatures, ValueModel
@@ -196,7 +196,6 @@ def read_request(
     changes = {name: given[name] for name in REQUEST_RANGES if given.get(name) is not None}
     for name, value in changes.items():
         _check(REQUEST_RANGES[name], name, value)
-        changes[name] = TRANSPORT_OPTIONS[name].kind(value)
     transport = replace(defaults, **changes)
     _check_budget(transport)
     token = given.get(SCORE_TOKEN)
