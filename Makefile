@@ -10,6 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 ENV_STAMP := $(VENV)/.installed-test
 DEV_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo results test test-slow quality format docs clean
@@ -52,11 +53,13 @@ format: $(DEV_STAMP)  ## let ruff fix and format the tree
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(ENV_STAMP)  ## check the links and the code references of the documentation
+docs: $(DOCS_STAMP)  ## check the references of the documentation and build it as a site into site/
 	$(BIN)/python scripts/check_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/ is built; to read it: $(BIN)/python -m http.server --directory site"
 
 clean:  ## remove caches and builds, keep .venv
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(ENV_STAMP): pyproject.toml scripts/setup_env.sh
@@ -65,4 +68,8 @@ $(ENV_STAMP): pyproject.toml scripts/setup_env.sh
 
 $(DEV_STAMP): $(ENV_STAMP)
 	PYTHON="$(PYTHON)" bash scripts/setup_env.sh "$(VENV)" dev
+	@touch $@
+
+$(DOCS_STAMP): $(ENV_STAMP)
+	PYTHON="$(PYTHON)" bash scripts/setup_env.sh "$(VENV)" docs
 	@touch $@

@@ -172,7 +172,6 @@ class PlanOptions:
         num_particles: Counts N.
         temperatures: Grid of the method `temperature`.
         control_steps: Budgets of the controls; those of `steps` above 0 if left out.
-        vote_temperatures: Temperatures of the base's votes; 1 and the grid's nearest to 0.7 if left out.
         extra_counts: Further counts N for the base's votes and best-of rows.
         sampling: Generation arguments of every sampled draw, where it is not plain sampling.
     """

@@ -80,9 +80,9 @@ def policy_accuracy(
     Args:
         value: The reward model as a value.
         tokenizer: Its tokenizer.
-        prompts: [P] prompts.
-        responses: [P][N] samples of the policy, the same number for each prompt.
-        rewards: [P][N] their true rewards.
+        prompts: `[P]` prompts.
+        responses: `[P, N]` samples of the policy, the same number for each prompt.
+        rewards: `[P, N]` their true rewards.
         batch_size: Responses a forward pass.
 
     Raises:

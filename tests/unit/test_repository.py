@@ -94,7 +94,7 @@ def test_console_script_exists() -> None:
 
 def test_every_extra_is_there() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"deepspeed", "vllm", "math", "plots", "track", "lm-eval", "demo", "test", "dev"}
+    assert set(extras) == {"deepspeed", "vllm", "math", "plots", "track", "lm-eval", "demo", "test", "docs", "dev"}
 
 
 @pytest.mark.parametrize(

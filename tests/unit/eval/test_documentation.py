@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What docs/evaluation.md and the Makefile say can be typed, and names everything that there is."""
+"""What docs/evaluation.md, docs/budget.md and the Makefile say can be typed, and names everything that there is."""
 
 import re
 import shlex
@@ -14,11 +14,12 @@ from eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+BUDGET_PAGE = (ROOT / "docs" / "budget.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/", "").replace("$(ARGS)", "")
 PARSERS = {"run": run.parse, "tune_budget": tune_budget.parse, "compare": compare.parse}
 COMMANDS = [
     (match[1], match[2].replace("\\\n", " "))
-    for text in (PAGE, MAKEFILE)
+    for text in (PAGE, BUDGET_PAGE, MAKEFILE)
     for match in re.finditer(r"^\t?python -m eval\.(\w+) ((?:[^\n]*\\\n)*[^\n]*)$", text, re.MULTILINE)
     if match[1] in PARSERS
 ]
