@@ -56,7 +56,7 @@ format: $(DEV_STAMP)  ## let ruff fix and format the tree
 docs: $(DOCS_STAMP)  ## check the references of the documentation and build it as a site into site/
 	$(BIN)/python scripts/check_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/ is built; to read it: $(BIN)/python -m http.server --directory site"
+	@echo "open site/index.html"
 
 clean:  ## remove caches and builds, keep .venv
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
