@@ -5,7 +5,9 @@ TRL moves its private helpers from one minor release to the next. Keeping every 
 change of one file, and lets the version be checked before an unrelated ``ImportError`` can hide the reason.
 """
 
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
@@ -69,9 +71,25 @@ from trl.trainer.utils import (  # noqa: E402
 )
 
 
-def vllm_generation_class() -> type:
-    """Return TRL's `VLLMGeneration`, imported on first use because it pulls in vLLM where that is installed."""
-    from trl.generation.vllm_generation import VLLMGeneration
+def vllm_generation_class(**options: Any) -> type:
+    """Return TRL's `VLLMGeneration`, imported on first use because it pulls in vLLM where that is installed.
+
+    Args:
+        **options: Arguments of `vllm.LLM` that TRL does not know, for an engine in this process.
+    """
+    from trl.generation import vllm_generation
+
+    if not options:
+        return vllm_generation.VLLMGeneration
+
+    class VLLMGeneration(vllm_generation.VLLMGeneration):
+        def _init_vllm(self) -> None:
+            plain = vllm_generation.LLM
+            vllm_generation.LLM = partial(plain, **options)
+            try:
+                super()._init_vllm()
+            finally:
+                vllm_generation.LLM = plain
 
     return VLLMGeneration
 

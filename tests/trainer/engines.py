@@ -8,22 +8,43 @@ import threading
 import time
 from types import SimpleNamespace
 
+from safetensors.torch import load_file
+
 from tests.trainer import tiny
 from vgf_llm._compat import vllm_generation_class
 
 PARAMETERS = set(inspect.signature(vllm_generation_class().__init__).parameters) - {"self"}
 
 
-def completion(prompt, seed):
-    """A few tokens that depend on prompt and seed alone, and the end."""
-    draw = random.Random(f"{prompt}:{seed}")
+def completion(prompt, seed, adapter=None):
+    """A few tokens that depend on prompt, seed and adapter alone, and the end."""
+    draw = random.Random(f"{prompt}:{seed}" if adapter is None else f"{prompt}:{seed}:{adapter.lora_int_id}")
     return [draw.randrange(4, tiny.VOCAB) for _ in range(draw.randint(1, 5))] + [tiny.EOS]
 
 
-class FakeLLM:
-    """`vllm.LLM`: one completion for each prompt and its sampling parameters."""
+class FakeLoraEngine:
+    """`LLM.llm_engine`: the adapters that it was given, with their tensors, and those that it has."""
 
     def __init__(self):
+        self.requests = []
+        self.weights = []
+        self.loaded = set()
+
+    def add_lora(self, request):
+        self.requests.append(request)
+        self.weights.append(load_file(f"{request.lora_path}/adapter_model.safetensors"))
+        self.loaded.add(request.lora_int_id)
+
+    def remove_lora(self, number):
+        self.loaded.remove(number)
+
+
+class FakeLLM:
+    """`vllm.LLM`: one completion for each prompt, its sampling parameters and its adapter."""
+
+    def __init__(self):
+        self.llm_engine = FakeLoraEngine()
+        self.rows = []
         self.seeds = []
         self.delay = 0.0
         self.fail_at = None
@@ -31,7 +52,7 @@ class FakeLLM:
         self.threads = []
         self.busy = threading.Lock()
 
-    def generate(self, prompts, sampling_params, use_tqdm):
+    def generate(self, prompts, sampling_params, use_tqdm, lora_request=None):
         assert self.busy.acquire(blocking=False), "two calls at a time"
         try:
             if self.fail_at == len(self.threads):
@@ -41,8 +62,11 @@ class FakeLLM:
             time.sleep(self.delay)
             seeds = [params.seed for params in sampling_params]
             self.seeds.append(seeds)
-            rows = zip(prompts, seeds, strict=True)
-            return [completion(prompt["prompt_token_ids"], seed) for prompt, seed in rows]
+            adapters = [None] * len(prompts) if lora_request is None else lora_request
+            arguments = [params.extra_args for params in sampling_params]
+            self.rows.append(list(zip(adapters, arguments, strict=True)))
+            rows = zip(prompts, seeds, adapters, strict=True)
+            return [completion(prompt["prompt_token_ids"], seed, lora) for prompt, seed, lora in rows]
         finally:
             self.busy.release()
 
@@ -66,12 +90,12 @@ class FakeEngine:
         blocks = [prompts[start : start + num_generations] for start in range(0, len(prompts), num_generations)]
         assert all(block == [block[0]] * num_generations for block in blocks)
         self.calls.append((len(prompts), num_generations))
-        params = SimpleNamespace(seed=None)
+        params = SimpleNamespace(seed=None, extra_args=None)
         if isinstance(self.llm, FakeLLM):  # a rollout function's own call
             return prompts, [completion(prompt, i) for i, prompt in enumerate(prompts)], None, None
         rows = [{"prompt_token_ids": prompt} for prompt in prompts]
         completion_ids = self.llm.generate(rows, sampling_params=params, use_tqdm=False)
-        assert params.seed is None
+        assert params.seed is None and params.extra_args is None
         return prompts, completion_ids, None, None
 
 
@@ -80,10 +104,40 @@ class FakeClient:
 
     def __init__(self, **kwargs):
         self.kwargs = kwargs
+        self.base_url = kwargs.get("base_url")
+        self.model = "policy"
         self.requests = []
+        self.session = FakeSession()
 
     def generate(self, prompts, n, generation_kwargs, **sampling):
         (prompt,) = prompts
-        self.requests.append({"prompt": prompt, "n": n, **copy.copy(sampling)})
-        seed = generation_kwargs["seed"]
-        return {"completion_ids": [completion(prompt, seed + i) for i in range(n)]}
+        xargs = generation_kwargs.get("vllm_xargs")
+        if xargs == {"own_candidates": []} and self.session.candidates:
+            raise Exception("Request failed: 400, `own_candidates` must be K and a least probability")
+        request = {"model": self.model, "prompt": prompt, "n": n, "xargs": xargs, **copy.copy(sampling)}
+        self.requests.append(request)
+        seed = generation_kwargs.get("seed", 0)
+        adapter = None
+        if self.model != "policy":
+            assert self.model in self.session.loaded
+            adapter = SimpleNamespace(lora_int_id=int(self.model.split("-")[-1]))
+        return {"completion_ids": [completion(prompt, seed + i, adapter) for i in range(n)]}
+
+
+class FakeSession:
+    """The routes of a server that load and unload adapters."""
+
+    status = 200
+    candidates = True
+
+    def __init__(self):
+        self.loaded = {}
+
+    def post(self, url, json):
+        if self.status == 200:
+            if url.endswith("/v1/load_lora_adapter"):
+                self.loaded[json["lora_name"]] = load_file(f"{json['lora_path']}/adapter_model.safetensors")
+            else:
+                assert url.endswith("/v1/unload_lora_adapter")
+                del self.loaded[json["lora_name"]]
+        return SimpleNamespace(status_code=self.status, text="the server's answer")

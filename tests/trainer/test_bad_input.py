@@ -96,7 +96,7 @@ BAD_INPUT = {
     ),
     "a value of states": ({"value_parametrization": "v_head"}, ValueError, "'v_head'. was removed"),
     "a setting that is gone": ({"td_lambda": 0.5}, TypeError, "`td_lambda` is no longer a setting"),
-    "the value in vLLM": ({"use_vllm": True}, ValueError, "`rollout_policy='base'`"),
+    "the value in vLLM": ({"use_vllm": True, "distill_coef": 1.0}, ValueError, "`rollout_policy='base'`"),
     "continuous batching": (
         {"use_transformers_continuous_batching": True},
         ValueError,

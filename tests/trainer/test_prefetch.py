@@ -18,7 +18,7 @@ LONG = {**ROUNDS, "max_steps": 6, "save_strategy": "no"}  # rounds of two steps,
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda: FakeEngine)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda **options: FakeEngine)
     monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
 
 

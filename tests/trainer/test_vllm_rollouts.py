@@ -2,23 +2,38 @@
 """Rollouts through TRL's vLLM engine, with a stand-in for it: what it is given, and when weights are sent to it."""
 
 import dataclasses
+import sys
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
-from tests.trainer.engines import FakeClient, FakeEngine
+from tests.trainer.engines import FakeClient, FakeEngine, FakeSession
+from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
-from vgf_llm.trainer.sample.vllm import FrozenServer, _SeededLLM, seeds
+from vgf_llm.trainer.sample.vllm import FrozenServer, _RowsLLM, seeds
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @pytest.fixture(autouse=True)
-def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda: FakeEngine)
+def engine_options(monkeypatch):
+    """Puts the stand-ins in place, and gives the arguments that engines are started with beside TRL's."""
+    options = {}
+
+    def engine(**given):
+        options.update(given)
+        return FakeEngine
+
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", engine)
     monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
+    lora = namedtuple("LoRARequest", ["lora_name", "lora_int_id", "lora_path"])
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lora))
+    return options
 
 
 def trained(tmp_path, **settings):
@@ -95,6 +110,124 @@ def test_vllm_refuses_rows_that_it_cannot_sample(tmp_path):
         run.sampler(request)
 
 
+VALUE = {"use_vllm": True, "value_holdout_ratio": 0.0}
+CANDIDATES = {"top_k_candidates": 9, "min_candidate_prob": 0.03}
+
+
+def adapter_of(run):
+    """The value's adapter by the names in its file."""
+    names = run.vgf_model.value_adapter_parameters()
+    return {name.replace(".value.", "."): tensor.detach() for name, tensor in names.items()}
+
+
+def test_base_and_value_share_a_call_and_rows_of_the_value_name_its_adapter(tmp_path, monkeypatch, engine_options):
+    run = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE, **CANDIDATES, num_base_generations=1)
+    engine = run.vllm_generation.llm
+    assert engine_options["enable_lora"] and engine_options["max_loras"] == 2 and engine_options["max_lora_rank"] == 16
+    assert [request.lora_int_id for request in engine.llm_engine.requests] == [1]
+    samplers, begin = [], run.rounds.begin
+    monkeypatch.setattr(
+        run.rounds, "begin", lambda groups: samplers.extend(g.samplers for g in groups) or begin(groups)
+    )
+    run.train()
+    assert [len(rows) for rows in engine.rows] == [8, 8, 8]
+    for number, rows in enumerate(engine.rows, start=1):  # the first step's weights are those of the start
+        adapters, arguments = zip(*rows, strict=True)
+        assert [lora and lora.lora_int_id for lora in adapters] == [None, number, number, number] * 2
+        assert list(arguments) == [None, *[{"own_candidates": [9, 0.03]}] * 3] * 2
+    assert run.vllm_generation.syncs == 0, "base weights were sent"
+    # The losses know the same candidates, in the rows of the value alone.
+    base, value, _ = run.objective.samplings
+    assert base == Sampling() and value == Sampling(candidates=(9, 0.03))
+    assert [row.tolist() for row in samplers] == [[0, 1, 1, 1]] * 6
+
+
+def test_each_round_has_the_adapter_of_its_step_and_the_last_one_is_dropped(tmp_path):
+    seen = []
+    run = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE)
+    lora = run.vllm_generation.llm.llm_engine
+    run.vllm_generation.llm.before = lambda call: seen.append(
+        (set(lora.loaded), {name: tensor.clone() for name, tensor in adapter_of(run).items()})
+    )
+    run.train()
+    assert [loaded for loaded, _ in seen] == [{1}, {2}, {3}]
+    for sent, (_, expected) in zip(lora.weights, seen, strict=True):
+        assert sent.keys() == expected.keys()
+        assert all(torch.equal(sent[name], tensor) for name, tensor in expected.items())
+    assert len({request.lora_name for request in lora.requests}) == 3
+    assert [Path(request.lora_path).exists() for request in lora.requests] == [False, False, True]
+
+
+def test_an_adapter_is_sent_once_where_rounds_share_its_weights(tmp_path):
+    settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 1}
+    run = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE, **settings)
+    run.train()
+    assert len(run.vllm_generation.calls) == 6
+    numbers = [rows[-1][0].lora_int_id for rows in run.vllm_generation.llm.rows]
+    assert numbers == [1, 1, 2, 2, 3, 3]
+    # Weights that change without a step are sent as well.
+    with torch.no_grad():
+        next(iter(run.vgf_model.value_adapter_parameters().values())).add_(1.0)
+    run.sampler(dataclasses.replace(request_of([[5]] * 4, 0), who=["value"] * 4))
+    assert run.vllm_generation.llm.rows[-1][0][0].lora_int_id == 4
+
+
+def test_a_plain_server_reads_the_adapter_and_gives_the_same_rounds(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE, **CANDIDATES, vllm_mode="server")
+    run.train()
+    client = run.vllm_generation.vllm_client
+    value_client = run.vllm_generation.value_client
+    assert [request["n"] for request in client.requests] == [2] * 12, "half of each group is the value's"
+    models = [(request["model"], request["xargs"]) for request in client.requests]
+    assert models[::2] == [("policy", None)] * 6
+    assert all(name.startswith("vgf-value-") for name, _ in models[1::2])
+    assert [name[-2:] for name, _ in models[1::2]] == ["-1", "-1", "-2", "-2", "-3", "-3"]
+    assert all(xargs == {"own_candidates": [9, 0.03]} for _, xargs in models[1::2])
+    assert list(client.session.loaded) == [value_client.model], "an earlier adapter was left on the server"
+    colocated = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE, **CANDIDATES)
+    colocated.train()
+    weights = tiny.value_state(colocated)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny.value_state(run).items())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        (
+            "status",
+            404,
+            r"does not load the value's adapter .* \(404, the server's answer\). Start it with .*--enable-lora",
+        ),
+        ("candidates", False, "does not know `own_candidates`.*--logits-processors vgf_llm.serving.candidates:Cand"),
+    ],
+)
+def test_a_server_that_cannot_sample_the_value_is_refused_at_once(tmp_path, monkeypatch, attribute, value, message):
+    monkeypatch.setattr(FakeSession, attribute, value)
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(tmp_path, **VALUE, vllm_mode="server")
+
+
+def rollout(prompts, trainer):
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"value_backbone": "copy"}, r"`value_backbone='copy'` or a path\). Set `value_backbone='lora'`"),
+        ({"model": "adapter"}, r"adapter of its own, 'default'. Merge that with `merge_and_unload\(\)`"),
+        ({"peft_config": LoraConfig(r=4, alpha_pattern={"q_proj": 2}, target_modules="all-linear")}, "`alpha_pattern`"),
+        ({"rollout_func": rollout}, "samples the base, but `rollout_policy` comes to 'value'"),
+    ],
+)
+def test_what_one_engine_cannot_sample_is_refused_before_it_starts(tmp_path, engine_options, settings, message):
+    if settings.get("model") == "adapter":
+        settings = {"model": get_peft_model(tiny.llama(), LORA)}
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(tmp_path, **VALUE, **settings)
+    assert not engine_options
+
+
 def test_seeds_do_not_depend_on_the_number_of_processes():
     prompts = [[5], [5], [5], [5], [6, 7], [6, 7], [6, 7], [6, 7]]
     whole = seeds(request_of(prompts, 0))
@@ -109,7 +242,7 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
     rows = [{"prompt_token_ids": ids} for ids in prompts]
     for part, expected in ((parts[1], whole[:4]), (parts[3], whole[4:])):
         start = part.first_row // 4 * 4
-        seen = _SeededLLM(Record(), part, 2).generate(rows[start : start + 4], type("Params", (), {})())
+        seen = _RowsLLM(Record(), part, 2).generate(rows[start : start + 4], type("Params", (), {})())
         assert seen == expected
 
 

@@ -7,6 +7,9 @@ from transformers import LogitsProcessor
 
 from vgf_llm.functional import candidate_set
 
+# What a request to vLLM names its `CandidateProcessor`'s arguments by.
+CANDIDATES_ARGUMENT = "own_candidates"
+
 
 def candidate_tokens(log_probs: Tensor, *, top_k: int, min_prob: float) -> tuple[Tensor, Tensor, Tensor]:
     """`vgf_llm.functional.candidate_set` of log-probabilities `[R, V]` that are normalised already.

@@ -53,7 +53,7 @@ from vgf_llm.trainer.sample.arguments import rollout_samplings
 from vgf_llm.trainer.sample.function import FunctionSampler
 from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
 from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
-from vgf_llm.trainer.save.sharding import is_zero3, whole_parameters
+from vgf_llm.trainer.save.sharding import is_zero3, whole_parameters, whole_state_dict
 from vgf_llm.trainer.score.checks import RewardFunc
 from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.setup import (
@@ -344,6 +344,9 @@ class VGFTrainer(CheckpointedTrainer):
             end_token_ids=self.eos_token_ids,
             step=lambda: self.state.global_step,
             function=None if rollout_func is None else (lambda prompts: rollout_func(prompts, self)),
+            adapter_state=lambda keep: whole_state_dict(
+                self.vgf_model.policy, keep=keep, wanted=self.vgf_model.value_adapter_parameters().__contains__
+            ),
         )
 
     # What others read

@@ -246,8 +246,16 @@ BAD_INPUT = [
     ({"rollout_fraction": 0.0}, ValueError, "`rollout_fraction`"),
     ({"rollout_fraction": 0.5, "replay_ratio": 0.0}, ValueError, "ends training on the buffer alone"),
     ({"prompt_selection": "hard"}, ValueError, r"`prompt_selection` must be one of \['dataset', 'unsolved'\]"),
-    ({"use_vllm": True}, ValueError, "is 'value' .the default.*`use_vllm=False`, or `rollout_policy='base'`"),
     ({"use_vllm": True, "rollout_policy": "transport"}, ValueError, "`rollout_policy` is 'transport'. Set `use_vllm=F"),
+    *(
+        ({"use_vllm": True, **settings}, ValueError, message)
+        for settings, message in (
+            ({"distill_coef": 1.0}, r"`distill_coef` \(1.0\) trains the policy.*or `rollout_policy='base'`"),
+            ({"repetition_penalty": 1.1}, r"`repetition_penalty` \(1.1\) acts behind the choice of candidates"),
+            ({"vllm_enable_sleep_mode": True}, "Set `vllm_enable_sleep_mode=False`"),
+            ({"vllm_tensor_parallel_size": 2}, r"`vllm_tensor_parallel_size` \(2\) hands rows of several processes"),
+        )
+    ),
     ({"rollout_prefetch": 1}, ValueError, "`rollout_policy` comes to 'value', whose samples would be out of date"),
     ({"rollout_prefetch": 1, "rollout_policy": "base"}, ValueError, "`use_vllm` is False"),
     *(

@@ -461,13 +461,14 @@ class VGFConfig(GRPOConfig):
     def _check_engine(self) -> None:
         """Refuses what vLLM cannot sample, and sampling ahead where the samples would be others."""
         source = self.samples_from
-        if self.use_vllm and source != "base":
-            default = " (the default of this value)" if self.rollout_policy is None else ""
+        if self.use_vllm and source == "transport":
             raise ValueError(
-                f"`use_vllm=True` samples the base model, but `rollout_policy` is {source!r}{default}. Set "
-                "`use_vllm=False`, or `rollout_policy='base'`: rounds of base samples, which is another algorithm "
-                "than the one in the tables of results."
+                "`use_vllm=True` samples the base and the model behind a log-ratio value, but `rollout_policy` is "
+                "'transport'. Set `use_vllm=False`, or `rollout_policy` to 'value' or 'base', which are other "
+                "algorithms."
             )
+        if self.use_vllm and source == "value":
+            self._check_value_engine()
         ahead = self.rollout_prefetch
         if ahead == 0:
             return
@@ -503,6 +504,29 @@ class VGFConfig(GRPOConfig):
                 "between the processes that train, which could then wait for each other for ever. Use "
                 "`vllm_mode='server'` or `vllm_tensor_parallel_size=1`, or set `rollout_prefetch=0`."
             )
+
+    def _check_value_engine(self) -> None:
+        """Refuses rounds of the value where vLLM would not sample what transformers does."""
+        for name, off, why in (
+            (
+                "distill_coef",
+                0.0,
+                "trains the policy, which the engine holds beside the value's adapter and is not sent",
+            ),
+            (
+                "repetition_penalty",
+                1.0,
+                "acts behind the choice of candidates in vLLM, and ahead of it in transformers",
+            ),
+            ("vllm_enable_sleep_mode", False, "drops the base's weights, which TRL cannot give back beside adapters"),
+            ("vllm_tensor_parallel_size", 1, "hands rows of several processes to one call, without who samples them"),
+        ):
+            value, of_server = getattr(self, name), name.startswith("vllm_") and self.vllm_mode == "server"
+            if value != off and not of_server:
+                raise ValueError(
+                    f"`use_vllm=True` samples rounds of the value (`rollout_policy`), but `{name}` ({value}) {why}. "
+                    f"Set `{name}={off}`, `use_vllm=False`, or `rollout_policy='base'`, which is another algorithm."
+                )
 
 
 def _callers_level() -> int:

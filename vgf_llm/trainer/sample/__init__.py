@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.arguments import generation_arguments
@@ -30,6 +31,7 @@ def build_sampler(
     end_token_ids: list[int],
     step: Callable[[], int],
     function: Callable[[list[Prompt]], dict[str, Any]] | None,
+    adapter_state: Callable[[bool], dict[str, Tensor]],
 ) -> Sampler:
     """Builds the sampler that a configuration asks for.
 
@@ -42,15 +44,22 @@ def build_sampler(
         end_token_ids: Tokens that end a completion.
         step: Gives the optimisation step.
         function: The user's own function.
+        adapter_state: Gives the whole tensors of the value's adapter, as `ValueAdapter` takes them.
 
     Returns:
         The sampler.
 
     Raises:
-        ValueError: If rounds are to be sampled ahead by a function, which sees the trainer.
+        ValueError: If rounds are to be sampled ahead by a function, which sees the trainer, or those of the value by
+            one that has an engine of the base.
     """
     engine = None
     if args.use_vllm:
+        if function is not None and args.samples_from != "base":
+            raise ValueError(
+                "`rollout_func` may ask `trainer.vllm_generation`, which samples the base, but `rollout_policy` comes "
+                f"to {args.samples_from!r}. Set `rollout_policy='base'`, or leave `rollout_func` or `use_vllm` out."
+            )
         from vgf_llm.trainer.sample.vllm import VLLMSampler  # TRL imports vLLM with it
 
         engine = VLLMSampler(
@@ -61,6 +70,7 @@ def build_sampler(
             trains_policy=args.distill_coef > 0,
             step=step,
             end_token_ids=end_token_ids,
+            adapter_state=adapter_state,
         )
     if function is not None:
         if args.rollout_prefetch > 0:

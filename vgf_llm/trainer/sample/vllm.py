@@ -4,25 +4,33 @@
 Every completion has a seed of its own, made of the run's seed, the round and its row. So a round has the same
 completions whether it is sampled when it is due, ahead of time or in a resumed run, and the engine never draws from the
 random state that training draws from.
+
+Rows of the value go with those of the base, in the same call: the engine holds the base alone, and a row of the value
+names the value's LoRA adapter and the candidates that it samples within.
 """
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vgf_llm._compat import vllm_client_class, vllm_generation_class
+from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.explain import explained_server
 from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
+from vgf_llm.trainer.sample.value_adapter import ValueAdapter
 
 _CONCURRENT_REQUESTS = 32
+_PROCESSOR = "vgf_llm.serving.candidates:CandidateLogitsProcessor"
 
 
 def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
@@ -79,14 +87,68 @@ class FrozenServer:
     Args:
         client: TRL's `VLLMClient`.
         sampling: Sampling arguments of its `generate`.
+        value_arguments: What requests for rows of the value hold beside, in their `vllm_xargs`.
     """
 
-    def __init__(self, client: Any, sampling: dict[str, Any]) -> None:
+    def __init__(self, client: Any, sampling: dict[str, Any], value_arguments: dict[str, Any] | None = None) -> None:
         self.vllm_client = client
         self.sampling = sampling
+        self.value_arguments = value_arguments or {}
+        self.value_client: Any = None
 
     def sync_weights(self) -> None:
         """Does nothing: the policy is frozen."""
+
+    def check_candidates(self, prompt: list[int]) -> None:
+        """Refuses a server that would not cut rows of the value to their candidates.
+
+        Args:
+            prompt: Any tokens.
+
+        Raises:
+            ValueError: If it takes candidates that are none.
+        """
+        arguments = {**self.sampling, "max_tokens": 1, "generation_kwargs": {"vllm_xargs": {CANDIDATES_ARGUMENT: []}}}
+        try:
+            self.vllm_client.generate(prompts=[prompt], n=1, **arguments)
+        except Exception as error:  # the client's own for an answer other than 200
+            if type(error) is not Exception or CANDIDATES_ARGUMENT not in str(error):
+                raise
+            return
+        raise ValueError(
+            f"The vLLM server at {self.vllm_client.base_url} does not know `{CANDIDATES_ARGUMENT}`, within which rows "
+            f"of the value are sampled. Install vgf-llm beside it and start it with `--logits-processors {_PROCESSOR}`."
+        )
+
+    def load_adapter(self, adapter: ValueAdapter, replaced: str | None) -> None:
+        """Has the server read an adapter's files.
+
+        Args:
+            adapter: The adapter.
+            replaced: Name of the one that it takes the place of, which the server drops.
+
+        Raises:
+            ValueError: If the server refuses.
+        """
+        self._post("load", {"lora_name": adapter.name, "lora_path": str(adapter.path)}, adapter.max_rank)
+        if replaced is not None:
+            self._post("unload", {"lora_name": replaced}, adapter.max_rank)
+
+    def use_adapter(self, name: str) -> None:
+        """Lets rows of the value name an adapter that the server has read."""
+        self.value_client = copy.copy(self.vllm_client)
+        self.value_client.model = name
+
+    def _post(self, verb: str, body: dict[str, str], max_rank: int) -> None:
+        client = self.vllm_client
+        response = client.session.post(f"{client.base_url}/v1/{verb}_lora_adapter", json=body)
+        if response.status_code != 200:
+            raise ValueError(
+                f"The vLLM server at {client.base_url} does not {verb} the value's adapter {body} "
+                f"({response.status_code}, {response.text}). Start it with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm "
+                f"serve MODEL --enable-lora --max-loras 2 --max-lora-rank {max_rank} --logits-processors {_PROCESSOR}`,"
+                " where it can read that folder (`TMPDIR` chooses another)."
+            )
 
     def generate(
         self,
@@ -96,6 +158,7 @@ class FrozenServer:
         profiler: AbstractContextManager[Any] | None = None,
         *,
         seeds: list[int] | None = None,
+        who: list[str] | None = None,
     ) -> tuple[list[list[int]], list[list[int]], None, None]:
         """Samples as TRL's engine does, one request for the rows of each prompt.
 
@@ -105,42 +168,64 @@ class FrozenServer:
             num_generations: Completions of a prompt, at most as many as one request asks for.
             profiler: Measures the requests.
             seeds: One for each row; those of a request follow each other.
+            who: Who samples each row, `"base"` or `"value"`; the base where left out.
 
         Returns:
             The prompts, the completions, and `None` twice for the log-probabilities that TRL's engine may return.
         """
         if images is not None:
             raise ValueError("`images` are not supported by VGF rollouts; pass None.")
-        blocks = _blocks(prompts, num_generations, seeds)
+        who = who or ["base"] * len(prompts)
+        blocks = _blocks(list(zip(prompts, who, strict=True)), num_generations, seeds)
 
         def ask(block: range) -> list[list[int]]:
-            kwargs = dict(self.sampling["generation_kwargs"] or {})
+            client, kwargs = self.vllm_client, dict(self.sampling["generation_kwargs"] or {})
             if seeds is not None:
                 kwargs["seed"] = seeds[block.start]
+            if who[block.start] == "value":
+                client = self.value_client
+                kwargs["vllm_xargs"] = {**kwargs.get("vllm_xargs", {}), **self.value_arguments}
             arguments = {**self.sampling, "n": len(block), "generation_kwargs": kwargs}
-            return self.vllm_client.generate(prompts=[prompts[block.start]], **arguments)["completion_ids"]
+            return client.generate(prompts=[prompts[block.start]], **arguments)["completion_ids"]
 
         with profiler or nullcontext(), ThreadPoolExecutor(min(_CONCURRENT_REQUESTS, len(blocks))) as pool:
             completion_ids = [ids for answer in pool.map(ask, blocks) for ids in answer]
         return prompts, completion_ids, None, None
 
 
-def _blocks(prompts: list[list[int]], num_generations: int, seeds: list[int] | None) -> list[range]:
+def _blocks(keys: list[Any], num_generations: int, seeds: list[int] | None) -> list[range]:
     starts: list[int] = []
-    for row, prompt in enumerate(prompts):
-        fits = row > 0 and prompt == prompts[row - 1] and row - starts[-1] < num_generations
+    for row, key in enumerate(keys):
+        fits = row > 0 and key == keys[row - 1] and row - starts[-1] < num_generations
         if not fits or (seeds is not None and seeds[row] != seeds[row - 1] + 1):
             starts.append(row)
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(prompts)], strict=True)]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True)]
 
 
-class _SeededLLM:
-    """A colocated `vllm.LLM` that gives every prompt a seed of its own, where TRL passes one set of parameters."""
+class _RowsLLM:
+    """A colocated `vllm.LLM` that gives every prompt parameters of its own, where TRL passes one set for all.
 
-    def __init__(self, llm: Any, request: Request, tensor_parallel_size: int) -> None:
+    Args:
+        llm: The engine.
+        request: The rows of this process.
+        tensor_parallel_size: Processes that share the engine.
+        lora_request: The value's adapter, where rows of the value may be among them.
+        value_arguments: `extra_args` of rows of the value.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        request: Request,
+        tensor_parallel_size: int,
+        lora_request: Any = None,
+        value_arguments: dict[str, Any] | None = None,
+    ) -> None:
         self._llm = llm
         self._request = request
         self._size = tensor_parallel_size
+        self._lora_request = lora_request
+        self._value_arguments = value_arguments or {}
 
     def generate(self, prompts: list[dict[str, Any]], sampling_params: Any, **kwargs: Any) -> Any:
         request = self._request
@@ -151,6 +236,11 @@ class _SeededLLM:
         for seed in seeds(request, [prompt["prompt_token_ids"] for prompt in prompts], first):
             params.append(copy.copy(sampling_params))
             params[-1].seed = seed
+        if self._lora_request is not None:
+            of_value = [who == "value" for who in request.who]
+            kwargs["lora_request"] = [self._lora_request if own else None for own in of_value]
+            for row in itertools.compress(params, of_value):
+                row.extra_args = {**(row.extra_args or {}), **self._value_arguments}
         return self._llm.generate(prompts, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -158,7 +248,7 @@ class _SeededLLM:
 
 
 class VLLMSampler:
-    """vLLM as a source of the base's completions: started, kept up to date where the policy trains, asked.
+    """vLLM as a source of the base's and the value's completions: started, kept up to date where weights train, asked.
 
     Args:
         model: The policy with its value, unwrapped.
@@ -168,9 +258,11 @@ class VLLMSampler:
         trains_policy: Whether the policy's weights change in training.
         step: Gives the optimisation step.
         end_token_ids: Tokens that end a completion.
+        adapter_state: Gives the tensors of the value's adapter, as `ValueAdapter` takes them.
 
     Raises:
-        ValueError: If rounds are to be sampled ahead with weights that the server has not got.
+        ValueError: If rounds are to be sampled ahead with weights that the server has not got, or rounds of the value
+            by an engine that cannot have them.
     """
 
     def __init__(
@@ -183,6 +275,7 @@ class VLLMSampler:
         trains_policy: bool,
         step: Callable[[], int],
         end_token_ids: list[int],
+        adapter_state: Callable[[bool], dict[str, Tensor]],
     ) -> None:
         self.model = model
         self.accelerator = accelerator
@@ -201,8 +294,13 @@ class VLLMSampler:
                 f"the server has, but its adapter {adapter!r} would have to be sent. Merge it into the policy "
                 "(`merge_and_unload()`), serve the result, and pass it as `model`; or set `rollout_prefetch=0`."
             )
+        self.adapter = ValueAdapter(model, adapter_state) if args.samples_from == "value" else None
+        transport = model.transport
+        self.value_arguments = {CANDIDATES_ARGUMENT: [transport.top_k_candidates, transport.min_candidate_prob]}
+        self._lora_request: Any = None
         with self._watched(0):
             self.engine: Any = self._start()
+            self._send_adapter()  # what the engine refuses is found before anything trains
 
     @property
     def description(self) -> str:
@@ -235,14 +333,22 @@ class VLLMSampler:
         sampling["min_p"] = args.min_p or 0.0
         sampling["max_tokens"] = args.max_completion_length
         sampling["structured_outputs_regex"] = args.vllm_structured_outputs_regex
-        return FrozenServer(client, {**sampling, "logprobs": None})
+        server = FrozenServer(client, {**sampling, "logprobs": None}, self.value_arguments)
+        if self.adapter is not None:
+            server.check_candidates([self.tokenizer.eos_token_id])
+        return server
 
     def _trl_engine(self, sampling: dict[str, Any]) -> Any:
         args = self.args
         policy: Any = self.model.policy
         if self.model.policy_adapter is None:
             policy = PlainParameters(inner_model(policy))
-        return vllm_generation_class()(
+        options: dict[str, Any] = {}
+        if self.adapter is not None:
+            # With room for one adapter alone, rows without an adapter would run under it on a CPU.
+            options = {"enable_lora": True, "max_loras": 2, "max_lora_rank": self.adapter.max_rank}
+            options["logits_processors"] = [_PROCESSOR]
+        return vllm_generation_class(**options)(
             model=policy,
             accelerator=self.accelerator,
             processing_class=self.tokenizer,
@@ -267,24 +373,47 @@ class VLLMSampler:
         )
 
     def sync(self) -> None:
-        """Sends the policy's weights to vLLM where they are not those of the checkpoint that vLLM loaded."""
+        """Sends the policy's weights to vLLM where they are not those of its checkpoint, and the value's adapter."""
         due = self.sends_weights and (self.trains_policy or self._synced_step == -1)
         step = self.step()
         if due and step != self._synced_step:
             with self._watched(step):
                 self.engine.sync_weights()
             self._synced_step = step
+        self._send_adapter()
+
+    def _send_adapter(self) -> None:
+        """Hands over the value's adapter where its weights are not those that vLLM has. Every process takes part."""
+        adapter, server = self.adapter, self.args.vllm_mode == "server"
+        if adapter is None:
+            return
+        before = adapter.name if adapter.number else None
+        written = adapter.write(not server or self.accelerator.is_main_process)
+        if server:
+            if written:
+                self.engine.load_adapter(adapter, before)
+            names = [adapter.name]
+            broadcast_object_list(names)
+            self.engine.use_adapter(names[0])
+        elif written:
+            from vllm.lora.request import LoRARequest
+
+            engine, old = self.engine.llm.llm_engine, self._lora_request
+            self._lora_request = LoRARequest(adapter.name, adapter.number, str(adapter.path))
+            engine.add_lora(self._lora_request)
+            if old is not None:
+                engine.remove_lora(old.lora_int_id)
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request. Runs in any thread, one call at a time."""
-        check_who(("base",), request.who, "vLLM")
+        check_who(("base",) if self.adapter is None else ("base", "value"), request.who, "vLLM")
         self.sync()
         engine, count = self.engine, request.num_generations
         with record_function("vgf/sample"), self._watched(self.step()):
             if isinstance(engine, FrozenServer):
-                ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request))[1]
+                ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request), who=request.who)[1]
             else:
-                with self._seeded(request):
+                with self._own_parameters(request):
                     ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
         longest = self.args.max_completion_length
         return Samples(ids, [len(row) < longest or row[-1] in self.end_token_ids for row in ids])
@@ -293,12 +422,13 @@ class VLLMSampler:
         """Does nothing: all runs in the foreground."""
 
     @contextmanager
-    def _seeded(self, request: Request) -> Iterator[None]:
+    def _own_parameters(self, request: Request) -> Iterator[None]:
         if self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
             yield
             return
         llm = self.engine.llm
-        self.engine.llm = _SeededLLM(llm, request, self.args.vllm_tensor_parallel_size)
+        size = self.args.vllm_tensor_parallel_size
+        self.engine.llm = _RowsLLM(llm, request, size, self._lora_request, self.value_arguments)
         try:
             yield
         finally:

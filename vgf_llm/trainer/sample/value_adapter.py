@@ -1,0 +1,98 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The value's LoRA adapter as the files that an engine loads beside the base."""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from vgf_llm.models.backbones import VALUE_ADAPTER
+from vgf_llm.models.valued_policy import ValuedPolicy
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM sets room aside for
+
+
+class ValueAdapter:
+    """The value's adapter in a temporary folder, in PEFT's format.
+
+    Other weights get another folder, number and name: engines keep what they computed by the name of the adapter.
+
+    Args:
+        model: The policy with its value, unwrapped.
+        state: Gives the adapter's whole tensors on the CPU, by their names in the policy, where its argument says that
+            this process needs them. Every process has to take part.
+
+    Attributes:
+        number: How many adapters were written.
+
+    Raises:
+        ValueError: If rows of base and value cannot be made of one set of weights and this adapter.
+    """
+
+    def __init__(self, model: ValuedPolicy, state: Callable[[bool], dict[str, Tensor]]) -> None:
+        fix = "or sample with transformers (`use_vllm=False`)"
+        if not model.has_value_adapter:
+            raise ValueError(
+                "`use_vllm=True` samples rounds of the value by its LoRA adapter beside the base, and this value is a "
+                f"model of its own (`value_backbone='copy'` or a path). Set `value_backbone='lora'`, {fix}."
+            )
+        if model.policy_adapter is not None:
+            raise ValueError(
+                "`use_vllm=True` samples rounds of the value by its adapter on the base, and the policy has an adapter "
+                f"of its own, {model.policy_adapter!r}. Merge that with `merge_and_unload()`, {fix}."
+            )
+        self.config = model.policy.peft_config[VALUE_ADAPTER]
+        if self.config.rank_pattern or self.config.alpha_pattern:
+            raise ValueError(
+                "vLLM reads one rank and one scale for all layers of an adapter, and `peft_config` has a "
+                f"`rank_pattern` or an `alpha_pattern`. Leave them out, {fix}."
+            )
+        self.model = model
+        self.state = state
+        self.number = 0
+        self._run = secrets.token_hex(4)  # a server may serve several runs
+        self._written: dict[str, Tensor] = {}
+        self._folder: TemporaryDirectory[str] | None = None
+
+    @property
+    def max_rank(self) -> int:
+        """The smallest of the ranks that vLLM sets room aside for."""
+        rank: int = self.config.r
+        return next((size for size in _VLLM_RANKS if size >= rank), rank)
+
+    @property
+    def name(self) -> str:
+        """The name of the adapter written last."""
+        return f"vgf-value-{self._run}-{self.number}"
+
+    @property
+    def path(self) -> Path:
+        """The files of the adapter written last; there until the next is written."""
+        assert self._folder is not None
+        return Path(self._folder.name) / VALUE_ADAPTER
+
+    def write(self, keep: bool = True) -> bool:
+        """Writes the adapter if its weights are not those written last.
+
+        Args:
+            keep: Whether this process writes; the others only give their shards.
+
+        Returns:
+            Whether it was written.
+        """
+        state = self.state(keep)
+        known = self._written.keys() == state.keys()
+        if known and all(torch.equal(tensor, self._written[name]) for name, tensor in state.items()):
+            return False
+        self.number += 1
+        self._written = state
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._folder = TemporaryDirectory(prefix="vgf-value-", ignore_cleanup_errors=True)
+        self.model.policy.save_pretrained(
+            self._folder.name, selected_adapters=[VALUE_ADAPTER], state_dict=state, save_embedding_layers=False
+        )
+        return True
