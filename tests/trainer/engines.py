@@ -31,6 +31,7 @@ class FakeLoraEngine:
         self.loaded = set()
 
     def add_lora(self, request):
+        assert not self.loaded, "a second slot would be filled"
         self.requests.append(request)
         self.weights.append(load_file(f"{request.lora_path}/adapter_model.safetensors"))
         self.loaded.add(request.lora_int_id)
@@ -114,18 +115,19 @@ class FakeClient:
         xargs = generation_kwargs.get("vllm_xargs")
         if xargs == {"own_candidates": []} and self.session.candidates:
             raise Exception("Request failed: 400, `own_candidates` must be K and a least probability")
-        request = {"model": self.model, "prompt": prompt, "n": n, "xargs": xargs, **copy.copy(sampling)}
+        salt = generation_kwargs.get("cache_salt")
+        request = {"model": self.model, "prompt": prompt, "n": n, "xargs": xargs, "salt": salt, **copy.copy(sampling)}
         self.requests.append(request)
         seed = generation_kwargs.get("seed", 0)
         adapter = None
         if self.model != "policy":
             assert self.model in self.session.loaded
-            adapter = SimpleNamespace(lora_int_id=int(self.model.split("-")[-1]))
+            adapter = SimpleNamespace(lora_int_id=int(salt.removeprefix(f"{self.model}-")))
         return {"completion_ids": [completion(prompt, seed + i, adapter) for i in range(n)]}
 
 
 class FakeSession:
-    """The routes of a server that load and unload adapters."""
+    """The route of a server that loads adapters."""
 
     status = 200
     candidates = True
@@ -134,10 +136,7 @@ class FakeSession:
         self.loaded = {}
 
     def post(self, url, json):
+        assert url.endswith("/v1/load_lora_adapter") and json["load_inplace"]
         if self.status == 200:
-            if url.endswith("/v1/load_lora_adapter"):
-                self.loaded[json["lora_name"]] = load_file(f"{json['lora_path']}/adapter_model.safetensors")
-            else:
-                assert url.endswith("/v1/unload_lora_adapter")
-                del self.loaded[json["lora_name"]]
+            self.loaded[json["lora_name"]] = load_file(f"{json['lora_path']}/adapter_model.safetensors")
         return SimpleNamespace(status_code=self.status, text="the server's answer")

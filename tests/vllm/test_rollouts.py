@@ -25,6 +25,10 @@ from transformers import TrainerCallback
 
 from benchmarks.serving import SETTINGS
 from tests.trainer import tiny
+from vgf_llm.generation.candidates import CandidateProcessor
+from vgf_llm.generation.sample import sample
+from vgf_llm.models.adapter_rows import adapter_rows
+from vgf_llm.trainer.sample.sampler import WHO
 from vgf_llm.trainer.sample.vllm import FrozenServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -52,8 +56,9 @@ def base(tmp_path_factory):
 
 def build(directory, base, **settings):
     # Replayed rows make a step of this tiny model as long as a round of sampling.
-    settings = {"replay_ratio": 32.0, "max_steps": 6, "steps_per_generation": 2, "rollout_prefetch": 1, **settings}
-    settings["use_vllm"] = True
+    settings = {"replay_ratio": 32.0, "max_steps": 6, "steps_per_generation": 2, "use_vllm": True, **settings}
+    if settings.get("rollout_policy") != "value":
+        settings = {"rollout_policy": "base", "rollout_prefetch": 1, **settings}
     return tiny.trainer(directory, model=base, max_completion_length=LENGTH, **settings)
 
 
@@ -78,55 +83,112 @@ def train(run):
     assert max(shared) > 0, "no round was sampled while the value was fitted"
 
 
-def greedy(run):
+def rollout(run, prompts, step=0):
+    """The completions of a round, and who sampled each."""
+    request = run._request([{"prompt": prompt} for prompt in prompts], "train", step)
+    return run.sampler(request).completion_ids, request.who
+
+
+def greedy(run, who):
     """The completions of transformers at temperature 0, up to the end of each."""
-    model, expected = run.vgf_model, []
-    for prompt in PROMPTS:
+    expected = []
+    for prompt, kind in zip(PROMPTS, who, strict=True):
         ids = torch.tensor([run._tokenizer(prompt)["input_ids"]])
-        output = model.generate(
-            ids, torch.ones_like(ids), transport_steps=0, num_particles=1, do_sample=False, max_new_tokens=LENGTH
-        )
-        expected.append(output[0, ids.shape[1] :].tolist())
+        settings = {"num_particles": 1, "do_sample": False, "max_new_tokens": LENGTH}
+        found = sample(run.vgf_model.eval(), ids, torch.ones_like(ids), who=kind, **settings)
+        expected.append(found.tokens[0, : found.lengths[0]].tolist())
     return expected
 
 
+def check_greedy(run):
+    found, who = rollout(run, PROMPTS)
+    assert found == greedy(run, who)
+    return found, who
+
+
 def check_seeds(run):
-    first = run.rollout(PROMPTS, step=3).completion_ids
-    assert run.rollout(PROMPTS, step=3).completion_ids == first
-    assert run.rollout(PROMPTS, step=4).completion_ids != first
+    first = rollout(run, PROMPTS, step=3)[0]
+    assert rollout(run, PROMPTS, step=3)[0] == first
+    assert rollout(run, PROMPTS, step=4)[0] != first
     assert len({tuple(ids) for ids in first}) > 4, "the completions of a prompt are alike"
 
 
-def check_distribution(run):
-    """First tokens of 512 completions of one prompt against the model's own probabilities."""
+def check_distribution(run, who="base"):
+    """First tokens of at least 512 completions of one prompt against the probabilities of what sampled them."""
     counts = torch.zeros(tiny.VOCAB)
-    for step in range(64):
-        for ids in run.rollout(["w1 w5"] * 8, step=step).completion_ids:
-            counts[ids[0]] += 1
+    for step in range(128 if run.args.base_generations else 64):
+        for ids, kind in zip(*rollout(run, ["w1 w5"] * 8, step=step), strict=True):
+            counts[ids[0]] += kind == who
+    count = int(counts.sum())
+    assert count == 512
     ids = torch.tensor([run._tokenizer("w1 w5")["input_ids"]])
-    with torch.no_grad():
-        expected = run.vgf_model.policy.eval()(ids).logits[0, -1].softmax(dim=-1)
-    distance = 0.5 * (counts / counts.sum() - expected).abs().sum()
-    # The total variation of 512 draws from the distribution itself, within five deviations.
-    draws = torch.multinomial(expected.expand(200, -1), 512, replacement=True)
-    noise = torch.stack([0.5 * (row.bincount(minlength=tiny.VOCAB) / 512 - expected).abs().sum() for row in draws])
+    model = run.vgf_model.eval()
+    with torch.no_grad(), adapter_rows(model.policy, "value" if who == "value" else None):
+        logits = model.policy.get_base_model()(ids).logits[:, -1]
+    sampling = run.objective.samplings[WHO.index(who)]  # what the losses say of these rows
+    cut = logits if sampling.candidates is None else CandidateProcessor(*sampling.candidates)(ids, logits)
+    expected = (cut / sampling.temperature).softmax(dim=-1)[0]
+    assert (counts[expected == 0] == 0).all()
+    distance = 0.5 * (counts / count - expected).abs().sum()
+    # The total variation of as many draws from the distribution itself, within five deviations.
+    draws = torch.multinomial(expected.expand(200, -1), count, replacement=True)
+    noise = torch.stack([0.5 * (row.bincount(minlength=tiny.VOCAB) / count - expected).abs().sum() for row in draws])
     assert distance < noise.mean() + 5 * noise.std()
     assert 0.5 * (1 / tiny.VOCAB - expected).abs().sum() > 2 * noise.mean(), "the test could not tell"
 
 
-def test_colocated(tmp_path, base, monkeypatch):
+@pytest.fixture
+def eager(monkeypatch):
+    """Colocated engines that do not compile, in float32.
+
+    TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample, and choose a dtype, which is
+    half precision for weights in float32: greedy tokens would agree on some processors and not on others.
+    """
     from vllm import LLM
 
-    # TRL lets vLLM compile, which takes longer on a CPU than all that these tests sample, and choose a dtype, which is
-    # half precision for weights in float32: greedy tokens would agree on some processors and not on others.
-    engine = partial(LLM, enforce_eager=True, dtype="float32")
-    monkeypatch.setattr("trl.generation.vllm_generation.LLM", engine)
+    monkeypatch.setattr("trl.generation.vllm_generation.LLM", partial(LLM, enforce_eager=True, dtype="float32"))
+
+
+def test_colocated(tmp_path, base, eager):
     run = build(tmp_path, base, vllm_mode="colocate", vllm_max_model_length=64)
     train(run)
     check_seeds(run)
     check_distribution(run)
     run.vllm_generation.temperature = 0.0
-    assert run.rollout(PROMPTS).completion_ids == greedy(run)
+    check_greedy(run)
+
+
+CUT = {"top_k_candidates": 8, "min_candidate_prob": 0.05, "temperature": 0.8, "max_steps": 3, "replay_ratio": 1.0}
+
+
+def check_value_rounds(run, greedy_decoding):
+    """Trains on rounds of base and value, and compares both with transformers, under two adapters."""
+    syncs = []
+    run.vllm_generation.sync_weights = lambda: syncs.append(1)
+    run.train()
+    assert run.state.global_step == 3 and not syncs
+    check_seeds(run)
+    check_distribution(run, "base")
+    check_distribution(run, "value")
+    greedy_decoding()
+    generator = torch.Generator().manual_seed(0)
+    rounds = []
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in run.vgf_model.value_adapter_parameters().values():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        found, who = check_greedy(run)
+        assert who == ["base", "base", "value", "value"] * 2
+        assert all((found[row] != found[0]) == (kind == "value") for row, kind in enumerate(who[:4]))
+        rounds.append(found)
+    before, after = rounds
+    assert [a != b for a, b in zip(before, after, strict=True)] == [kind == "value" for kind in who]
+
+
+def test_colocated_value(tmp_path, base, eager):
+    run = build(tmp_path, base, rollout_policy="value", vllm_mode="colocate", vllm_max_model_length=64, **CUT)
+    check_value_rounds(run, lambda: setattr(run.vllm_generation, "temperature", 0.0))
+    assert run.vllm_generation.llm.llm_engine.list_loras() == {run.sampler.sampler.adapter.number}
 
 
 def free_port():
@@ -136,11 +198,11 @@ def free_port():
 
 
 @contextmanager
-def server(base, directory):
+def server(base, directory, *more):
     """A plain vLLM server of the policy: without weight transfer and without TRL's endpoints."""
     port = free_port()
     options = ["--port", port, "--dtype", "float32", "--enforce-eager", "--max-model-len", 32, "--max-num-seqs", 16]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *options]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *options, *more]
     log = directory / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ))
@@ -188,12 +250,12 @@ def test_server(tmp_path, base):
         train(run)
         check_seeds(run)
         check_distribution(run)
-        run.vllm_generation.sampling["temperature"] = 1e-4
-        assert run.rollout(PROMPTS).completion_ids == greedy(run)
+        run.vllm_generation.sampling["temperature"] = 0.0
+        check_greedy(run)
 
         run.vllm_generation.sampling["max_tokens"] = 100
         with pytest.raises(RuntimeError, match=rf"127\.0\.0\.1:{port} refused a request at step 6 .*--max-model-len"):
-            run.rollout(PROMPTS)
+            rollout(run, PROMPTS)
 
         run = build(tmp_path, base, **settings, rollout_prefetch=0)
         quick(run)
@@ -202,6 +264,32 @@ def test_server(tmp_path, base):
             run.train()
     with pytest.raises(ConnectionError, match=rf"127\.0\.0\.1:{port} did not answer at step 0 .*vllm-serve"):
         build(tmp_path, base, **settings, vllm_server_timeout=0.1)
+
+
+LORA = ["--enable-lora", "--max-loras", 2, "--max-lora-rank", 16]
+CANDIDATES = ["--logits-processors", "vgf_llm.serving.candidates:CandidateLogitsProcessor"]
+
+
+def test_server_value(tmp_path, base, monkeypatch):
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    with server(base, tmp_path, *LORA, *CANDIDATES) as (port, _):
+        settings = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port, **CUT}
+        run = build(tmp_path, base, rollout_policy="value", **settings)
+        check_value_rounds(run, lambda: run.vllm_generation.sampling.update(temperature=0.0))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
+            models = [model["id"] for model in json.load(answer)["data"]]
+        assert models == [base, run.sampler.sampler.adapter.name]
+
+
+def test_a_server_without_adapters_or_candidates_is_refused(tmp_path, base):
+    with server(base, tmp_path) as (port, _):
+        settings = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
+        with pytest.raises(ValueError, match="does not know `own_candidates`"):
+            build(tmp_path, base, rollout_policy="value", **settings)
+    with server(base, tmp_path, *CANDIDATES) as (port, _):
+        settings["vllm_server_port"] = port
+        with pytest.raises(ValueError, match=r"does not load the value's adapter .*--enable-lora"):
+            build(tmp_path, base, rollout_policy="value", **settings)
 
 
 class Broken(BaseHTTPRequestHandler):

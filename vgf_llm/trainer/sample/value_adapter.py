@@ -18,7 +18,7 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM sets room aside f
 class ValueAdapter:
     """The value's adapter in a temporary folder, in PEFT's format.
 
-    Other weights get another folder, number and name: engines keep what they computed by the name of the adapter.
+    Other weights get another folder and number.
 
     Args:
         model: The policy with its value, unwrapped.
@@ -26,6 +26,7 @@ class ValueAdapter:
             this process needs them. Every process has to take part.
 
     Attributes:
+        name: The same for all adapters of a run, and of no other run.
         number: How many adapters were written.
 
     Raises:
@@ -53,7 +54,7 @@ class ValueAdapter:
         self.model = model
         self.state = state
         self.number = 0
-        self._run = secrets.token_hex(4)  # a server may serve several runs
+        self.name = f"vgf-value-{secrets.token_hex(4)}"  # a server may serve several runs
         self._written: dict[str, Tensor] = {}
         self._folder: TemporaryDirectory[str] | None = None
 
@@ -62,11 +63,6 @@ class ValueAdapter:
         """The smallest of the ranks that vLLM sets room aside for."""
         rank: int = self.config.r
         return next((size for size in _VLLM_RANKS if size >= rank), rank)
-
-    @property
-    def name(self) -> str:
-        """The name of the adapter written last."""
-        return f"vgf-value-{self._run}-{self.number}"
 
     @property
     def path(self) -> Path:

@@ -95,6 +95,7 @@ class FrozenServer:
         self.sampling = sampling
         self.value_arguments = value_arguments or {}
         self.value_client: Any = None
+        self.value_salt = ""
 
     def sync_weights(self) -> None:
         """Does nothing: the policy is frozen."""
@@ -120,35 +121,33 @@ class FrozenServer:
             f"of the value are sampled. Install vgf-llm beside it and start it with `--logits-processors {_PROCESSOR}`."
         )
 
-    def load_adapter(self, adapter: ValueAdapter, replaced: str | None) -> None:
-        """Has the server read an adapter's files.
-
-        Args:
-            adapter: The adapter.
-            replaced: Name of the one that it takes the place of, which the server drops.
+    def load_adapter(self, adapter: ValueAdapter) -> None:
+        """Has the server read an adapter's files, in the place of those that it read under the same name.
 
         Raises:
             ValueError: If the server refuses.
         """
-        self._post("load", {"lora_name": adapter.name, "lora_path": str(adapter.path)}, adapter.max_rank)
-        if replaced is not None:
-            self._post("unload", {"lora_name": replaced}, adapter.max_rank)
-
-    def use_adapter(self, name: str) -> None:
-        """Lets rows of the value name an adapter that the server has read."""
-        self.value_client = copy.copy(self.vllm_client)
-        self.value_client.model = name
-
-    def _post(self, verb: str, body: dict[str, str], max_rank: int) -> None:
         client = self.vllm_client
-        response = client.session.post(f"{client.base_url}/v1/{verb}_lora_adapter", json=body)
+        body = {"lora_name": adapter.name, "lora_path": str(adapter.path), "load_inplace": True}
+        response = client.session.post(f"{client.base_url}/v1/load_lora_adapter", json=body)
         if response.status_code != 200:
             raise ValueError(
-                f"The vLLM server at {client.base_url} does not {verb} the value's adapter {body} "
+                f"The vLLM server at {client.base_url} does not load the value's adapter {body} "
                 f"({response.status_code}, {response.text}). Start it with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm "
-                f"serve MODEL --enable-lora --max-loras 2 --max-lora-rank {max_rank} --logits-processors {_PROCESSOR}`,"
-                " where it can read that folder (`TMPDIR` chooses another)."
+                f"serve MODEL --enable-lora --max-loras 2 --max-lora-rank {adapter.max_rank} --logits-processors "
+                f"{_PROCESSOR}`, where it can read that folder (`TMPDIR` chooses another)."
             )
+
+    def use_adapter(self, name: str, number: int) -> None:
+        """Lets rows of the value name an adapter that the server has read.
+
+        Args:
+            name: The adapter's.
+            number: Another one for other weights: the server keeps what it computed for a prompt, by the name.
+        """
+        self.value_client = copy.copy(self.vllm_client)
+        self.value_client.model = name
+        self.value_salt = f"{name}-{number}"
 
     def generate(
         self,
@@ -185,6 +184,7 @@ class FrozenServer:
             if who[block.start] == "value":
                 client = self.value_client
                 kwargs["vllm_xargs"] = {**kwargs.get("vllm_xargs", {}), **self.value_arguments}
+                kwargs["cache_salt"] = self.value_salt
             arguments = {**self.sampling, "n": len(block), "generation_kwargs": kwargs}
             return client.generate(prompts=[prompts[block.start]], **arguments)["completion_ids"]
 
@@ -345,7 +345,6 @@ class VLLMSampler:
             policy = PlainParameters(inner_model(policy))
         options: dict[str, Any] = {}
         if self.adapter is not None:
-            # With room for one adapter alone, rows without an adapter would run under it on a CPU.
             options = {"enable_lora": True, "max_loras": 2, "max_lora_rank": self.adapter.max_rank}
             options["logits_processors"] = [_PROCESSOR]
         return vllm_generation_class(**options)(
@@ -387,22 +386,24 @@ class VLLMSampler:
         adapter, server = self.adapter, self.args.vllm_mode == "server"
         if adapter is None:
             return
-        before = adapter.name if adapter.number else None
         written = adapter.write(not server or self.accelerator.is_main_process)
         if server:
             if written:
-                self.engine.load_adapter(adapter, before)
-            names = [adapter.name]
-            broadcast_object_list(names)
-            self.engine.use_adapter(names[0])
+                self.engine.load_adapter(adapter)
+            adapters = [(adapter.name, adapter.number)]
+            broadcast_object_list(adapters)
+            self.engine.use_adapter(*adapters[0])
         elif written:
             from vllm.lora.request import LoRARequest
 
             engine, old = self.engine.llm.llm_engine, self._lora_request
-            self._lora_request = LoRARequest(adapter.name, adapter.number, str(adapter.path))
-            engine.add_lora(self._lora_request)
+            # The new one takes the slot of the old one. vLLM for CPUs runs rows without an adapter under the last slot,
+            # which has to stay empty.
             if old is not None:
                 engine.remove_lora(old.lora_int_id)
+            # Another name for other weights: the engine keeps what it computed for a prompt, by the name.
+            self._lora_request = LoRARequest(f"{adapter.name}-{adapter.number}", adapter.number, str(adapter.path))
+            engine.add_lora(self._lora_request)
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request. Runs in any thread, one call at a time."""
