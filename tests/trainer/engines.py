@@ -80,6 +80,7 @@ class FakeEngine:
     def __init__(self, **kwargs):
         assert set(kwargs) <= PARAMETERS
         self.model = kwargs["model"]
+        self.mode = kwargs["mode"]
         self.llm = self.llm_type()
         self.syncs = 0
         self.calls = []
@@ -88,8 +89,9 @@ class FakeEngine:
         self.syncs += 1
 
     def generate(self, prompts, images, num_generations, profiler=None):
-        blocks = [prompts[start : start + num_generations] for start in range(0, len(prompts), num_generations)]
-        assert all(block == [block[0]] * num_generations for block in blocks)
+        if self.mode == "server":  # whole groups, one request each
+            blocks = [prompts[start : start + num_generations] for start in range(0, len(prompts), num_generations)]
+            assert all(block == [block[0]] * num_generations for block in blocks)
         self.calls.append((len(prompts), num_generations))
         params = SimpleNamespace(seed=None, extra_args=None)
         if isinstance(self.llm, FakeLLM):  # a rollout function's own call

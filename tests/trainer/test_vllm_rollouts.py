@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
-from tests.trainer.engines import FakeClient, FakeEngine, FakeSession
+from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
-from vgf_llm.trainer.sample.vllm import FrozenServer, _RowsLLM, seeds
+from vgf_llm.trainer.sample.vllm import FrozenServer, _shared_seeds, seeds
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -172,6 +172,28 @@ def test_an_adapter_is_sent_once_where_rounds_share_its_weights(tmp_path):
     assert run.vllm_generation.llm.rows[-1][0][0].lora_int_id == 4
 
 
+def test_the_weights_of_a_copy_take_the_turns_of_the_base(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(FakeEngine, "sync_weights", lambda engine: seen.append(dict(engine.model.named_parameters())))
+    settings = {**VALUE, **CANDIDATES, "value_backbone": "copy", "vllm_mode": "colocate", "model": tiny.llama()}
+    settings |= {"eval_dataset": tiny.prompts(4), "eval_strategy": "steps", "eval_steps": 3, "num_base_generations": 1}
+    run = tiny.trainer(tmp_path, tiny.mostly_high, **settings)
+    run.train()
+    base, value = (dict(model.named_parameters()) for model in (run.vgf_model.policy, run.vgf_model.value_model))
+    expected = [*[base, value] * 3, value, value]  # two batches of evaluation
+    assert all(
+        found[name] is tensor for found, model in zip(seen, expected, strict=True) for name, tensor in model.items()
+    )
+    engine, xargs = run.vllm_generation.llm, {"own_candidates": [9, 0.03]}
+    assert [len(rows) for rows in engine.rows] == [2, 6] * 3 + [8, 8]
+    assert engine.rows[:2] == [[(None, None)] * 2, [(None, xargs)] * 6] and engine.rows[-1] == [(None, xargs)] * 8
+    # The rows have the seeds that they have in one call, and come back in their places.
+    request = run._request([{"prompt": "w1 w2"}] * 4, "train", 5)
+    own = seeds(request)
+    assert run.sampler(request).completion_ids == [completion(request.prompt_ids[0], seed) for seed in own]
+    assert engine.seeds[-2:] == [own[:1], own[1:]]
+
+
 def test_a_plain_server_reads_the_adapter_and_gives_the_same_rounds(tmp_path):
     run = tiny.trainer(tmp_path, tiny.mostly_high, **VALUE, **CANDIDATES, vllm_mode="server")
     run.train()
@@ -213,7 +235,15 @@ def rollout(prompts, trainer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"value_backbone": "copy"}, r"`value_backbone='copy'` or a path\). Set `value_backbone='lora'`"),
+        (
+            {"value_backbone": "copy", "vllm_mode": "server"},
+            "is a LlamaForCausalLM of its own, with `vllm_mode='server'",
+        ),
+        (
+            {"value_backbone": "other"},
+            "Set `value_backbone='lora'`, or `value_backbone='copy'` and `vllm_mode='colocate'",
+        ),
+        ({"vllm_enable_sleep_mode": True}, "Set `vllm_enable_sleep_mode=False`"),
         ({"model": "adapter"}, r"adapter of its own, 'default'. Merge that with `merge_and_unload\(\)`"),
         ({"peft_config": LoraConfig(r=4, alpha_pattern={"q_proj": 2}, target_modules="all-linear")}, "`alpha_pattern`"),
         ({"rollout_func": rollout}, "samples the base, but `rollout_policy` comes to 'value'"),
@@ -222,6 +252,9 @@ def rollout(prompts, trainer):
 def test_what_one_engine_cannot_sample_is_refused_before_it_starts(tmp_path, engine_options, settings, message):
     if settings.get("model") == "adapter":
         settings = {"model": get_peft_model(tiny.llama(), LORA)}
+    if settings.get("value_backbone") == "other":
+        tiny.llama(num_hidden_layers=1).save_pretrained(tmp_path / "other")
+        settings = {"value_backbone": str(tmp_path / "other")}
     with pytest.raises(ValueError, match=message):
         tiny.trainer(tmp_path, **VALUE, **settings)
     assert not engine_options
@@ -233,16 +266,10 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
     parts = [request_of(prompts[start : start + 2], start) for start in (0, 2, 4, 6)]
     assert [seed for part in parts for seed in seeds(part)] == whole
 
-    class Record:
-        def generate(self, prompts, sampling_params):
-            return [params.seed for params in sampling_params]
-
     # Two processes share an engine, which sees the rows of both.
-    rows = [{"prompt_token_ids": ids} for ids in prompts]
     for part, expected in ((parts[1], whole[:4]), (parts[3], whole[4:])):
         start = part.first_row // 4 * 4
-        seen = _RowsLLM(Record(), part, 2).generate(rows[start : start + 4], type("Params", (), {})())
-        assert seen == expected
+        assert _shared_seeds(part, 2, prompts[start : start + 4]) == expected
 
 
 def test_a_server_with_a_frozen_policy_gets_requests_and_nothing_else(tmp_path):

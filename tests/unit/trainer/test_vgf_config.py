@@ -250,9 +250,8 @@ BAD_INPUT = [
     *(
         ({"use_vllm": True, **settings}, ValueError, message)
         for settings, message in (
-            ({"distill_coef": 1.0}, r"`distill_coef` \(1.0\) trains the policy.*or `rollout_policy='base'`"),
-            ({"repetition_penalty": 1.1}, r"`repetition_penalty` \(1.1\) acts behind the choice of candidates"),
-            ({"vllm_enable_sleep_mode": True}, "Set `vllm_enable_sleep_mode=False`"),
+            ({"distill_coef": 1.0}, r"`distill_coef` \(1.0\) trains the base.*or `rollout_policy='base'`"),
+            ({"repetition_penalty": 1.1}, r"`repetition_penalty` \(1.1\) acts after the choice of candidates"),
             ({"vllm_tensor_parallel_size": 2}, r"`vllm_tensor_parallel_size` \(2\) hands rows of several processes"),
         )
     ),

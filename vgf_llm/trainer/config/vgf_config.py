@@ -508,17 +508,8 @@ class VGFConfig(GRPOConfig):
     def _check_value_engine(self) -> None:
         """Refuses rounds of the value where vLLM would not sample what transformers does."""
         for name, off, why in (
-            (
-                "distill_coef",
-                0.0,
-                "trains the policy, which the engine holds beside the value's adapter and is not sent",
-            ),
-            (
-                "repetition_penalty",
-                1.0,
-                "acts behind the choice of candidates in vLLM, and ahead of it in transformers",
-            ),
-            ("vllm_enable_sleep_mode", False, "drops the base's weights, which TRL cannot give back beside adapters"),
+            ("distill_coef", 0.0, "trains the base that the engine samples both with"),
+            ("repetition_penalty", 1.0, "acts after the choice of candidates in vLLM, before it in transformers"),
             ("vllm_tensor_parallel_size", 1, "hands rows of several processes to one call, without who samples them"),
         ):
             value, of_server = getattr(self, name), name.startswith("vllm_") and self.vllm_mode == "server"

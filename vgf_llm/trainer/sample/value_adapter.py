@@ -30,26 +30,15 @@ class ValueAdapter:
         number: How many adapters were written.
 
     Raises:
-        ValueError: If rows of base and value cannot be made of one set of weights and this adapter.
+        ValueError: If the adapter says more than vLLM reads.
     """
 
     def __init__(self, model: ValuedPolicy, state: Callable[[bool], dict[str, Tensor]]) -> None:
-        fix = "or sample with transformers (`use_vllm=False`)"
-        if not model.has_value_adapter:
-            raise ValueError(
-                "`use_vllm=True` samples rounds of the value by its LoRA adapter beside the base, and this value is a "
-                f"model of its own (`value_backbone='copy'` or a path). Set `value_backbone='lora'`, {fix}."
-            )
-        if model.policy_adapter is not None:
-            raise ValueError(
-                "`use_vllm=True` samples rounds of the value by its adapter on the base, and the policy has an adapter "
-                f"of its own, {model.policy_adapter!r}. Merge that with `merge_and_unload()`, {fix}."
-            )
         self.config = model.policy.peft_config[VALUE_ADAPTER]
         if self.config.rank_pattern or self.config.alpha_pattern:
             raise ValueError(
                 "vLLM reads one rank and one scale for all layers of an adapter, and `peft_config` has a "
-                f"`rank_pattern` or an `alpha_pattern`. Leave them out, {fix}."
+                "`rank_pattern` or an `alpha_pattern`. Leave them out, or sample with transformers (`use_vllm=False`)."
             )
         self.model = model
         self.state = state

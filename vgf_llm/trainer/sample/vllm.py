@@ -11,11 +11,12 @@ names the value's LoRA adapter and the candidates that it samples within.
 
 import copy
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -54,6 +55,13 @@ def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row
         text = f"{request.seed}:{request.mode}:{request.step}:{group}:{','.join(map(str, ids))}".encode()
         found.append(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) + place)
     return found
+
+
+def _shared_seeds(request: Request, processes: int, prompt_ids: list[list[int]]) -> list[int]:
+    """The seeds of prompts that some processes hand to their common engine together."""
+    rows = len(request.prompt_ids)
+    first = request.first_row // (rows * processes) * rows * processes
+    return seeds(request, prompt_ids, first)
 
 
 class PlainParameters:
@@ -207,40 +215,32 @@ class _RowsLLM:
 
     Args:
         llm: The engine.
-        request: The rows of this process.
-        tensor_parallel_size: Processes that share the engine.
-        lora_request: The value's adapter, where rows of the value may be among them.
-        value_arguments: `extra_args` of rows of the value.
+        seeds: Gives a seed for each prompt.
+        arguments: `extra_args` of each prompt, `None` for none.
+        adapters: The `LoRARequest` of each prompt, `None` for none.
     """
 
     def __init__(
         self,
         llm: Any,
-        request: Request,
-        tensor_parallel_size: int,
-        lora_request: Any = None,
-        value_arguments: dict[str, Any] | None = None,
+        seeds: Callable[[list[list[int]]], list[int]],
+        arguments: list[dict[str, Any] | None] | None = None,
+        adapters: list[Any] | None = None,
     ) -> None:
         self._llm = llm
-        self._request = request
-        self._size = tensor_parallel_size
-        self._lora_request = lora_request
-        self._value_arguments = value_arguments or {}
+        self._seeds = seeds
+        self._arguments = arguments
+        self._adapters = adapters
 
     def generate(self, prompts: list[dict[str, Any]], sampling_params: Any, **kwargs: Any) -> Any:
-        request = self._request
-        rows = len(request.prompt_ids)
-        # Processes that share an engine hand their rows to it together.
-        first = request.first_row // (rows * self._size) * rows * self._size
-        params = []
-        for seed in seeds(request, [prompt["prompt_token_ids"] for prompt in prompts], first):
-            params.append(copy.copy(sampling_params))
-            params[-1].seed = seed
-        if self._lora_request is not None:
-            of_value = [who == "value" for who in request.who]
-            kwargs["lora_request"] = [self._lora_request if own else None for own in of_value]
-            for row in itertools.compress(params, of_value):
-                row.extra_args = {**(row.extra_args or {}), **self._value_arguments}
+        params = [copy.copy(sampling_params) for _ in prompts]
+        for own, seed in zip(params, self._seeds([prompt["prompt_token_ids"] for prompt in prompts]), strict=True):
+            own.seed = seed
+        for own, arguments in zip(params, self._arguments or (), strict=False):
+            if arguments is not None:
+                own.extra_args = {**(own.extra_args or {}), **arguments}
+        if self._adapters is not None:
+            kwargs["lora_request"] = self._adapters
         return self._llm.generate(prompts, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -294,13 +294,22 @@ class VLLMSampler:
                 f"the server has, but its adapter {adapter!r} would have to be sent. Merge it into the policy "
                 "(`merge_and_unload()`), serve the result, and pass it as `model`; or set `rollout_prefetch=0`."
             )
-        self.adapter = ValueAdapter(model, adapter_state) if args.samples_from == "value" else None
+        self.samples_value = args.samples_from == "value"
+        self.adapter: ValueAdapter | None = None
+        if self.samples_value:
+            self._check_value()
+            self.adapter = ValueAdapter(model, adapter_state) if model.has_value_adapter else None
         transport = model.transport
         self.value_arguments = {CANDIDATES_ARGUMENT: [transport.top_k_candidates, transport.min_candidate_prob]}
         self._lora_request: Any = None
         with self._watched(0):
             self.engine: Any = self._start()
-            self._send_adapter()  # what the engine refuses is found before anything trains
+        self._send_adapter()  # what the engine refuses is found before anything trains
+
+    @property
+    def _in_turns(self) -> dict[str, nn.Module]:
+        """The models whose weights one engine holds in turn, where the value is no adapter."""
+        return {"base": inner_model(self.model.policy), "value": cast(nn.Module, self.model.value_model)}
 
     @property
     def description(self) -> str:
@@ -315,6 +324,32 @@ class VLLMSampler:
     def _watched(self, step: int) -> AbstractContextManager[None]:
         """Names the server in errors, where there is one."""
         return explained_server(self._url, step) if self.args.vllm_mode == "server" else nullcontext()
+
+    def _check_value(self) -> None:
+        """Refuses values that an engine of the base cannot sample."""
+        model, args = self.model, self.args
+        start, fix = "`use_vllm=True` samples rounds of the value ", "or sample with transformers (`use_vllm=False`)"
+        if model.policy_adapter is not None:
+            raise ValueError(
+                f"{start}in an engine of the base, and the policy has an adapter of its own, {model.policy_adapter!r}. "
+                f"Merge that with `merge_and_unload()`, {fix}."
+            )
+        if model.has_value_adapter:
+            if args.vllm_mode == "colocate" and args.vllm_enable_sleep_mode:
+                raise ValueError(
+                    f"{start}by its adapter, beside base weights that `vllm_enable_sleep_mode=True` drops and TRL "
+                    f"cannot give back there. Set `vllm_enable_sleep_mode=False`, {fix}."
+                )
+            return
+        of_value, of_policy = (
+            [name for name, _ in PlainParameters(each).named_parameters()] for each in self._in_turns.values()
+        )
+        if args.vllm_mode == "server" or of_value != of_policy:
+            raise ValueError(
+                f"{start}by an adapter, or by weights that take the base's place in an engine in this process, and "
+                f"this value is a {type(model.value_model).__name__} of its own, with `vllm_mode={args.vllm_mode!r}`. "
+                f"Set `value_backbone='lora'`, or `value_backbone='copy'` and `vllm_mode='colocate'`, {fix}."
+            )
 
     def _start(self) -> Any:
         args = self.args
@@ -344,9 +379,10 @@ class VLLMSampler:
         if self.model.policy_adapter is None:
             policy = PlainParameters(inner_model(policy))
         options: dict[str, Any] = {}
-        if self.adapter is not None:
-            options = {"enable_lora": True, "max_loras": 2, "max_lora_rank": self.adapter.max_rank}
+        if self.samples_value:
             options["logits_processors"] = [_PROCESSOR]
+        if self.adapter is not None:
+            options |= {"enable_lora": True, "max_loras": 2, "max_lora_rank": self.adapter.max_rank}
         return vllm_generation_class(**options)(
             model=policy,
             accelerator=self.accelerator,
@@ -389,7 +425,8 @@ class VLLMSampler:
         written = adapter.write(not server or self.accelerator.is_main_process)
         if server:
             if written:
-                self.engine.load_adapter(adapter)
+                with self._watched(self.step()):
+                    self.engine.load_adapter(adapter)
             adapters = [(adapter.name, adapter.number)]
             broadcast_object_list(adapters)
             self.engine.use_adapter(*adapters[0])
@@ -407,30 +444,51 @@ class VLLMSampler:
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request. Runs in any thread, one call at a time."""
-        check_who(("base",) if self.adapter is None else ("base", "value"), request.who, "vLLM")
+        check_who(("base", "value") if self.samples_value else ("base",), request.who, "vLLM")
         self.sync()
         engine, count = self.engine, request.num_generations
         with record_function("vgf/sample"), self._watched(self.step()):
             if isinstance(engine, FrozenServer):
                 ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request), who=request.who)[1]
+            elif self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
+                ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+            elif self.samples_value and self.adapter is None:
+                ids = self._in_turn(request)
             else:
-                with self._own_parameters(request):
-                    ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+                ids = self._colocated(request, partial(_shared_seeds, request, self.args.vllm_tensor_parallel_size))
         longest = self.args.max_completion_length
         return Samples(ids, [len(row) < longest or row[-1] in self.end_token_ids for row in ids])
 
     def close(self) -> None:
         """Does nothing: all runs in the foreground."""
 
-    @contextmanager
-    def _own_parameters(self, request: Request) -> Iterator[None]:
-        if self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
-            yield
-            return
-        llm = self.engine.llm
-        size = self.args.vllm_tensor_parallel_size
-        self.engine.llm = _RowsLLM(llm, request, size, self._lora_request, self.value_arguments)
+    def _colocated(self, request: Request, seeds: Callable[[list[list[int]]], list[int]]) -> list[list[int]]:
+        llm, of_value = self.engine.llm, [who == "value" for who in request.who]
+        arguments = [self.value_arguments if own else None for own in of_value]
+        adapters = None if self.adapter is None else [self._lora_request if own else None for own in of_value]
+        self.engine.llm = _RowsLLM(llm, seeds, arguments, adapters)
         try:
-            yield
+            return self.engine.generate(
+                prompts=request.prompt_ids, images=None, num_generations=request.num_generations
+            )[1]
         finally:
             self.engine.llm = llm
+
+    def _in_turn(self, request: Request) -> list[list[int]]:
+        """Samples with the base's weights, then with those of the value's own model in their place."""
+        ids: list[list[int]] = [[] for _ in request.who]
+        own_seeds, args = seeds(request), self.args
+        # Every process takes part in gathering weights, whichever its own rows are of.
+        models = self._in_turns
+        if request.mode == "eval" or args.base_generations == 0:
+            del models["base"]
+        for who, model in models.items():
+            self.engine.model = PlainParameters(model)
+            self.engine.sync_weights()
+            rows = [row for row, kind in enumerate(request.who) if kind == who]
+            part = replace(request, prompt_ids=[request.prompt_ids[row] for row in rows], who=[who] * len(rows))
+            if rows:
+                found = self._colocated(part, lambda prompts: [own_seeds[row] for row in rows])  # noqa: B023
+                for row, tokens in zip(rows, found, strict=True):
+                    ids[row] = tokens
+        return ids
