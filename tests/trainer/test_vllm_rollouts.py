@@ -15,7 +15,8 @@ from tests.trainer import tiny
 from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
-from vgf_llm.trainer.sample.vllm import FrozenServer, _shared_seeds, seeds
+from vgf_llm.trainer.sample.server import FrozenServer
+from vgf_llm.trainer.sample.vllm import _shared_seeds, seeds
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 

@@ -29,7 +29,7 @@ from vgf_llm.generation.candidates import CandidateProcessor
 from vgf_llm.generation.sample import sample
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.trainer.sample.sampler import WHO
-from vgf_llm.trainer.sample.vllm import FrozenServer
+from vgf_llm.trainer.sample.server import FrozenServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -12,7 +12,6 @@ names the value's LoRA adapter and the candidates that it samples within.
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,10 +27,8 @@ from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.explain import explained_server
 from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
+from vgf_llm.trainer.sample.server import CANDIDATE_PROCESSOR, FrozenServer
 from vgf_llm.trainer.sample.value_adapter import ValueAdapter
-
-_CONCURRENT_REQUESTS = 32
-_PROCESSOR = "vgf_llm.serving.candidates:CandidateLogitsProcessor"
 
 
 def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
@@ -84,130 +81,6 @@ class PlainParameters:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-class FrozenServer:
-    """Completions of a vLLM server that holds the policy's weights and keeps them.
-
-    TRL's engine joins the server's weight-transfer group, which takes CUDA and a server started for it. Nothing is sent
-    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows.
-
-    Args:
-        client: TRL's `VLLMClient`.
-        sampling: Sampling arguments of its `generate`.
-        value_arguments: What requests for rows of the value hold beside, in their `vllm_xargs`.
-    """
-
-    def __init__(self, client: Any, sampling: dict[str, Any], value_arguments: dict[str, Any] | None = None) -> None:
-        self.vllm_client = client
-        self.sampling = sampling
-        self.value_arguments = value_arguments or {}
-        self.value_client: Any = None
-        self.value_salt = ""
-
-    def sync_weights(self) -> None:
-        """Does nothing: the policy is frozen."""
-
-    def check_candidates(self, prompt: list[int]) -> None:
-        """Refuses a server that would not cut rows of the value to their candidates.
-
-        Args:
-            prompt: Any tokens.
-
-        Raises:
-            ValueError: If it takes candidates that are none.
-        """
-        arguments = {**self.sampling, "max_tokens": 1, "generation_kwargs": {"vllm_xargs": {CANDIDATES_ARGUMENT: []}}}
-        try:
-            self.vllm_client.generate(prompts=[prompt], n=1, **arguments)
-        except Exception as error:  # the client's own for an answer other than 200
-            if type(error) is not Exception or CANDIDATES_ARGUMENT not in str(error):
-                raise
-            return
-        raise ValueError(
-            f"The vLLM server at {self.vllm_client.base_url} does not know `{CANDIDATES_ARGUMENT}`, within which rows "
-            f"of the value are sampled. Install vgf-llm beside it and start it with `--logits-processors {_PROCESSOR}`."
-        )
-
-    def load_adapter(self, adapter: ValueAdapter) -> None:
-        """Has the server read an adapter's files, in the place of those that it read under the same name.
-
-        Raises:
-            ValueError: If the server refuses.
-        """
-        client = self.vllm_client
-        body = {"lora_name": adapter.name, "lora_path": str(adapter.path), "load_inplace": True}
-        response = client.session.post(f"{client.base_url}/v1/load_lora_adapter", json=body)
-        if response.status_code != 200:
-            raise ValueError(
-                f"The vLLM server at {client.base_url} does not load the value's adapter {body} "
-                f"({response.status_code}, {response.text}). Start it with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm "
-                f"serve MODEL --enable-lora --max-loras 2 --max-lora-rank {adapter.max_rank} --logits-processors "
-                f"{_PROCESSOR}`, where it can read that folder (`TMPDIR` chooses another)."
-            )
-
-    def use_adapter(self, name: str, number: int) -> None:
-        """Lets rows of the value name an adapter that the server has read.
-
-        Args:
-            name: The adapter's.
-            number: Another one for other weights: the server keeps what it computed for a prompt, by the name.
-        """
-        self.value_client = copy.copy(self.vllm_client)
-        self.value_client.model = name
-        self.value_salt = f"{name}-{number}"
-
-    def generate(
-        self,
-        prompts: list[list[int]],
-        images: list[Any] | None,
-        num_generations: int,
-        profiler: AbstractContextManager[Any] | None = None,
-        *,
-        seeds: list[int] | None = None,
-        who: list[str] | None = None,
-    ) -> tuple[list[list[int]], list[list[int]], None, None]:
-        """Samples as TRL's engine does, one request for the rows of each prompt.
-
-        Args:
-            prompts: Token ids; each prompt stands as often as it is wanted.
-            images: Has to be `None`.
-            num_generations: Completions of a prompt, at most as many as one request asks for.
-            profiler: Measures the requests.
-            seeds: One for each row; those of a request follow each other.
-            who: Who samples each row, `"base"` or `"value"`; the base where left out.
-
-        Returns:
-            The prompts, the completions, and `None` twice for the log-probabilities that TRL's engine may return.
-        """
-        if images is not None:
-            raise ValueError("`images` are not supported by VGF rollouts; pass None.")
-        who = who or ["base"] * len(prompts)
-        blocks = _blocks(list(zip(prompts, who, strict=True)), num_generations, seeds)
-
-        def ask(block: range) -> list[list[int]]:
-            client, kwargs = self.vllm_client, dict(self.sampling["generation_kwargs"] or {})
-            if seeds is not None:
-                kwargs["seed"] = seeds[block.start]
-            if who[block.start] == "value":
-                client = self.value_client
-                kwargs["vllm_xargs"] = {**kwargs.get("vllm_xargs", {}), **self.value_arguments}
-                kwargs["cache_salt"] = self.value_salt
-            arguments = {**self.sampling, "n": len(block), "generation_kwargs": kwargs}
-            return client.generate(prompts=[prompts[block.start]], **arguments)["completion_ids"]
-
-        with profiler or nullcontext(), ThreadPoolExecutor(min(_CONCURRENT_REQUESTS, len(blocks))) as pool:
-            completion_ids = [ids for answer in pool.map(ask, blocks) for ids in answer]
-        return prompts, completion_ids, None, None
-
-
-def _blocks(keys: list[Any], num_generations: int, seeds: list[int] | None) -> list[range]:
-    starts: list[int] = []
-    for row, key in enumerate(keys):
-        fits = row > 0 and key == keys[row - 1] and row - starts[-1] < num_generations
-        if not fits or (seeds is not None and seeds[row] != seeds[row - 1] + 1):
-            starts.append(row)
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True)]
 
 
 class _RowsLLM:
@@ -380,7 +253,7 @@ class VLLMSampler:
             policy = PlainParameters(inner_model(policy))
         options: dict[str, Any] = {}
         if self.samples_value:
-            options["logits_processors"] = [_PROCESSOR]
+            options["logits_processors"] = [CANDIDATE_PROCESSOR]
         if self.adapter is not None:
             options |= {"enable_lora": True, "max_loras": 2, "max_lora_rank": self.adapter.max_rank}
         return vllm_generation_class(**options)(
