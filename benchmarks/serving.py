@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]
     plain = LLM(model=arguments["model"], logprobs_mode=arguments["logprobs_mode"], **options)
     served = LLM(**arguments, **options)
     generator = torch.Generator().manual_seed(args.seed)
-    vocab_size = SIZES[args.model_size][0]
+    vocab_size = SIZES[args.model_size]["vocab_size"]
     ids = torch.randint(3, vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
     prompts = [{"prompt_token_ids": row} for row in ids.tolist()]
 

@@ -84,8 +84,8 @@ def vllm_generation_class(**options: Any) -> type:
 
     class VLLMGeneration(vllm_generation.VLLMGeneration):
         def _init_vllm(self) -> None:
-            plain = vllm_generation.LLM
-            vllm_generation.LLM = partial(plain, **options)
+            plain = getattr(vllm_generation, "LLM", None)  # absent without vLLM, which TRL reports
+            vllm_generation.LLM = plain and partial(plain, **options)
             try:
                 super()._init_vllm()
             finally:

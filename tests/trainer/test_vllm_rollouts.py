@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
 from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion
+from vgf_llm._compat import vllm_generation_class
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
 from vgf_llm.trainer.sample.server import FrozenServer
@@ -301,3 +302,10 @@ def test_a_process_asks_the_server_for_its_own_part_of_a_group():
 def test_a_seed_for_all_completions_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`generation_kwargs\['seed'\]` \(3\) would give"):
         tiny.config(tmp_path, use_vllm=True, rollout_policy="base", generation_kwargs={"seed": 3})
+
+
+def test_a_missing_vllm_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", vllm_generation_class)
+    monkeypatch.setattr("trl.generation.vllm_generation.is_vllm_available", lambda: False)
+    with pytest.raises(ImportError, match="vLLM is not available"):
+        tiny.trainer(tmp_path, **VALUE, vllm_mode="colocate")

@@ -287,13 +287,20 @@ CANDIDATES = ["--logits-processors", "vgf_llm.serving.candidates:CandidateLogits
 
 def test_server_value(tmp_path, base, monkeypatch):
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    with server(base, tmp_path, *LORA, *CANDIDATES) as (port, _):
+    with server(base, tmp_path, *LORA, *CANDIDATES) as (port, process):
         settings = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port, **CUT}
         run = build(tmp_path, base, rollout_policy="value", **settings)
         check_value_rounds(run, lambda: run.vllm_generation.sampling.update(temperature=1e-4))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             models = [model["id"] for model in json.load(answer)["data"]]
         assert models == [base, run.sampler.sampler.adapter.name]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        quick(run)
+        with torch.no_grad():
+            next(iter(run.vgf_model.value_adapter_parameters().values())).add_(1.0)
+        with pytest.raises(ConnectionError, match=rf"127\.0\.0\.1:{port} did not answer at step 3"):
+            rollout(run, PROMPTS)
 
 
 def test_a_server_without_adapters_or_candidates_is_refused(tmp_path, base):

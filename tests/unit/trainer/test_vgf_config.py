@@ -252,6 +252,7 @@ BAD_INPUT = [
         for settings, message in (
             ({"distill_coef": 1.0}, r"`distill_coef` \(1.0\) trains the base.*or `rollout_policy='base'`"),
             ({"repetition_penalty": 1.1}, r"`repetition_penalty` \(1.1\) acts after the choice of candidates"),
+            ({"min_p": 0.1, "top_p": 0.9}, r"`min_p` \(0.1\) and `top_p` \(0.9\) are applied in this order by vLLM"),
             ({"vllm_tensor_parallel_size": 2}, r"`vllm_tensor_parallel_size` \(2\) hands rows of several processes"),
         )
     ),

@@ -469,6 +469,11 @@ class VGFConfig(GRPOConfig):
             )
         if self.use_vllm and source == "value":
             self._check_value_engine()
+        if self.use_vllm and self.min_p and self.top_p < 1:
+            raise ValueError(
+                f"`min_p` ({self.min_p}) and `top_p` ({self.top_p}) are applied in this order by vLLM and in the other "
+                "one by transformers, which the loss follows. Set one of the two, or `use_vllm=False`."
+            )
         ahead = self.rollout_prefetch
         if ahead == 0:
             return
