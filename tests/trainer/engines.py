@@ -4,8 +4,10 @@
 import copy
 import inspect
 import random
+import sys
 import threading
 import time
+from collections import namedtuple
 from types import SimpleNamespace
 
 from safetensors.torch import load_file
@@ -142,3 +144,18 @@ class FakeSession:
         if self.status == 200:
             self.loaded[json["lora_name"]] = load_file(f"{json['lora_path']}/adapter_model.safetensors")
         return SimpleNamespace(status_code=self.status, text="the server's answer")
+
+
+def stand_in(monkeypatch):
+    """Puts the stand-ins in place; returns the arguments that engines will be started with beside TRL's."""
+    options = {}
+
+    def engine(**given):
+        options.update(given)
+        return FakeEngine
+
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", engine)
+    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
+    lora = namedtuple("LoRARequest", ["lora_name", "lora_int_id", "lora_path"])
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lora))
+    return options

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
 
 from tests.trainer import tiny
-from tests.trainer.engines import FakeClient, FakeEngine
+from tests.trainer.engines import FakeClient, stand_in
 from tests.trainer.test_resume import ROUNDS, check_same, start
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -18,8 +18,7 @@ LONG = {**ROUNDS, "max_steps": 6, "save_strategy": "no"}  # rounds of two steps,
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch):
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda **options: FakeEngine)
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
+    stand_in(monkeypatch)
 
 
 def build(directory, **settings):

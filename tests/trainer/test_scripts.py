@@ -9,7 +9,7 @@ Left out of the settings are names that TRL 1.16 and transformers 5 have removed
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from trl import GRPOConfig
 from trl.rewards import think_format_reward
 
 from tests.trainer import tiny
-from tests.trainer.engines import FakeClient, FakeEngine
+from tests.trainer.engines import stand_in
 from vgf_llm import VGFConfig, VGFTrainer
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "trl_parity.md").read_text(encoding="utf-8")
@@ -155,12 +155,8 @@ class Script:
     refused: tuple[str, ...] = ()
     data: Callable[[], Dataset] = chats
     lora: dict[str, Any] | None = None
-    # What has to be set by hand.
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
-# vLLM samples the base alone so far.
-OF_THE_BASE = {"rollout_policy": "base"}
 OPEN_R1 = {
     "use_vllm": True, "vllm_gpu_memory_utilization": 0.7, "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": {"use_reentrant": False}, "hub_strategy": "every_save", "log_completions": True,
@@ -185,7 +181,6 @@ SCRIPTS = {
         },
         {"generation_batch_size": 32, "gradient_accumulation_steps": 4},
         [accuracy, answers_after_thinking, some_tags],
-        extra=OF_THE_BASE,
     ),
     "open-r1, Qwen2.5-1.5B-Instruct demo": Script(
         OPEN_R1 | {
@@ -196,7 +191,6 @@ SCRIPTS = {
         },
         {"gradient_accumulation_steps": 2},
         [accuracy, answers_after_thinking],
-        extra=OF_THE_BASE,
     ),
     # Seven processes: groups of seven fit the batch of all of them, and not the 16 rows of one.
     "open-r1, Qwen2.5-Math-7B simple-rl": Script(
@@ -211,7 +205,6 @@ SCRIPTS = {
             "eval_steps": 1,
         },
         [accuracy, answers_after_thinking],
-        extra=OF_THE_BASE,
     ),
     "mini-r1, countdown": Script(
         {
@@ -226,7 +219,6 @@ SCRIPTS = {
         [countdown_format, countdown_equation],
         ("beta", "learning_rate"),
         data=countdown,
-        extra=OF_THE_BASE,
     ),
     "TRL, gspo.py": Script(
         {
@@ -271,7 +263,6 @@ SCRIPTS = {
         {"per_device_train_batch_size": 6, "optim": "adamw_torch"},
         FIVE_REWARDS,
         lora={"r": 32, "lora_alpha": 32, "target_modules": LINEAR},
-        extra=OF_THE_BASE,
     ),
     "ms-swift, grpo.sh": Script(
         {
@@ -294,7 +285,6 @@ SCRIPTS = {
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 5, "generation_batch_size": 20},
         [marked_answer],
         ("beta", "learning_rate"),
-        extra=OF_THE_BASE,
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
@@ -321,9 +311,8 @@ def warned(build: Callable[[], VGFConfig]) -> tuple[VGFConfig, list[str]]:
 @EVERY
 def test_the_script_trains(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny, "VOCAB", len(WORDS))
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", lambda **settings: FakeEngine)
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
-    settings = settings_of(script, tmp_path) | script.extra
+    stand_in(monkeypatch)
+    settings = settings_of(script, tmp_path)
     for name in script.refused:
         with pytest.raises(ValueError, match=f"`{name}=True`"):
             VGFConfig(**settings)
@@ -366,9 +355,9 @@ def test_a_configuration_of_trl_is_carried_over_as_the_constructor_reads_it(scri
     settings = settings_of(script, tmp_path)
     for name in script.refused:
         del settings[name]
-    args, named = warned(lambda: VGFConfig(**settings, **script.extra))
+    args, named = warned(lambda: VGFConfig(**settings))
     theirs = GRPOConfig(**settings)
-    carried, also_named = warned(lambda: VGFConfig.from_grpo(theirs, **script.extra))
+    carried, also_named = warned(lambda: VGFConfig.from_grpo(theirs))
     # A rate that is TRL's default cannot be told from one that was not set.
     default = settings["learning_rate"] == 1e-6
     assert also_named == [name for name in named if not (default and name == "learning_rate")]
@@ -382,5 +371,5 @@ def test_the_page_states_what_each_script_warned() -> None:
         r"^\| ([^|]+) \| ([^|]*) \| ([^|]*) \|$", PAGE.split("\n## Ten public scripts\n")[1], re.MULTILINE
     )
     stated = {name: (re.findall(r"`(\w+)`", named), re.findall(r"`(\w+)", others)) for name, named, others in rows[1:]}
-    expected = {name: (sorted(script.named), [*script.refused, *script.extra]) for name, script in SCRIPTS.items()}
+    expected = {name: (sorted(script.named), [*script.refused]) for name, script in SCRIPTS.items()}
     assert stated == expected

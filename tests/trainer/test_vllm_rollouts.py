@@ -2,17 +2,14 @@
 """Rollouts through TRL's vLLM engine, with a stand-in for it: what it is given, and when weights are sent to it."""
 
 import dataclasses
-import sys
-from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.trainer import tiny
-from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion
+from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion, stand_in
 from vgf_llm._compat import vllm_generation_class
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
@@ -25,17 +22,7 @@ LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAU
 @pytest.fixture(autouse=True)
 def engine_options(monkeypatch):
     """Puts the stand-ins in place, and gives the arguments that engines are started with beside TRL's."""
-    options = {}
-
-    def engine(**given):
-        options.update(given)
-        return FakeEngine
-
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_generation_class", engine)
-    monkeypatch.setattr("vgf_llm.trainer.sample.vllm.vllm_client_class", lambda: FakeClient)
-    lora = namedtuple("LoRARequest", ["lora_name", "lora_int_id", "lora_path"])
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lora))
-    return options
+    return stand_in(monkeypatch)
 
 
 def trained(tmp_path, **settings):
