@@ -220,7 +220,9 @@ def server(base, directory, *more):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *options, *more]
     log = directory / "server.log"
     with log.open("w") as out:
-        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ))
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=out, stderr=out, env=dict(os.environ), start_new_session=True
+        )
         try:
             for _ in range(280):
                 assert process.poll() is None, log.read_text()[-3000:]
@@ -233,7 +235,7 @@ def server(base, directory, *more):
                 raise AssertionError(log.read_text()[-3000:])
             yield port, process
         finally:
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # the engine is a process of its own
             process.wait(timeout=60)
 
 
