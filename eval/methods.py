@@ -8,7 +8,6 @@ from typing import Any
 from eval.sampling import Draw
 from eval.tasks import Task
 from vgf_llm.models import VGFModel
-from vgf_llm.spaces import build_space
 
 # What `--methods` may name, and what it gives.
 METHODS = {
@@ -121,13 +120,10 @@ def abilities(model: VGFModel, task: Task, *, has_value: bool = True) -> Abiliti
 
 def _can_move(model: VGFModel, settings: dict[str, Any]) -> bool:
     try:
-        transport = replace(model.transport, **settings)
-        if settings["space"].startswith("sequence"):
-            return getattr(model, "sequence_value", None) is not None
-        build_space(model.policy, model.value, transport)
-    except ValueError:  # the refusal of the configuration or of the space is the answer
+        replace(model.transport, **settings)
+    except ValueError:  # the refusal of the configuration is the answer
         return False
-    return True
+    return settings["space"] == "logit" or model.sequence_value is not None
 
 
 def check_methods(names: Sequence[str] | None, able: Abilities) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tests.layouts import EOS, VOCAB, prompts, shake, tiny_model, vgf_model
 from vgf_llm.functional import candidate_set
 from vgf_llm.generation import VGFGenerateOutput, mask_after_eos
-from vgf_llm.models import StateFeatures, VGFModel, build_value
+from vgf_llm.models import StateFeatures, TransportConfig, VGFModel, build_value
 from vgf_llm.models.language_model import last_hidden_states
 from vgf_llm.spaces import DecodeState, LogitSpace
 
@@ -240,10 +240,10 @@ def test_the_particles_of_one_prompt_interact(base: PreTrainedModel) -> None:
             StateFeatures(hidden=hidden[rows], embedding=base.lm_head.weight),
             num_particles=4,
         )
-        space = LogitSpace(base, model.value, step_size=0.5, num_steps=4, interaction=True, repulsion=True)
+        transport = TransportConfig(step_size=0.5, transport_steps=4, interaction=True, repulsion=True)
         found = transported_log_probs(out)[rows, step].gather(-1, ids[rows])
-        expected = space.transport(state).logits.double()
+        expected = LogitSpace(model.value, transport).transport(state).logits.double()
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
-        lonely = LogitSpace(base, model.value, step_size=0.5, num_steps=4).transport(state).logits
+        lonely = LogitSpace(model.value, TransportConfig(step_size=0.5, transport_steps=4)).transport(state).logits
         differences.append(float((found.exp() - lonely.double().exp()).abs().max()))
     assert max(differences) > 0.02

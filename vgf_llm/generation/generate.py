@@ -23,7 +23,7 @@ from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.spaces.base import CONTROLS
+from vgf_llm.spaces.controls import CONTROLS
 from vgf_llm.spaces.sequence import SEQUENCE_CONTROLS
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
 from vgf_llm.functional import cap_kl, masked_log_softmax
@@ -13,7 +13,7 @@ from vgf_llm.generation.candidates import candidate_tokens
 from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.value import StateFeatures, ValueModel
-from vgf_llm.spaces import DecodeState, build_space
+from vgf_llm.spaces import DecodeState, LogitSpace
 
 _EMPTIED = -1e30  # a displacement that leaves no probability at any scale that `cap_kl` can return but 0
 
@@ -47,7 +47,6 @@ class TransportProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        policy: nn.Module,
         value: ValueModel,
         transport: TransportConfig,
         tap: FeatureTap,
@@ -56,7 +55,7 @@ class TransportProcessor(LogitsProcessor):
         record: bool = True,
     ) -> None:
         self._value = _ReadOnce(value)
-        self.space = build_space(policy, cast(ValueModel, self._value), transport, control=control)
+        self.space = LogitSpace(cast(ValueModel, self._value), transport, control=control)
         self.tap = tap
         self.transport = transport
         self.record = record

@@ -133,7 +133,7 @@ def policy_responses(
         max_cache_len=input_ids.shape[1] + int(config.max_new_tokens or 0) if static else None,
         num_particles=n,
     )
-    processor = TransportProcessor(model.policy, model.value, transport, tap, control=control)
+    processor = TransportProcessor(model.value, transport, tap, control=control)
     with adapter_rows(model.policy, *model.value_blocks()):
         return _run(policy, model, input_ids, attention_mask, n, last=processor, **kwargs)
 

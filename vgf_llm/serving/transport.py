@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vgf_llm.functional import Range
 from vgf_llm.generation.options import TRANSPORT_FIELDS
@@ -151,7 +151,7 @@ class ServedTransport:
         self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, transport: TransportConfig
     ) -> Tensor:
         rows: Any = _Rows(hidden, embedding)
-        processor = TransportProcessor(_NO_POLICY, self.value, transport, rows, record=False)
+        processor = TransportProcessor(self.value, transport, rows, record=False)
         # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
         moved = logits.clone()
         moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]
@@ -166,9 +166,6 @@ class ServedTransport:
         result[token] = score.to(logits.dtype).nan_to_num()
         result[score_partner(token)] = 0.0
         return result
-
-
-_NO_POLICY = nn.Identity()  # logit space moves logits alone
 
 
 def read_request(

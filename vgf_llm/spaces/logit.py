@@ -6,52 +6,72 @@ one prompt may interact: the kernel compares their distributions, attraction sha
 them apart; that has no closed form and runs step by step.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from vgf_llm.functional import flow_direction, masked_log_softmax, simplex_flow, value_checks
-from vgf_llm.models.value import ValueModel
-from vgf_llm.spaces.base import (
-    DecodeState,
-    TransportedStep,
-    TransportSpace,
-    random_like,
-    shuffled_like,
+from vgf_llm.functional import (
+    check_choice,
+    flow_direction,
+    masked_log_softmax,
+    simplex_direction,
+    simplex_flow,
+    value_checks,
 )
+from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.value import StateFeatures, ValueModel
+from vgf_llm.spaces.controls import CONTROLS, random_like, shuffled_like
 
 
-class LogitSpace(TransportSpace):
+@dataclass(frozen=True)
+class DecodeState:
+    """One decode step of R = B * N rows.
+
+    Attributes:
+        candidate_ids: `[R, K]`.
+        candidate_mask: `[R, K]`, true on candidates.
+        logits: `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary.
+        features: What the value reads.
+        num_particles: N; the rows of one prompt are consecutive.
+    """
+
+    candidate_ids: Tensor
+    candidate_mask: Tensor
+    logits: Tensor
+    features: StateFeatures
+    num_particles: int = 1
+
+
+@dataclass(frozen=True)
+class TransportedStep:
+    """The outcome of transport at one decode step.
+
+    Attributes:
+        logits: `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask.
+        q_values: `[R, K]`, potentials of the candidates.
+    """
+
+    logits: Tensor
+    q_values: Tensor
+
+
+class LogitSpace:
     """Transport of next-token distributions.
 
     Args:
-        policy: The language model.
         value: A value that ranks candidates.
-        step_size: epsilon.
-        num_steps: L.
-        alpha: Entropy temperature of the Boltzmann target, or `None` to tilt.
-        interaction: Whether particles of one prompt interact.
-        repulsion: Whether the interaction includes the kernel's gradient.
-        control: `None`, `"random"` or `"shuffled"`.
+        transport: Steps, temperature and interaction.
+        control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
+            `"shuffled"`, the value's own numbers given to the wrong candidates.
+
+    Raises:
+        ValueError: For an unknown control.
     """
 
-    name = "logit"
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        value: ValueModel,
-        *,
-        step_size: float,
-        num_steps: int,
-        alpha: float | None = None,
-        interaction: bool = False,
-        repulsion: bool = False,
-        control: str | None = None,
-    ) -> None:
-        super().__init__(policy, value, step_size=step_size, num_steps=num_steps, control=control)
-        self.alpha = alpha
-        self.interaction = interaction
-        self.repulsion = repulsion
+    def __init__(self, value: ValueModel, transport: TransportConfig, *, control: str | None = None) -> None:
+        check_choice("control", control, CONTROLS)
+        self.value, self.config, self.control = value, transport, control
 
     def q_values(self, state: DecodeState) -> Tensor:
         """Returns the potentials `[R, K]` that drive the flow; under a control, senseless ones of their spread."""
@@ -67,44 +87,36 @@ class LogitSpace(TransportSpace):
         """Returns the base's log-probabilities over the candidates, `[R, K]`."""
         return masked_log_softmax(state.logits, state.candidate_mask)
 
-    def velocity(self, particles: Tensor, state: DecodeState) -> Tensor:
+    def velocity(self, particles: Tensor, state: DecodeState, q_values: Tensor) -> Tensor:
         """Returns Q centred under the particle's own distribution, shared among interacting particles, `[R, K]`."""
-        return self._velocity(particles, state, self.q_values(state))
+        with value_checks(False):  # once per token and step: the host is not to wait
+            scores = simplex_direction(particles, q_values, state.candidate_mask)
+            return _interact(particles.exp(), scores, state, self.config) if self.config.interaction else scores
 
-    def _velocity(self, particles: Tensor, state: DecodeState, q_values: Tensor) -> Tensor:
-        probs = masked_log_softmax(particles, state.candidate_mask).exp()
-        scores = torch.where(state.candidate_mask, q_values, torch.zeros_like(q_values))
-        scores = scores - (probs * scores).sum(dim=-1, keepdim=True)
-        scores = torch.where(state.candidate_mask, scores, torch.zeros_like(scores))
-        if not self.interaction:
-            return scores
-        return _interact(probs, scores, state, self.alpha, self.repulsion)
-
-    def project(self, particles: Tensor, state: DecodeState) -> Tensor:
-        """Returns the particles: they are logits already."""
-        return particles
+    def step(self, particles: Tensor, velocity: Tensor, state: DecodeState) -> Tensor:
+        """Moves particles by one step and normalises them, `[R, K]`."""
+        return masked_log_softmax(particles + self.config.step_size * velocity, state.candidate_mask)
 
     def transport(self, state: DecodeState) -> TransportedStep:
         """Moves the distributions of a decode step: in closed form where there is one."""
-        q_values = self.q_values(state)
-        if not self.interaction:
+        q_values, config = self.q_values(state), self.config
+        if not config.interaction:
             logits = simplex_flow(
                 state.logits,
                 q_values,
-                step_size=self.step_size,
-                num_steps=self.num_steps,
-                alpha=self.alpha,
+                step_size=config.step_size,
+                num_steps=config.transport_steps,
+                alpha=config.alpha,
                 candidate_mask=state.candidate_mask,
             )
             return TransportedStep(logits, q_values)
         particles = self.lift(state)
-        for _ in range(self.num_steps):
-            particles = self.step(particles, self._velocity(particles, state, q_values))
-            particles = masked_log_softmax(particles, state.candidate_mask)
+        for _ in range(config.transport_steps):
+            particles = self.step(particles, self.velocity(particles, state, q_values), state)
         return TransportedStep(particles, q_values)
 
 
-def _interact(probs: Tensor, scores: Tensor, state: DecodeState, alpha: float | None, repulsion: bool) -> Tensor:
+def _interact(probs: Tensor, scores: Tensor, state: DecodeState, config: TransportConfig) -> Tensor:
     """`flow_direction` on distributions whose candidates differ: coordinates are matched by token id."""
     n, k = state.num_particles, probs.shape[-1]
     slots = _token_slots(state.candidate_ids.view(-1, n * k)).view(-1, n, k)
@@ -112,8 +124,7 @@ def _interact(probs: Tensor, scores: Tensor, state: DecodeState, alpha: float | 
     def in_slots(x: Tensor) -> Tensor:
         return x.new_zeros(*slots.shape[:2], n * k).scatter_(-1, slots, x.view(slots.shape))
 
-    with value_checks(False):  # once per token and step: the host is not to wait
-        phi = flow_direction(in_slots(probs), in_slots(scores), alpha=alpha or 1.0, repulsion=repulsion)
+    phi = flow_direction(in_slots(probs), in_slots(scores), alpha=config.alpha or 1.0, repulsion=config.repulsion)
     return phi.gather(-1, slots).view(probs.shape) * state.candidate_mask
 
 

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vgf_llm.functional import check_choice, sequence_direction
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.sequence_value import DifferentiableValue, ReadPrefix
 
 SEQUENCE_CONTROLS = (None, "random", "shuffled", "swaps")
@@ -85,12 +87,7 @@ class SequenceSpace(ABC):
 
     Args:
         value: The sequence value.
-        step_size: epsilon.
-        num_steps: L.
-        alpha: Entropy temperature, or `None`.
-        interaction: Whether the particles of one prompt interact through the kernel on their pooled tokens.
-        repulsion: Whether the interaction includes the kernel's gradient.
-        lower_bound_coef: Standard deviations of the ensemble that the value is below its mean.
+        transport: Steps, temperature, interaction, and what the space itself asks for.
         control: `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
             of another prompt's response, or of another particle where there is one prompt).
 
@@ -99,37 +96,18 @@ class SequenceSpace(ABC):
         ValueError: For an unknown control.
     """
 
-    name: ClassVar[str]
     needs_candidates: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        value: DifferentiableValue,
-        *,
-        step_size: float,
-        num_steps: int,
-        alpha: float | None = None,
-        interaction: bool = False,
-        repulsion: bool = False,
-        lower_bound_coef: float = 1.0,
-        control: str | None = None,
-    ) -> None:
+    def __init__(self, value: DifferentiableValue, transport: TransportConfig, *, control: str | None = None) -> None:
         if not isinstance(value, DifferentiableValue):
             raise TypeError(
-                f"`space={self.name!r}` moves responses along the gradient of a DifferentiableValue; "
+                f"`space={transport.space!r}` moves responses along the gradient of a DifferentiableValue; "
                 f"{type(value).__name__} has none. For a black box use `transport_steps=0` (best-of-N) or "
                 "`control='swaps'` (random search), both of which score decoded text alone."
             )
-        if control not in SEQUENCE_CONTROLS:
-            raise ValueError(f"`control` must be None, 'random', 'shuffled' or 'swaps', got {control!r}.")
-        self.value = value
-        self.step_size = step_size
-        self.num_steps = num_steps
-        self.alpha = alpha
-        self.interaction = interaction
-        self.repulsion = repulsion
-        self.lower_bound_coef = lower_bound_coef
-        self.control = control
+        check_choice("control", control, SEQUENCE_CONTROLS)
+        self.value, self.config, self.control = value, transport, control
+        self._embedding = value.embedding.detach().float()
 
     @abstractmethod
     def lift(self, state: SequenceState) -> Tensor:
@@ -137,29 +115,15 @@ class SequenceSpace(ABC):
 
     @abstractmethod
     def relift(self, particles: Tensor, start: Tensor, state: SequenceState, text: SequenceState) -> Tensor:
-        """Returns the particles `[R, T', ...]` that are moved from `text` as `particles` are from `state`.
-
-        Args:
-            particles: `[R, T, ...]`.
-            start: `[R, T, ...]`, what `state` lifts to.
-            state: The text that the particles were lifted from.
-            text: The text that they were projected to.
-        """
+        """Returns the particles `[R, T', ...]` that are moved from `text` as `particles` are from `state`."""
 
     @abstractmethod
     def velocity(self, particles: Tensor, start: Tensor, state: SequenceState, *, at_text: bool) -> SequenceVelocity:
-        """Returns the direction in which the value rises.
-
-        Args:
-            particles: `[R, T, ...]`.
-            start: `[R, T, ...]`.
-            state: The text that the particles were lifted from.
-            at_text: Whether the gradient is taken at the text instead of at the particles.
-        """
+        """Returns the direction in which the value rises, at the text of `state` or at the particles `[R, T, ...]`."""
 
     @abstractmethod
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
-        """Moves particles `[R, T, ...]` by step `index`, counted from 0."""
+    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+        """Moves particles `[R, T, ...]` by one step."""
 
     @abstractmethod
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
@@ -168,6 +132,18 @@ class SequenceSpace(ABC):
     @abstractmethod
     def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
         """Returns the tokens `[R, T]` that are nearest to the particles among the base's candidates."""
+
+    def interacting(self, vectors: Tensor, score: Tensor, state: SequenceState, *, alpha: float) -> Tensor:
+        """Shares the gradients `[R, T, D]` among the particles of a prompt, whose tokens are at `vectors`."""
+        shape = (-1, state.num_particles, *vectors.shape[1:])
+        phi = sequence_direction(
+            vectors.view(shape),
+            score.view(shape),
+            state.mask.view(shape[:-1]),
+            alpha=alpha,
+            repulsion=self.config.repulsion,
+        )
+        return phi.view_as(score)
 
     def score(self, embeds: Tensor, state: SequenceState) -> tuple[Tensor, Tensor]:
         """Values embeddings `[R, T, D]`; returns the values `[R, H]` and the lower bound's gradient `[R, T, D]`.
@@ -186,7 +162,7 @@ class SequenceSpace(ABC):
             else:
                 values = self.value(leaf, mask, response, state.prefix)
             check_values(values)
-            lower = self.value.lower_bound(values, self.lower_bound_coef)
+            lower = self.value.lower_bound(values, self.config.lower_bound_coef)
             gradient = torch.autograd.grad(lower.sum(), leaf, allow_unused=True)[0] if lower.requires_grad else None
         if gradient is None:
             raise ValueError(

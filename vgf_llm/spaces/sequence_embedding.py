@@ -1,15 +1,14 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Embedding space of whole responses: a particle is the response's matrix of token embeddings."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vgf_llm.functional import sequence_direction, sequence_step
+from vgf_llm.functional import sequence_step
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.spaces.base import random_like
+from vgf_llm.spaces.controls import random_like
 from vgf_llm.spaces.sequence import SequenceSpace, SequenceState, SequenceVelocity, Tilt
 
 
@@ -18,33 +17,14 @@ class SequenceEmbeddingSpace(SequenceSpace):
 
     Every token of a response moves by the same length, `step_size` times the mean norm of the embedding matrix.
 
-    Args:
-        value: The sequence value.
-        max_distance: Trust radius of every token, in mean embedding norms; `None` for none.
-        anchor: Pull to the start.
-        decode_strength: What the tilt is multiplied by.
-        **kwargs: See `SequenceSpace`.
+    Its arguments are those of `SequenceSpace`.
 
     Raises:
         ValueError: If the embedding matrix is zero.
     """
 
-    name = "sequence_embedding"
-
-    def __init__(
-        self,
-        value: DifferentiableValue,
-        *,
-        max_distance: float | None = None,
-        anchor: float = 0.0,
-        decode_strength: float = 10.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(value, **kwargs)
-        self.max_distance = max_distance
-        self.anchor = anchor
-        self.decode_strength = decode_strength
-        self._embedding = value.embedding.detach().float()
+    def __init__(self, value: DifferentiableValue, transport: TransportConfig, *, control: str | None = None) -> None:
+        super().__init__(value, transport, control=control)
         self._scale = float(self._embedding.norm(dim=-1).mean())
         if self._scale == 0:
             raise ValueError("The value's embedding matrix is zero; its weights were not loaded.")
@@ -64,30 +44,23 @@ class SequenceEmbeddingSpace(SequenceSpace):
         """Returns the gradient of the lower bound, shared and repelled where particles interact, `[R, T, D]`."""
         where = start if at_text else particles
         values, score = self.score(where, state)
-        if self.interaction:
-            shape = (-1, state.num_particles, *where.shape[1:])
-            score = sequence_direction(
-                where.view(shape),
-                score.view(shape),
-                state.mask.view(shape[:-1]),
-                alpha=self.alpha or 1.0,
-                repulsion=self.repulsion,
-            ).view_as(where)
+        if self.config.interaction:
+            score = self.interacting(where, score, state, alpha=self.config.alpha or 1.0)
         if self.control == "random":
             score = random_like(score)
         return SequenceVelocity(score, values)
 
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
+    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
         """Moves every token by one length, `[R, T, D]`."""
         return sequence_step(
             particles,
             direction,
             start,
             state.mask,
-            step_size=self.step_size,
+            step_size=self.config.step_size,
             scale=self._scale,
-            anchor=self.anchor,
-            max_distance=self.max_distance,
+            anchor=self.config.anchor,
+            max_distance=self.config.max_distance,
         )
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
@@ -95,7 +68,7 @@ class SequenceEmbeddingSpace(SequenceSpace):
 
         With both factors in mean embedding norms s, one strength means the same for every model.
         """
-        shift = self.decode_strength / self._scale**2 * (particles - start) * state.mask.unsqueeze(-1)
+        shift = self.config.decode_strength / self._scale**2 * (particles - start) * state.mask.unsqueeze(-1)
 
         def tilt(position: int, token_ids: Tensor) -> Tensor:
             if position >= shift.shape[1]:

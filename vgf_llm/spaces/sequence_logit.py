@@ -1,14 +1,13 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Logit space of whole responses: a particle is one distribution per position over the base's candidates there."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from vgf_llm.functional import masked_log_softmax, sequence_direction, simplex_direction, straight_through_tokens
+from vgf_llm.functional import masked_log_softmax, simplex_direction, straight_through_tokens
+from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.sequence_value import DifferentiableValue
-from vgf_llm.spaces.base import random_like
+from vgf_llm.spaces.controls import random_like
 from vgf_llm.spaces.sequence import SequenceSpace, SequenceState, SequenceVelocity, TextCandidates, Tilt
 
 
@@ -20,24 +19,24 @@ class SequenceLogitSpace(SequenceSpace):
     score is Q / alpha + log mu - log p, whose entropy keeps a distribution from collapsing.
 
     Args:
-        value: The sequence value.
+        value: See `SequenceSpace`.
+        transport: See `SequenceSpace`.
         temperature: The sampling temperature of the text.
-        **kwargs: See `SequenceSpace`.
+        control: See `SequenceSpace`.
     """
 
-    name = "sequence_logit"
     needs_candidates = True
 
     def __init__(
         self,
         value: DifferentiableValue,
+        transport: TransportConfig,
         *,
         temperature: float = 1.0,
-        **kwargs: Any,
+        control: str | None = None,
     ) -> None:
-        super().__init__(value, **kwargs)
+        super().__init__(value, transport, control=control)
         self.temperature = temperature
-        self._embedding = value.embedding.detach().float()
 
     def lift(self, state: SequenceState) -> Tensor:
         """Returns the base's log-probabilities over the candidates of every position, `[R, T, K]`."""
@@ -62,26 +61,19 @@ class SequenceLogitSpace(SequenceSpace):
             leaf = probs.requires_grad_()
             through, soft = straight_through_tokens(leaf, candidates.ids, hard, self._embedding)
         values, score = self.score(through, state)
-        if self.interaction:
-            shape = (-1, state.num_particles, *soft.shape[1:])
-            score = sequence_direction(
-                soft.detach().view(shape),
-                score.view(shape),
-                state.mask.view(shape[:-1]),
-                alpha=1.0,
-                repulsion=self.repulsion,
-            ).view_as(score)
+        if self.config.interaction:
+            score = self.interacting(soft.detach(), score, state, alpha=1.0)
         # The gradient of score . sum_k p_k E_k in p: E_k . score for every candidate, without holding E_k.
         q_values = torch.autograd.grad(soft, leaf, grad_outputs=score.to(soft.dtype))[0]
         if self.control == "random":
             q_values = random_like(q_values, torch.where(candidates.mask, probs.detach(), 0.0))
-        direction = simplex_direction(particles, q_values, candidates.mask, alpha=self.alpha, reference=start)
+        direction = simplex_direction(particles, q_values, candidates.mask, alpha=self.config.alpha, reference=start)
         return SequenceVelocity(direction * state.mask.unsqueeze(-1), values)
 
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState, index: int) -> Tensor:
+    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
         """Moves the logits and normalises them; returns log-probabilities `[R, T, K]`."""
         candidates = state.needed_candidates()
-        moved = particles + self.step_size * direction
+        moved = particles + self.config.step_size * direction
         return torch.where(state.mask.unsqueeze(-1), masked_log_softmax(moved, candidates.mask), particles)
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:

@@ -45,7 +45,7 @@ def served(model, **transport):
 def test_it_is_the_processor_of_generate(parametrization, budget):
     model = vgf_model(tiny_model("llama"), parametrization)
     ids, logits, hidden = step_of(model)
-    processor = TransportProcessor(model.policy, model.value, TransportConfig(**budget), Tap(model, hidden))
+    processor = TransportProcessor(model.value, TransportConfig(**budget), Tap(model, hidden))
     expected = processor(ids, logits.clone())
     serving = served(model, transport_steps=0)
     requests = {row: serving.request(budget) for row in range(3)}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vgf_llm.functional import candidate_set, median_bandwidth
-from vgf_llm.models import StateFeatures, ValueModel
+from vgf_llm.models import StateFeatures, TransportConfig, ValueModel
 from vgf_llm.spaces import DecodeState, LogitSpace
-from vgf_llm.spaces.base import shuffled_like
+from vgf_llm.spaces.controls import shuffled_like
 
 VOCAB, K = 12, 6
 
@@ -42,9 +42,9 @@ def table(rows: int, seed: int = 1) -> Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def space(q: Tensor, **settings: Any) -> LogitSpace:
-    settings = {"step_size": 0.25, "num_steps": 4, **settings}
-    return LogitSpace(torch.nn.Identity(), TableValue(q), **settings)
+def space(q: Tensor, *, control: str | None = None, **settings: Any) -> LogitSpace:
+    transport = TransportConfig(**{"step_size": 0.25, "transport_steps": 4, **settings})
+    return LogitSpace(TableValue(q), transport, control=control)
 
 
 def tilted(state: DecodeState, q: Tensor, strength: float) -> Tensor:
@@ -58,24 +58,24 @@ def test_fisher_tilts_by_steps_times_step_size() -> None:
     moved = space(q).transport(state)
     torch.testing.assert_close(moved.logits, tilted(state, q, 1.0), atol=1e-12, rtol=0)
     assert torch.equal(moved.q_values, q.gather(-1, state.candidate_ids))
-    for step_size, num_steps in ((0.125, 8), (1.0, 1)):
-        same = space(q, step_size=step_size, num_steps=num_steps).transport(state).logits
+    for step_size, transport_steps in ((0.125, 8), (1.0, 1)):
+        same = space(q, step_size=step_size, transport_steps=transport_steps).transport(state).logits
         torch.testing.assert_close(same, moved.logits, atol=1e-12, rtol=0)
 
 
 def test_no_step_is_the_base_on_the_candidates() -> None:
     state, q = make_state(5, num_particles=5), table(5)
     for settings in ({}, {"interaction": True}, {"alpha": 0.5}):
-        moved = space(q, num_steps=0, **settings).transport(state).logits
+        moved = space(q, transport_steps=0, **settings).transport(state).logits
         torch.testing.assert_close(moved, tilted(state, q, 0.0), atol=1e-12, rtol=0)
 
 
 def test_alpha_flows_to_the_boltzmann_target_and_no_further() -> None:
     state, q = make_state(5), table(5)
     target = tilted(state, q, 1 / 0.5)
-    near = space(q, alpha=0.5, step_size=0.5, num_steps=80).transport(state).logits
+    near = space(q, alpha=0.5, step_size=0.5, transport_steps=80).transport(state).logits
     torch.testing.assert_close(near, target, atol=1e-12, rtol=0)
-    part = space(q, alpha=0.5, step_size=0.25, num_steps=3).transport(state).logits
+    part = space(q, alpha=0.5, step_size=0.25, transport_steps=3).transport(state).logits
     torch.testing.assert_close(part, tilted(state, q, (1 - 0.75**3) / 0.5), atol=1e-12, rtol=0)
 
 
@@ -84,9 +84,8 @@ def test_the_interface_steps_to_the_closed_form() -> None:
     flow = space(q)
     particles = flow.lift(state)
     for _ in range(4):
-        particles = flow.step(particles, flow.velocity(particles, state))
-    found = flow.project(particles, state).masked_fill(~state.candidate_mask, -torch.inf).log_softmax(-1)
-    torch.testing.assert_close(found, flow.transport(state).logits, atol=1e-12, rtol=0)
+        particles = flow.step(particles, flow.velocity(particles, state, flow.q_values(state)), state)
+    torch.testing.assert_close(particles, flow.transport(state).logits, atol=1e-12, rtol=0)
 
 
 def test_shuffled_control_gives_the_same_numbers_to_other_candidates() -> None:
@@ -98,7 +97,7 @@ def test_shuffled_control_gives_the_same_numbers_to_other_candidates() -> None:
     assert torch.equal(*inside)
     assert not torch.equal(drawn, own)
     # Every place is equally likely: the mean over draws loses what belonged to it.
-    many = shuffled_like(torch.arange(4.0).expand(20_000, 4))
+    many = shuffled_like(torch.arange(4.0).expand(20_000, 4), torch.ones(20_000, 4, dtype=torch.bool))
     assert torch.allclose(many.mean(dim=0), torch.full((4,), 1.5), atol=0.05)
 
 
@@ -125,14 +124,14 @@ def test_random_control_keeps_spread_and_drops_the_direction() -> None:
 
 
 def dense_interaction(
-    state: DecodeState, q: Tensor, *, step_size: float, num_steps: int, alpha: float, repulsion: bool
+    state: DecodeState, q: Tensor, *, step_size: float, transport_steps: int, alpha: float, repulsion: bool
 ) -> Tensor:
     """phi of the paper, term by term, on distributions over the whole vocabulary; [N, K]."""
     n = state.num_particles
     allowed = torch.zeros(n, VOCAB, dtype=torch.bool).scatter(1, state.candidate_ids, state.candidate_mask)
     base = torch.zeros(n, VOCAB, dtype=torch.float64).scatter(1, state.candidate_ids, state.logits)
     logits = base.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-    for _ in range(num_steps):
+    for _ in range(transport_steps):
         probs = logits.exp()
         score = torch.where(allowed, q - (probs * q.masked_fill(~allowed, 0)).sum(-1, keepdim=True), 0.0)
         sigma = float(median_bandwidth(probs))
@@ -153,7 +152,7 @@ def dense_interaction(
 def test_interaction_is_the_papers_direction(n: int, alpha: float | None, repulsion: bool) -> None:
     groups = 2
     state, q = make_state(groups * n, num_particles=n), table(groups * n)
-    settings = {"step_size": 0.3, "num_steps": 3, "alpha": alpha, "repulsion": repulsion}
+    settings = {"step_size": 0.3, "transport_steps": 3, "alpha": alpha, "repulsion": repulsion}
     found = space(q, interaction=True, **settings).transport(state).logits
     for group in range(groups):
         rows = slice(group * n, (group + 1) * n)
@@ -169,7 +168,9 @@ def test_one_particle_has_nobody_to_interact_with(repulsion: bool) -> None:
     state, q = make_state(5, num_particles=1), table(5)
     together = space(q, interaction=True, repulsion=repulsion).transport(state).logits
     torch.testing.assert_close(together, space(q).transport(state).logits, atol=1e-12, rtol=0)
-    colder = space(q, interaction=True, alpha=0.5, num_steps=2).transport(state).logits  # alpha divides the direction
+    colder = (
+        space(q, interaction=True, alpha=0.5, transport_steps=2).transport(state).logits
+    )  # alpha divides the direction
     torch.testing.assert_close(colder, together, atol=1e-12, rtol=0)
 
 
@@ -177,7 +178,7 @@ def test_equal_particles_without_repulsion_share_their_values() -> None:
     state = make_state(1)
     twice = [x.repeat(2, 1) for x in (state.candidate_ids, state.candidate_mask, state.logits)]
     state, q = DecodeState(*twice, StateFeatures(), num_particles=2), table(2)
-    found = space(q, interaction=True, num_steps=1, step_size=1.0).transport(state).logits
+    found = space(q, interaction=True, transport_steps=1, step_size=1.0).transport(state).logits
     torch.testing.assert_close(found, tilted(state, q.mean(0).expand(2, -1), 1.0), atol=1e-12, rtol=0)
 
 
@@ -195,7 +196,7 @@ def test_interaction_is_equivariant_under_permutations() -> None:
 def test_repulsion_drives_distributions_apart() -> None:
     state = make_state(3, num_particles=3, min_prob=0.0)
     q = torch.zeros(3, VOCAB, dtype=torch.float64)
-    settings = {"interaction": True, "step_size": 0.2, "num_steps": 2}
+    settings = {"interaction": True, "step_size": 0.2, "transport_steps": 2}
 
     def distance(logits: Tensor) -> Tensor:
         dense = torch.zeros(3, VOCAB, dtype=torch.float64).scatter(1, state.candidate_ids, logits.exp())
