@@ -3,12 +3,11 @@
 
 from ._checks import Range, check_choice, value_checks
 from ._masking import masked_log_softmax
-from .budget import cap_kl, kl_divergence, mmd_bound, mmd_squared, relative_displacement, tokens_changed
+from .budget import cap_kl, kl_divergence, mmd_bound, mmd_squared, tokens_changed
 from .flow import TransportResult, flow_direction, transport
 from .kernels import kernel_matrix, median_bandwidth, rbf_kernel
 from .losses import (
     bernoulli_value_loss,
-    centre_by_prompt,
     distillation_loss,
     masked_mean,
     pairwise_value_loss,
@@ -25,7 +24,6 @@ __all__ = [
     "bernoulli_value_loss",
     "candidate_set",
     "cap_kl",
-    "centre_by_prompt",
     "check_choice",
     "distillation_loss",
     "flow_direction",
@@ -40,7 +38,6 @@ __all__ = [
     "pool_tokens",
     "rbf_kernel",
     "regression_value_loss",
-    "relative_displacement",
     "sequence_direction",
     "sequence_step",
     "simplex_direction",

@@ -113,26 +113,21 @@ class Range:
         """Raises TypeError for another type, ValueError for a number out of range; both name the setting."""
         if value is None and self.optional:
             return
+        hint = f" {self.hint}" if self.hint else ""
         what = ("an integer" if self.integer else "a number") + (" or None" if self.optional else "")
-        if isinstance(value, bool) or not isinstance(value, Integral if self.integer else Real):
-            raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).{self._hint}")
-        self._check_number(name, value, what)
+        kind: Any = Integral if self.integer else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be {what}, got {shown(value)} ({type(value).__name__}).{hint}")
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        # A comparison with NaN is false. Counts fit 32 bits, and other numbers what tensors hold.
+        if not (above and below and abs(value) <= _LARGEST[self.integer]):
+            raise ValueError(f"`{name}` must be {what} {self}, got {shown(value)}.{hint}")
 
     def read(self, name: str, value: Any) -> Any:
         """Checks a value, and returns it as a number of Python's own, which every file format can hold."""
         self.check(name, value)
         return value if value is None else int(value) if isinstance(value, Integral) else float(value)
-
-    def _check_number(self, name: str, value: Any, what: str) -> None:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        # A comparison with NaN is false. Counts fit 32 bits, and other numbers what tensors hold.
-        if not (above and below and abs(value) <= _LARGEST[self.integer]):
-            raise ValueError(f"`{name}` must be {what} {self}, got {shown(value)}.{self._hint}")
-
-    @property
-    def _hint(self) -> str:
-        return f" {self.hint}" if self.hint else ""
 
     def __str__(self) -> str:
         if self.high == math.inf:

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import COUNT, NON_NEGATIVE, POSITIVE, check_finite, check_particles, check_shape, checks_values
+from ._checks import COUNT, NON_NEGATIVE, POSITIVE, check_finite, check_shape
 from ._masking import as_mask, below_max, check_logits, masked_log_softmax, working_dtype
 from .kernels import kernel_matrix
 
@@ -47,36 +47,6 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL of normalised log-probabilities; entries where p is zero contribute nothing, whatever q is."""
     terms = torch.where(log_p > -torch.inf, log_p - log_q, 0.0)
     return (log_p.exp() * terms).sum(dim=-1).clamp_min(0.0)
-
-
-def relative_displacement(particles: Tensor, start: Tensor) -> Tensor:
-    """Distance from the start as a fraction of the start's norm, |u_L - u_0| / |u_0|.
-
-    Args:
-        particles: Transported particles, [..., N, D].
-        start: The particles before transport, [..., N, D].
-
-    Returns:
-        The fraction, [..., N].
-
-    Raises:
-        TypeError: The particles are not floating point.
-        ValueError: Shapes do not agree, input is not finite, or a start particle is zero.
-
-    Example:
-        >>> relative_displacement(torch.tensor([[3.0, 5.0]]), torch.tensor([[3.0, 4.0]]))
-        tensor([0.2000])
-    """
-    check_particles("particles", particles)
-    check_particles("start", start)
-    check_shape("start", start, particles.shape, "particles")
-    norms = torch.linalg.vector_norm(start, dim=-1)
-    if checks_values() and bool((norms == 0).any()):
-        raise ValueError(
-            f"start must hold no zero particle, but {int((norms == 0).sum())} are zero and nothing is relative to "
-            f"them; use the absolute distance."
-        )
-    return torch.linalg.vector_norm(particles - start, dim=-1) / norms
 
 
 def mmd_squared(x: Tensor, y: Tensor, bandwidth: float | Tensor) -> Tensor:

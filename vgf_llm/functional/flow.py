@@ -20,10 +20,9 @@ from ._checks import (
 )
 from .kernels import kernel_matrix, median_bandwidth, particle_kernel, tile_size
 
-StopReason = Literal["num_steps", "max_distance", "stationary"]
+StopReason = Literal["num_steps", "stationary"]
 
 ALPHA = Range(0, open_low=True, hint="For the limit alpha -> 0 pass repulsion=False and scale step_size.")
-MAX_DISTANCE = Range(0, hint="None switches the trust radius off.")
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ class TransportResult:
         values: Their value before the first step and after every step, [num_steps + 1, ..., N].
         distance: How far each particle is from its start (Euclidean), [..., N].
         num_steps: Steps taken.
-        stop_reason: "num_steps" (the budget is spent), "max_distance" (what still has a velocity presses against the
-            trust radius and no longer moves) or "stationary" (the velocity is zero everywhere).
+        stop_reason: "num_steps" (the budget is spent) or "stationary" (the velocity is zero everywhere).
     """
 
     particles: Tensor
@@ -185,8 +183,6 @@ def transport(
     num_steps: int,
     alpha: float = 1.0,
     repulsion: bool = True,
-    normalize: bool = False,
-    max_distance: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> TransportResult:
     """Moves particles along the value gradient for a budget of steps: u <- u + step_size * phi(u).
@@ -197,16 +193,11 @@ def transport(
     Args:
         particles: Where to start, [..., N, D].
         value_fn: Maps particles [..., N, D] to values [..., N]; the value of a particle must depend on it alone.
-        step_size: epsilon >= 0, in the units of phi; with `normalize` a fraction of the start particle's norm.
+        step_size: epsilon >= 0, in the units of phi.
         num_steps: L >= 0; 0 returns the start and its values.
         alpha: Temperature, positive; see `flow_direction`.
         repulsion: Whether particles repel each other; see `flow_direction`.
-        normalize: Replace each particle's velocity v by v / |v| * |u_start|, so that every step moves every particle by
-            step_size times the norm it had at the start. A zero velocity stays zero.
-        max_distance: Trust radius: no particle ends a step further than this from its start. Steps that leave the ball
-            are pulled back to its surface along the ray from the start.
-        project: Called on the particles after each step, before the trust radius. The radius has the last word; it
-            keeps the particles in any convex set that holds the start.
+        project: Called on the particles after each step.
 
     Returns:
         A `TransportResult`.
@@ -214,7 +205,7 @@ def transport(
     Raises:
         TypeError: `num_steps` is not an int, or the particles are not floating point.
         ValueError: A number is out of range; particles, values or gradients are not finite; `value_fn` or `project`
-            returns another shape, or values that do not depend on the particles; `normalize` meets a start at zero.
+            returns another shape, or values that do not depend on the particles.
 
     Source:
         arXiv 2604.14265, the update u <- u + epsilon phi(u) and its budget of L steps.
@@ -228,42 +219,29 @@ def transport(
     check_particles("particles", particles)
     NON_NEGATIVE.check("step_size", step_size)
     COUNT.check("num_steps", num_steps)
-    if max_distance is not None:
-        MAX_DISTANCE.check("max_distance", max_distance)
-    start = particles.clone()
-    scale = _start_norms(start) if normalize else None
-
-    current, values, taken = start, [], 0
+    start = current = particles.clone()
     velocities = torch.empty_like(start, memory_format=torch.contiguous_format)
+    values: list[Tensor] = []
     reason: StopReason = "num_steps"
-    while taken < num_steps:
+    for taken in range(num_steps):
         value, score = _value_and_score(value_fn, current, taken)
         values.append(value)
         velocity = flow_direction(current, score, alpha=alpha, repulsion=repulsion, out=velocities)
-        resting = ~velocity.any(dim=-1)
-        if bool(resting.all()):
+        if not bool(velocity.any()):
             reason = "stationary"
             break
-        if scale is not None:
-            velocity = with_norm(velocity, scale)
-        proposal = current + step_size * velocity
+        current = current + step_size * velocity
         if project is not None:
-            proposal = project(proposal)
-            check_shape("the output of project", proposal, current.shape, "particles")
-        check_finite(f"the particles after step {taken + 1}", proposal, "lower step_size or set max_distance")
-        if max_distance is not None:
-            proposal, at_radius = into_ball(proposal, start, max_distance)
-            if bool((resting | (at_radius & _unmoved(proposal, current, start))).all()):
-                reason = "max_distance"
-                break
-        current, taken = proposal, taken + 1
-    if len(values) == taken:
-        values.append(_checked_values(value_fn, current, taken))
+            current = project(current)
+            check_shape("the output of project", current, start.shape, "particles")
+        check_finite(f"the particles after step {taken + 1}", current, "lower step_size")
+    else:
+        values.append(_checked_values(value_fn, current, num_steps))
     return TransportResult(
         particles=current,
         values=torch.stack(values),
         distance=torch.linalg.vector_norm(current - start, dim=-1),
-        num_steps=taken,
+        num_steps=len(values) - 1,
         stop_reason=reason,
     )
 
@@ -271,7 +249,7 @@ def transport(
 def _checked_values(value_fn: Callable[[Tensor], Tensor], particles: Tensor, step: int) -> Tensor:
     values = value_fn(particles)
     check_shape("the output of value_fn", values, particles.shape[:-1], "particles [..., N, D]")
-    check_finite(f"the values that value_fn returned after {step} steps", values, "lower step_size or set max_distance")
+    check_finite(f"the values that value_fn returned after {step} steps", values, "lower step_size")
     return values
 
 
@@ -288,42 +266,3 @@ def _value_and_score(value_fn: Callable[[Tensor], Tensor], particles: Tensor, st
         )
     check_finite(f"the gradient of value_fn after {step} steps", score, "check value_fn for sqrt, log or norm at zero")
     return values.detach(), score
-
-
-def _start_norms(start: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    if bool((norms == 0).any()):
-        raise ValueError(
-            f"normalize=True scales steps by the norm of the start particle, but {int((norms == 0).sum())} start "
-            f"particles are zero; pass normalize=False."
-        )
-    return norms
-
-
-def with_norm(velocity: Tensor, norm: float | Tensor) -> Tensor:
-    """`velocity` [..., D] scaled to length `norm`, a number or [..., 1]; a zero velocity stays zero."""
-    length = torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
-    return velocity / torch.where(length > 0, length, 1.0) * norm
-
-
-def into_ball(proposal: Tensor, start: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """`proposal` with every particle pulled back into its ball, and which particles were outside [..., N]."""
-    offset = proposal - start
-    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-    outside = distance > radius
-    shrink = torch.where(outside, radius / torch.where(outside, distance, 1.0), 1.0)
-    slack = torch.finfo(proposal.dtype).eps
-    inside = torch.where(outside, start + shrink * offset, proposal)
-    # Rounding start + offset can leave a particle one bit outside; the cap is a promise, so take that bit back.
-    while bool((over := torch.linalg.vector_norm(inside - start, dim=-1, keepdim=True) > radius).any()):
-        shrink = torch.where(over, shrink * max(0.0, 1.0 - slack), shrink)
-        inside = torch.where(over, start + shrink * offset, inside)
-        slack *= 2
-    return inside, outside.squeeze(-1)
-
-
-def _unmoved(proposal: Tensor, current: Tensor, start: Tensor) -> Tensor:
-    """Which particles moved by no more than rounding, [..., N]."""
-    size = torch.linalg.vector_norm(start, dim=-1) + torch.linalg.vector_norm(current - start, dim=-1)
-    moved = torch.linalg.vector_norm(proposal - current, dim=-1)
-    return moved <= 16 * torch.finfo(proposal.dtype).eps * size

@@ -29,22 +29,14 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pair_distances(particles: Tensor) -> Tensor:
-    """Euclidean distances between the different particles of each group, in one pass over them.
+    """Euclidean distances between the different particles of each group, in one pass over them; at least float32.
 
-    Args:
-        particles: Particles, [..., N, D], N >= 2.
-
-    Returns:
-        The distances [..., N (N - 1) / 2] in the order of `torch.triu_indices(N, N, offset=1)`; at least float32.
-
-    Raises:
-        ValueError: `particles` is not finite.
-
-    Example:
-        >>> pair_distances(torch.tensor([[0.0], [1.0], [4.0]]))
-        tensor([1., 4., 3.])
+    They are [..., N (N - 1) / 2], in the order of `torch.triu_indices(N, N, offset=1)`.
     """
     num_particles, width = particles.shape[-2:]
+    if num_particles == 1:
+        check_finite("particles", particles)
+        return particles.new_empty((*particles.shape[:-2], 0), dtype=working_dtype(particles))
     columns = max(1, tile_size(particles) // num_particles)
     small = particles.device.type != "cpu" or num_particles * width <= _SMALL_GROUP
     if width <= columns and small:
@@ -66,41 +58,20 @@ def pair_distances(particles: Tensor) -> Tensor:
 
 
 def _median(pairs: Tensor) -> Tensor:
-    """The median [...] of positive numbers [..., P]; 1 where it is zero."""
+    """The median [...] of positive numbers [..., P]; 1 where it is zero, or of no number."""
+    if pairs.shape[-1] == 0:
+        return pairs.new_ones(pairs.shape[:-1])
     pairs = pairs.sort(dim=-1).values
     median = (pairs[..., pairs.shape[-1] // 2] + pairs[..., (pairs.shape[-1] - 1) // 2]) / 2
     return torch.where(median > 0, median, 1.0)
 
 
 def particle_kernel(particles: Tensor, bandwidth: float | Tensor | None) -> tuple[Tensor, Tensor]:
-    """The kernel among the particles of each group and its bandwidth, without gradients.
-
-    Args:
-        particles: Particles, [..., N, D].
-        bandwidth: Length scale, a number or [...]; None takes the median distance.
-
-    Returns:
-        The kernel, [..., N, N], and the bandwidth, a number in a tensor or [...]; at least float32.
-
-    Raises:
-        TypeError: `particles` is not floating point.
-        ValueError: `particles` is not [..., N, D] or not finite, or the bandwidth is not positive.
-
-    Example:
-        >>> particle_kernel(torch.tensor([[0.0], [1.0]]), 1.0)[0]  # exp(-1/2) off the diagonal
-        tensor([[1.0000, 0.6065],
-                [0.6065, 1.0000]])
-    """
+    """The kernel [..., N, N] among the particles of each group and its bandwidth, without gradients."""
     check_particle_shape("particles", particles)
-    num_particles = particles.shape[-2]
-    if num_particles == 1:
-        check_finite("particles", particles)
-        pairs = particles.new_empty((*particles.shape[:-2], 0), dtype=working_dtype(particles))
-        bandwidth = 1.0 if bandwidth is None else bandwidth
-    else:
-        pairs = pair_distances(particles)
-        # In the particles' precision, as `median_bandwidth` returns it.
-        bandwidth = _median(pairs).to(particles.dtype) if bandwidth is None else bandwidth
+    num_particles, pairs = particles.shape[-2], pair_distances(particles)
+    if bandwidth is None:  # in the particles' precision, as `median_bandwidth` returns it
+        bandwidth = _median(pairs).to(particles.dtype)
     column = _bandwidth_column(bandwidth, particles)
     values = torch.exp(-0.5 * (pairs / column[..., 0]).square())
     rows, columns = torch.triu_indices(num_particles, num_particles, offset=1, device=particles.device)
@@ -133,10 +104,6 @@ def median_bandwidth(particles: Tensor) -> Tensor:
         tensor(3.)
     """
     check_particle_shape("particles", particles)
-    particles = particles.detach()
-    if particles.shape[-2] == 1:
-        check_finite("particles", particles)
-        return particles.new_ones(particles.shape[:-2])
     return _median(pair_distances(particles)).to(particles.dtype)
 
 

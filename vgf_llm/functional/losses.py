@@ -217,28 +217,6 @@ def within_prompt_accuracy(scores: Tensor, rewards: Tensor) -> tuple[Tensor, Ten
     return (right * ordered).sum(), ordered.sum()
 
 
-def centre_by_prompt(rewards: Tensor) -> Tensor:
-    """Rewards minus the mean over the completions of their prompt.
-
-    Args:
-        rewards: [P, G]; NaN for a completion without a reward, which stays NaN and does not enter the mean.
-
-    Returns:
-        Centred rewards, [P, G].
-
-    Raises:
-        ValueError: `rewards` is not [P, G] or holds an infinity.
-
-    Example:
-        >>> centre_by_prompt(torch.tensor([[1.0, 0.0, torch.nan]]))
-        tensor([[ 0.5000, -0.5000,     nan]])
-    """
-    check_rank("rewards", rewards, 2, "[P, G]")
-    scored = ~rewards.isnan()
-    check_finite("rewards", torch.where(scored, rewards, 0.0), "only NaN is allowed, for a completion without a reward")
-    return rewards - masked_mean(rewards, scored, dim=-1).unsqueeze(-1)
-
-
 def distillation_loss(
     policy_logps: Tensor, target_logits: Tensor, candidate_mask: Tensor, mask: Tensor, *, reduction: str = "mean"
 ) -> Tensor:

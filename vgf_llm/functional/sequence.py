@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import NON_NEGATIVE, POSITIVE, check_finite, check_rank, check_shape
+from ._checks import NON_NEGATIVE, POSITIVE, Range, check_finite, check_rank, check_shape
 from ._masking import working_dtype
-from .flow import ALPHA, MAX_DISTANCE, flow_direction, into_ball, with_norm
+from .flow import ALPHA, flow_direction
 from .kernels import kernel_matrix, median_bandwidth
+
+_MAX_DISTANCE = Range(0, hint="None switches the trust radius off.")
 
 
 def _token_mask(mask: Tensor, particles: Tensor) -> Tensor:
@@ -139,12 +141,29 @@ def sequence_step(
     keep = _token_mask(mask, particles)
     velocity = torch.where(keep, velocity, 0.0)
     check_finite("velocity", velocity)
-    drift = with_norm(velocity, scale) - anchor * (particles - start)
+    length = torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
+    drift = velocity / torch.where(length > 0, length, 1.0) * scale - anchor * (particles - start)
     moved = torch.where(keep, particles + step_size * drift, particles)
     if max_distance is not None:
-        MAX_DISTANCE.check("max_distance", max_distance)
-        moved = torch.where(keep, into_ball(moved, start, max_distance * scale)[0], particles)
+        _MAX_DISTANCE.check("max_distance", max_distance)
+        moved = torch.where(keep, _into_ball(moved, start, max_distance * scale), particles)
     return moved
+
+
+def _into_ball(proposal: Tensor, start: Tensor, radius: float) -> Tensor:
+    """`proposal` with every token pulled back into its ball."""
+    offset = proposal - start
+    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
+    outside = distance > radius
+    shrink = torch.where(outside, radius / torch.where(outside, distance, 1.0), 1.0)
+    slack = torch.finfo(proposal.dtype).eps
+    inside = torch.where(outside, start + shrink * offset, proposal)
+    # Rounding start + offset can leave a token one bit outside; the cap is a promise, so take that bit back.
+    while bool((over := torch.linalg.vector_norm(inside - start, dim=-1, keepdim=True) > radius).any()):
+        shrink = torch.where(over, shrink * max(0.0, 1.0 - slack), shrink)
+        inside = torch.where(over, start + shrink * offset, inside)
+        slack *= 2
+    return inside
 
 
 def straight_through_tokens(

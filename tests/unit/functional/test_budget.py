@@ -13,7 +13,6 @@ from vgf_llm.functional import (
     kl_divergence,
     mmd_bound,
     mmd_squared,
-    relative_displacement,
     tokens_changed,
     value_checks,
 )
@@ -66,16 +65,6 @@ def test_kl_raises_on_bad_logits(bad):
         kl_divergence(good, bad)
     with pytest.raises(ValueError, match="logits_q must have shape"):
         kl_divergence(good, torch.zeros(3))
-
-
-def test_relative_displacement():
-    start = torch.randn(2, 3, 4, dtype=torch.float64)
-    torch.testing.assert_close(relative_displacement(1.25 * start, start), torch.full((2, 3), 0.25).double())
-    assert not relative_displacement(start, start).any()
-    with pytest.raises(ValueError, match="zero particle"):
-        relative_displacement(start, 0 * start)
-    with pytest.raises(ValueError, match="particles must be finite"):
-        relative_displacement(start / 0, start)
 
 
 def test_mmd_against_double_loops():

@@ -65,7 +65,7 @@ def test_transport_is_permutation_equivariant():
 @pytest.mark.parametrize("num_particles", [1, 4])
 def test_no_steps_is_the_identity(num_particles):
     start = torch.randn(2, num_particles, 3)
-    result = transport(start, concave, step_size=0.5, num_steps=0, max_distance=0.1)
+    result = transport(start, concave, step_size=0.5, num_steps=0)
     assert torch.equal(result.particles, start)
     assert torch.equal(result.values, concave(start).unsqueeze(0))
     assert not result.distance.any()
@@ -95,80 +95,18 @@ def test_interacting_flow_converges_at_first_order():
     assert all(0.9 < order < 1.1 for order in orders), orders
 
 
-def test_normalized_steps_are_fractions_of_the_start_norm():
-    start = torch.randn(2, 3, 4, dtype=torch.float64)
-    result = transport(start, concave, step_size=0.05, num_steps=1, normalize=True)
-    torch.testing.assert_close(result.distance, 0.05 * start.norm(dim=-1), rtol=1e-12, atol=0)
-    plain = transport(start, concave, step_size=0.05, num_steps=1)
-    along = torch.cosine_similarity(result.particles - start, plain.particles - start, dim=-1)
-    torch.testing.assert_close(along, torch.ones_like(along), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_trust_radius_is_never_exceeded(dtype):
-    for radius in (1e-3, 0.1, 1.0):
-        start = 10 * torch.randn(20, 3, 4, dtype=dtype)
-        result = transport(start, concave, step_size=0.7, num_steps=6, max_distance=radius)
-        assert (result.distance <= radius).all()
-        assert ((result.particles - start).norm(dim=-1) <= radius).all()
-        assert result.distance.max() > 0.99 * radius
-
-
-def test_trust_radius_leaves_free_particles_alone_and_projects_along_the_ray():
-    start = torch.zeros(1, 2, dtype=torch.float64)
-    inside = transport(start, lambda u: u[..., 0], step_size=0.1, num_steps=3, max_distance=1.0)
-    free = transport(start, lambda u: u[..., 0], step_size=0.1, num_steps=3)
-    assert torch.equal(inside.particles, free.particles) and inside.stop_reason == "num_steps"
-    clipped = transport(start, lambda u: u @ torch.tensor([3.0, 4.0], dtype=torch.float64), **_one_step, max_distance=2)
-    torch.testing.assert_close(clipped.particles, torch.tensor([[1.2, 1.6]], dtype=torch.float64), rtol=1e-14, atol=0)
-    assert clipped.num_steps == 1
-
-
-_one_step = {"step_size": 1.0, "num_steps": 1}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_stops_when_every_particle_presses_against_the_radius(dtype):
-    start = torch.randn(4, 1, 3, dtype=dtype)
-    result = transport(start, lambda u: u.sum(dim=-1), step_size=0.3, num_steps=50, max_distance=1.0)
-    assert result.stop_reason == "max_distance"
-    assert result.num_steps == 2  # 0.3 sqrt(3) a step: the second one reaches the radius
-    assert result.values.shape == (3, 4, 1)
-    torch.testing.assert_close(result.distance, torch.ones(4, 1, dtype=dtype), rtol=1e-6, atol=0)
-    torch.testing.assert_close(result.values[-1], result.particles.sum(dim=-1))
-
-
-def test_particles_that_slide_along_the_radius_keep_going():
-    start = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
-    target = torch.tensor([0.0, 5.0], dtype=torch.float64)
-
-    def bent(u):
-        return u[..., 0] + 3 * torch.tanh(5 * u[..., 0]) * u[..., 1] - 0.01 * (u - target).square().sum(dim=-1)
-
-    result = transport(start, bent, step_size=0.2, num_steps=8, max_distance=0.5)
-    assert result.stop_reason == "num_steps" and result.num_steps == 8
-    assert result.distance.item() == pytest.approx(0.5, abs=1e-12)
-
-
-def test_stationary_and_mixed_stops():
+def test_stops_where_nothing_moves():
     start = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]], dtype=torch.float64)
     still = transport(start, lambda u: (0 * u).sum(dim=-1), step_size=0.5, num_steps=9)
     assert (still.num_steps, still.stop_reason) == (0, "stationary")
     assert torch.equal(still.particles, start) and still.values.shape == (1, 2, 1)
-    # The first group rests at a maximum, the second one reaches the radius.
-    mixed = transport(start, lambda u: u.square().sum(dim=-1), step_size=0.5, num_steps=9, max_distance=1.5)
-    assert (mixed.num_steps, mixed.stop_reason) == (2, "max_distance")
-    assert mixed.distance.flatten().tolist() == [0.0, 1.5]
+    # One group rests at a stationary point, the other one goes on.
+    mixed = transport(start, lambda u: u.square().sum(dim=-1), step_size=0.5, num_steps=2)
+    assert (mixed.num_steps, mixed.stop_reason) == (2, "num_steps")
+    assert mixed.distance.flatten().tolist() == [0.0, 3.0]
 
 
-def test_normalized_zero_velocity_stays_zero():
-    start = torch.ones(2, 1, 2, dtype=torch.float64)
-    weight = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None]
-    result = transport(start, lambda u: weight * u.sum(dim=-1), step_size=0.1, num_steps=1, normalize=True)
-    torch.testing.assert_close(result.distance[:, 0], torch.tensor([0.0, 0.1 * 2**0.5], dtype=torch.float64))
-
-
-def test_project_is_applied_after_each_step_and_the_radius_has_the_last_word():
+def test_project_is_applied_after_each_step():
     start = torch.zeros(1, 2, dtype=torch.float64)
     calls = []
 
@@ -179,8 +117,6 @@ def test_project_is_applied_after_each_step_and_the_radius_has_the_last_word():
     result = transport(start, lambda u: u.sum(dim=-1), step_size=0.5, num_steps=3, project=onto_first_axis)
     assert len(calls) == 3
     assert result.particles.tolist() == [[1.5, 0.0]]
-    far = transport(start, lambda u: u.sum(dim=-1), **_one_step, project=lambda u: 100 * u, max_distance=1.0)
-    assert far.distance.item() <= 1.0
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
@@ -215,7 +151,7 @@ def _transport(particles=None, value_fn=concave, **changes):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.1])
 def test_bad_numbers_raise(bad):
-    for name in ("step_size", "alpha", "max_distance"):
+    for name in ("step_size", "alpha"):
         with pytest.raises(ValueError, match=name):
             _transport(**{name: bad})
     with pytest.raises(ValueError, match="alpha"):
@@ -260,7 +196,5 @@ def test_bad_value_fn_and_project_raise():
         _transport(value_fn=lambda u: torch.ones(2, requires_grad=True))
     with pytest.raises(ValueError, match="output of project"):
         _transport(project=lambda u: u[:1])
-    with pytest.raises(ValueError, match="normalize"):
-        _transport(torch.zeros(2, 3), normalize=True)
     with pytest.raises(ValueError, match="score must have shape"):
         flow_direction(torch.ones(2, 3), torch.ones(2, 2))

@@ -8,7 +8,6 @@ import torch
 
 from vgf_llm.functional import (
     bernoulli_value_loss,
-    centre_by_prompt,
     distillation_loss,
     kl_divergence,
     masked_mean,
@@ -210,16 +209,6 @@ def test_pair_functions_raise_on_bad_input(function):
         function(torch.zeros(1, 2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="scores must have shape"):
         function(torch.zeros(2), torch.zeros(2))
-
-
-def test_centre_by_prompt():
-    centred = centre_by_prompt(torch.tensor([[1.0, 2.0, 6.0], [4.0, NAN, 0.0], [NAN, NAN, NAN]]))
-    expected = torch.tensor([[-2.0, -1.0, 3.0], [2.0, NAN, -2.0], [NAN, NAN, NAN]])
-    torch.testing.assert_close(centred, expected, equal_nan=True)
-    with pytest.raises(ValueError, match="rewards must be finite"):
-        centre_by_prompt(torch.tensor([[math.inf, 0.0]]))
-    with pytest.raises(ValueError, match="rewards must have shape"):
-        centre_by_prompt(torch.zeros(3))
 
 
 def random_distillation():
