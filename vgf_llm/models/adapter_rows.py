@@ -89,8 +89,7 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
 def is_linear(module: nn.Module) -> bool:
     """Tells whether a module is a linear layer, adapted or not, and nothing more.
 
-    Some layouts derive routers of experts from linear layers, with a forward of their own that returns more than one
-    tensor. Such a layer is asked.
+    Some layouts derive routers of experts from linear layers, with a forward that returns more than one tensor.
     """
     base: Any = module.base_layer if isinstance(module, LoraLayer) else module
     if not isinstance(base, nn.Linear | Conv1D):
@@ -103,13 +102,9 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def prepare_rows(model: nn.Module) -> object:
-    """Lets the LoRA layers of a model look up row blocks; what they compute without blocks stays as it was.
+    """Lets the LoRA layers of a model look up row blocks under the key that is returned.
 
-    Args:
-        model: A model with LoRA layers. Layers that are prepared already stay as they are.
-
-    Returns:
-        The key of its layers.
+    What they compute without blocks stays as it was; layers that are prepared already stay as they are.
     """
     with _PREPARING:
         layers = lora_layers(model)
@@ -126,29 +121,8 @@ def prepare_rows(model: nn.Module) -> object:
 def adapter_rows(model: nn.Module, *blocks: str | None) -> Iterator[None]:
     """Runs every forward inside the context with one adapter per row block, in this thread and task alone.
 
-    Args:
-        model: A model with LoRA layers; any other model passes through untouched.
-        *blocks: The adapter of each of `len(blocks)` equal, consecutive row blocks; `None` for the bare base model.
-
-    Yields:
-        Nothing. Batches inside must have a multiple of `len(blocks)` rows.
-
-    Raises:
-        ValueError: If adapters are merged into the base weights.
-
-    Example:
-        >>> from peft import LoraConfig, get_peft_model
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> import torch
-        >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        ...                      num_attention_heads=2)
-        >>> base = LlamaForCausalLM(config)
-        >>> model = get_peft_model(base, LoraConfig(target_modules="all-linear"), adapter_name="value")
-        >>> ids = torch.ones(1, 3, dtype=torch.long)
-        >>> with adapter_rows(model, None, "value"):
-        ...     out = model.get_base_model()(ids.repeat(2, 1)).logits
-        >>> out.shape
-        torch.Size([2, 3, 16])
+    `blocks` names the adapter of each of `len(blocks)` equal, consecutive row blocks, `None` for the bare base model. A
+    model without LoRA layers passes through untouched. Raises ValueError if adapters are merged into the base weights.
     """
     if any(layer.merged for layer in lora_layers(model)):
         raise ValueError("`model` has merged adapters, which no row can leave out; call `unmerge_adapter()` first.")
@@ -169,26 +143,14 @@ def recompute_context() -> tuple[AbstractContextManager[None], AbstractContextMa
     """A `context_fn` for `torch.utils.checkpoint`: recomputation in backward sees the blocks of the forward.
 
     The backward may run in another thread, which has blocks of its own.
-
-    Returns:
-        The forward's context, which adds nothing, and the recomputation's.
     """
     return nullcontext(), _in_force(_BLOCKS.get(_NONE))
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """The parameters of one LoRA adapter: the one place that knows which they are.
+    """The parameters of one LoRA adapter, by their names in `model.named_parameters()`.
 
-    Args:
-        model: A model with LoRA layers, or any other, which has none.
-        adapter: The adapter's name.
-
-    Returns:
-        The parameters under their names in `model.named_parameters()`.
-
-    Example:
-        >>> adapter_parameters(nn.Linear(2, 2), "value")
-        {}
+    This is the one place that knows which they are; a model without LoRA layers has none.
     """
     own = {
         id(parameter)
@@ -205,15 +167,10 @@ _STARTS = (True, False, "gaussian")  # the base stays as it is
 
 
 def check_plain_lora(model: PeftModel, adapter: str) -> None:
-    """Checks that `adapter` is LoRA on linear layers and nothing else, the form whose rows can be blocked.
+    """Raises ValueError unless `adapter` is LoRA on linear layers and nothing else: rows of that can be blocked.
 
-    Args:
-        model: The PEFT model that holds the adapter.
-        adapter: The adapter's name.
-
-    Raises:
-        ValueError: If the adapter is missing, is of another kind (IA3, DoRA), or touches more than linear layers
-            (embeddings, the output embedding, routed experts, biases, modules saved whole).
+    Refused are other kinds (IA3, DoRA), and LoRA on embeddings, the output embedding, routed experts, biases or modules
+    saved whole.
     """
     if adapter not in model.peft_config:
         raise ValueError(f"`adapter` {adapter!r} is not in the model; it has {sorted(model.peft_config)}.")
@@ -242,13 +199,7 @@ def not_plain_lora(adapter: str, found: list[str]) -> ValueError:
 
 
 def beyond_plain_lora(config: Any) -> list[str]:
-    """Names the settings of a PEFT configuration that ask for more than plain LoRA over an untouched base.
-
-    Example:
-        >>> from peft import LoraConfig
-        >>> beyond_plain_lora(LoraConfig(bias="all", init_lora_weights="pissa"))
-        ["init_lora_weights='pissa'", 'bias']
-    """
+    """Names the settings of a PEFT configuration that ask for more than plain LoRA over an untouched base."""
     if getattr(config, "peft_type", None) != "LORA":
         return [type(config).__name__]
     start = config.init_lora_weights

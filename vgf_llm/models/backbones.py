@@ -25,14 +25,7 @@ VALUE_ADAPTER = "value"
 
 
 def own_adapter(policy: PreTrainedModel | PeftModel) -> str | None:
-    """Returns the policy's own adapter, the active one if it has several, or `None` if it has none.
-
-    Args:
-        policy: A language model, PEFT-wrapped or not.
-
-    Returns:
-        The adapter's name; never the value's.
-    """
+    """Returns the policy's own adapter, never the value's: the active one if it has several, `None` if it has none."""
     if not isinstance(policy, PeftModel):
         return None
     own = [name for name in policy.peft_config if name != VALUE_ADAPTER]
@@ -43,11 +36,7 @@ def own_adapter(policy: PreTrainedModel | PeftModel) -> str | None:
 def check_policy_adapters(policy: PreTrainedModel | PeftModel) -> None:
     """Checks the adapters that a policy arrives with, before the value adds one.
 
-    Args:
-        policy: A language model, PEFT-wrapped or not.
-
-    Raises:
-        ValueError: If an adapter has the value's name, several are active, or the active one is not plain LoRA.
+    Raises ValueError if one has the value's name, several are active, or the active one is not plain LoRA.
     """
     if not isinstance(policy, PeftModel):
         return
@@ -68,17 +57,7 @@ def check_policy_adapters(policy: PreTrainedModel | PeftModel) -> None:
 
 
 def check_value_fits(value: ValueModel, *, width: int, vocab_size: int, embedding_width: int) -> None:
-    """Checks that the head of a value was built for the models around it.
-
-    Args:
-        value: The value.
-        width: D of the value backbone.
-        vocab_size: V of the policy.
-        embedding_width: Width of the policy's output embedding.
-
-    Raises:
-        ValueError: If a size differs; the message names it.
-    """
+    """Raises ValueError, which names the size, unless the value's head was built for the models around it."""
     head = getattr(value, "head", None)
     for name, size in (("width", width), ("vocab_size", vocab_size), ("embedding_width", embedding_width)):
         found = getattr(head, name, size)
@@ -90,11 +69,7 @@ def check_value_fits(value: ValueModel, *, width: int, vocab_size: int, embeddin
 
 
 def copy_without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns a trainable copy of a plain model.
-
-    Raises:
-        ValueError: If the model carries PEFT adapters.
-    """
+    """Returns a trainable copy of a plain model; raises ValueError if it carries PEFT adapters."""
     if isinstance(model, PeftModel):
         raise ValueError(
             "`backbone='copy'` copies a plain model; the policy carries PEFT adapters. Use `backbone='lora'`, or merge "
@@ -104,20 +79,11 @@ def copy_without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel
 
 
 def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> list[str]:
-    """The linear layers of a policy that an adapter on "all-linear" goes on.
+    """The linear layers of a policy that an adapter on "all-linear" goes on; raises ValueError if there are none.
 
     Those are the linear layers of its text decoder, without the output embedding, routed experts, and what PEFT cannot
-    put LoRA on in a layout (projections that a fused Mamba kernel reads by their weight).
-
-    Args:
-        policy: A language model, PEFT-wrapped or not.
-        config: The adapter's configuration.
-
-    Returns:
-        Names in the transformers model: last components where they say enough, whole names otherwise.
-
-    Raises:
-        ValueError: If no layer is left.
+    put LoRA on in a layout (projections that a fused Mamba kernel reads by their weight). Their names are last
+    components where these say enough, whole names otherwise.
     """
     inner = inner_model(policy)
     output, decoder = inner.get_output_embeddings(), inner.get_decoder()
@@ -155,17 +121,10 @@ def _peft_accepts(config: LoraConfig, model: PreTrainedModel, name: str) -> bool
 
 
 def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConfig | None) -> PeftModel:
-    """Puts the value's LoRA adapter on the policy, without changing what the policy itself computes.
+    """Puts the value's LoRA adapter on the policy, in place, without changing what the policy itself computes.
 
-    Args:
-        policy: The policy; modified in place.
-        lora_config: Plain LoRA on linear layers; by default rank 16 on all of them. It is not modified.
-
-    Returns:
-        The PEFT model that holds policy and adapter.
-
-    Raises:
-        ValueError: If the adapter is not plain LoRA that starts at zero over an untouched base.
+    `lora_config` is not modified; by default it is rank 16 on all linear layers. Raises ValueError unless it is plain
+    LoRA that starts at zero over an untouched base.
     """
     config: Any = copy.deepcopy(lora_config)
     if config is None:
@@ -196,24 +155,14 @@ def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConf
 
 
 def enable_checkpointing(model: PreTrainedModel, kwargs: dict[str, Any], options: dict[str, Any]) -> None:
-    """Turns gradient checkpointing on.
-
-    Args:
-        model: A transformers model.
-        kwargs: For `torch.utils.checkpoint`.
-        options: For transformers' own method.
-    """
+    """Turns gradient checkpointing on; `kwargs` are torch's, `options` those of transformers' own method."""
     # transformers renamed the method in 5.20 and warns about the old name since.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(kwargs, **options)
 
 
 def disable_checkpointing(model: PreTrainedModel) -> None:
-    """Turns gradient checkpointing off.
-
-    Args:
-        model: A transformers model.
-    """
+    """Turns gradient checkpointing off."""
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
 

@@ -23,16 +23,9 @@ from vgf_llm.models.sampling import Sampling, sampled_logps
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
-    """Returns the transformers model inside a PEFT wrapper, or the model itself.
+    """Returns the transformers model inside a PEFT wrapper, or the model itself; raises TypeError for anything else.
 
-    Args:
-        model: A `PreTrainedModel` or a `PeftModel` around one.
-
-    Returns:
-        The `PreTrainedModel`; adapter layers that PEFT injected stay in it.
-
-    Raises:
-        TypeError: For anything else.
+    Adapter layers that PEFT injected stay in it.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
@@ -44,16 +37,9 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
 
 
 def output_embedding(model: nn.Module) -> nn.Module:
-    """Returns the layer that maps hidden states to logits.
+    """Returns the layer that maps hidden states to logits; its `weight` is `[V, D]`.
 
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-
-    Returns:
-        The output embedding; its `weight` is `[V, D]`.
-
-    Raises:
-        ValueError: If the model has none, such as a bare encoder.
+    Raises ValueError if the model has none, such as a bare encoder.
     """
     inner = inner_model(model)
     layer = inner.get_output_embeddings()
@@ -86,13 +72,7 @@ def output_vocab_size(model: nn.Module) -> int:
 
 
 def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
-    """Counts real tokens, so that left padding does not shift positions.
-
-    Args:
-        attention_mask: `[B, T]`, 1 on real tokens.
-
-    Returns:
-        Positions `[B, T]`; padding gets position 0.
+    """Positions `[B, T]` of a mask's real tokens, which left padding does not shift; padding gets position 0.
 
     Example:
         >>> position_ids_from_mask(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])).tolist()
@@ -106,15 +86,22 @@ def accepts_argument(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
-class _Recorder(nn.Module):
-    """Stands in for a backbone: runs it, keeps its hidden states and hands the last one on, for one row of logits."""
+class _StandIn(nn.Module):
+    """Stands in for a backbone: returns hidden states that were given, or runs it and hands the last one on.
 
-    def __init__(self, backbone: nn.Module) -> None:
+    One state is enough for a row of logits; `hidden` is all of them once the forward has called this.
+    """
+
+    def __init__(self, backbone: nn.Module, given: Tensor | None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.given = given
         self.hidden: Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.given is not None:
+            self.hidden = self.given
+            return _States(self.given)
         output = self.backbone(*args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
         if not isinstance(hidden, Tensor):
@@ -143,26 +130,6 @@ class _States:
 
     def __getitem__(self, key: Any) -> Any:
         return getattr(self, key) if isinstance(key, str) else (self.last_hidden_state,)[key]
-
-
-class _Replacement(nn.Module):
-    """Stands in for a backbone: returns hidden states that were given."""
-
-    def __init__(self, backbone: nn.Module, hidden: Tensor) -> None:
-        super().__init__()
-        self.__dict__["backbone"] = backbone
-        self.__dict__["hidden"] = hidden
-        self.used = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> _States:
-        self.used = True
-        return _States(self.hidden)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["backbone"], name)
 
 
 def _with_child(module: nn.Module, path: Sequence[str], child: nn.Module) -> nn.Module:
@@ -202,87 +169,58 @@ def backbone_name(model: nn.Module) -> str:
     return _backbone_names(inner_model(model))[0]
 
 
-def _no_backbone(inner: PreTrainedModel) -> ValueError:
-    return ValueError(
+def _run(inner: PreTrainedModel, given: Tensor | None, **inputs: Any) -> tuple[Any, Tensor]:
+    """The output of the model's own forward, and the hidden states of its backbone or those given in their place."""
+    for name in _backbone_names(inner):
+        stand_in = _StandIn(inner.get_submodule(name), given)
+        output = type(inner).forward(_with_child(inner, name.split("."), stand_in), **inputs)
+        if stand_in.hidden is not None:
+            if given is None:
+                _BACKBONES[_layout(inner)] = name
+            return output, stand_in.hidden
+    raise ValueError(
         f"The forward of {type(inner).__name__} calls no backbone whose hidden states become its logits, so that a "
         "value cannot read them. Use a causal language model of transformers, such as AutoModelForCausalLM loads."
     )
 
 
 def last_hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
-    """Runs the model's own forward and returns the hidden states of its backbone.
+    """Runs the model's own forward and returns the hidden states `[B, T, D]` of its backbone.
 
     Args:
         model: A causal language model, PEFT-wrapped or not.
         input_ids: `[B, T]`.
         attention_mask: `[B, T]`, 1 on real tokens, padding on either side.
         **kwargs: Handed to the forward, such as `past_key_values`.
-
-    Returns:
-        `[B, T, D]`.
-
-    Raises:
-        ValueError: If the forward calls no backbone.
     """
     inner = inner_model(model)
     if accepts_argument(inner, "position_ids") and "position_ids" not in kwargs:
         kwargs["position_ids"] = position_ids_from_mask(attention_mask)
     kwargs.setdefault("use_cache", False)
-    for name in _backbone_names(inner):
-        recorder = _Recorder(inner.get_submodule(name))
-        clone = _with_child(inner, name.split("."), recorder)
-        type(inner).forward(clone, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if recorder.hidden is not None:
-            _BACKBONES[_layout(inner)] = name
-            return recorder.hidden
-    raise _no_backbone(inner)
+    return _run(inner, None, input_ids=input_ids, attention_mask=attention_mask, **kwargs)[1]
 
 
 def logits_of_states(model: nn.Module, states: Tensor) -> Tensor:
-    """Returns the logits that the model's own forward makes of hidden states.
+    """Returns the logits `[..., V]`, in float32, that the model's own forward makes of hidden states.
 
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-        states: `[..., D]`, as `last_hidden_states` returns them.
-
-    Returns:
-        Logits in float32, `[..., V]`.
-
-    Raises:
-        ValueError: If the forward calls no backbone.
+    The states `[..., D]` are such as `last_hidden_states` returns.
     """
     inner, weight = inner_model(model), output_weight(model)
     flat = states.reshape(1, -1, states.shape[-1])
     if weight.is_floating_point():
         flat = flat.to(weight.dtype)
     ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=flat.device)
-    for name in _backbone_names(inner):
-        replacement = _Replacement(inner.get_submodule(name), flat)
-        clone = _with_child(inner, name.split("."), replacement)
-        output = type(inner).forward(clone, input_ids=ids)
-        if replacement.used:
-            logits = output[0] if isinstance(output, tuple) else output.logits
-            return logits.float().view(*states.shape[:-1], logits.shape[-1])
-    raise _no_backbone(inner)
-
-
-# The earlier name.
-project_hidden = logits_of_states
+    output, _ = _run(inner, flat, input_ids=ids)
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    return logits.float().view(*states.shape[:-1], logits.shape[-1])
 
 
 @torch.no_grad()
 def probe_logits(model: nn.Module) -> Tensor | None:
-    """Runs a few tokens and checks that hidden states and logits of a model belong together.
+    """Runs a few tokens, and raises ValueError if a model's hidden states do not give its logits.
 
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-
-    Returns:
-        The logits `[1, 4, V]` of its own forward, to compare with later ones; `None` where weights are not there to run
-        (sharded by ZeRO-3, or on the meta device).
-
-    Raises:
-        ValueError: If its hidden states do not give its logits.
+    Returns the logits `[1, 4, V]` of its own forward, to compare with later ones; `None` where weights are not there to
+    run (sharded by ZeRO-3, or on the meta device).
     """
     inner = inner_model(model)
     if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in inner.parameters()):
@@ -337,7 +275,7 @@ def chosen_logps(
     samplings: Sequence[Sampling] = (Sampling(),),
     sampler: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities of chosen tokens, without holding the logits of all states at once.
+    """Log-probabilities `[..., K]` of chosen tokens, in float32, without holding the logits of all states at once.
 
     The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped; a backward pass computes them again. How
     often the output embedding runs follows from the number of states alone.
@@ -348,11 +286,8 @@ def chosen_logps(
         ids: `[..., K]`, tokens of each state.
         contexts: `[B, P + T]`, the rows whose last T tokens the states choose, negative on padding; needed for a
             repetition penalty.
-        samplings: How tokens were drawn.
+        samplings: How tokens were drawn; the result is normalised over what they keep.
         sampler: `[B]`, which of `samplings` drew each row; the first where left out.
-
-    Returns:
-        `[..., K]` in float32, normalised over the tokens that the sampling keeps.
     """
     states, chosen = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1, ids.shape[-1])
     rows = [0] * hidden.shape[0] if sampler is None else sampler.tolist()

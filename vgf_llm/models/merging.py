@@ -79,17 +79,7 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
 
 
 def save_merged(model: ValuedPolicy, tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
-    """Writes what `merge_value` returns, with its tokenizer: the whole folder, or none.
-
-    Args:
-        model: See `merge_value`.
-        tokenizer: The policy's.
-        save_directory: The folder, new or empty.
-
-    Raises:
-        ValueError: If nothing can be merged.
-        OSError: If the folder cannot be written.
-    """
+    """Writes what `merge_value` returns, with its tokenizer, to a new or empty folder: the whole of it, or nothing."""
     merged, out = merge_value(model), Path(save_directory)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:

@@ -54,12 +54,8 @@ class Origin:
 def base_tensors(policy: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Returns a policy's own weights by the names of the plain model, without those of its adapters.
 
-    Args:
-        policy: A language model, PEFT-wrapped or not.
-        state: Whole weights by the names of `policy.state_dict()`, where the model itself holds shards of them.
-
-    Returns:
-        Tensors by name; tied ones are one object.
+    `state` holds whole weights by the names of `policy.state_dict()`, where the model itself holds shards of them. Tied
+    tensors are one object.
     """
     # LoRA layers keep the original weight as `<name>.base_layer.<parameter>` beside their own.
     if state is None:
@@ -72,17 +68,7 @@ def base_tensors(policy: nn.Module, state: Mapping[str, Tensor] | None = None) -
 def fingerprint(tensors: Mapping[str, Tensor], whole: Whole = nullcontext) -> str:
     """Returns a checksum of weights: names, types, shapes and every bit, the same on every device.
 
-    Args:
-        tensors: Weights by name.
-        whole: Context that gathers a tensor of which each process holds a shard.
-
-    Returns:
-        A hexadecimal number.
-
-    Example:
-        >>> one = fingerprint({"w": torch.tensor([1.0, 2.0])})
-        >>> one == fingerprint({"w": torch.tensor([2.0, 1.0])})
-        False
+    `whole` is a context that gathers a tensor of which each process holds a shard.
     """
     digest, sums = hashlib.blake2b(digest_size=16), {}
     for name, tensor in tensors.items():
@@ -107,13 +93,10 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def record_origin(model: PreTrainedModel, load_kwargs: Mapping[str, Any], whole: Whole = nullcontext) -> None:
-    """Remembers that a model is, now, what its origin loads.
+    """Remembers that a model, just loaded from `model.config._name_or_path`, is what its origin loads.
 
-    Args:
-        model: A model just loaded from `model.config._name_or_path`.
-        load_kwargs: The arguments it was loaded with. With those that change weights or configuration, such as a
-            quantisation, nothing is remembered, so that the weights are saved.
-        whole: See `fingerprint`.
+    Nothing is remembered, so that the weights are saved, where `load_kwargs` change weights or configuration, as a
+    quantisation does.
     """
     name = model.config._name_or_path
     given = {key for key, value in load_kwargs.items() if value is not None}
@@ -131,15 +114,7 @@ def _remember(model: PreTrainedModel, weights: str) -> Origin:
 
 
 def recorded_origin(policy: nn.Module, weights: str) -> Origin | None:
-    """Returns the origin that was recorded when the policy was loaded, if the policy is still the same.
-
-    Args:
-        policy: A language model, PEFT-wrapped or not.
-        weights: Its fingerprint now.
-
-    Returns:
-        The origin, or `None`.
-    """
+    """Returns the origin that was recorded when the policy was loaded, if its fingerprint is still the same."""
     inner = inner_model(policy)
     origin = getattr(inner, _ATTRIBUTE, None)
     same = origin is not None and (origin.fingerprint, origin.config) == (weights, _config_digest(inner.config))
@@ -149,12 +124,7 @@ def recorded_origin(policy: nn.Module, weights: str) -> Origin | None:
 def find_origin(policy: nn.Module, weights: str) -> Origin | None:
     """Returns the folder or hub id that loads to the same policy: the recorded one, or one whose files hold it.
 
-    Args:
-        policy: A language model with whole weights, PEFT-wrapped or not.
-        weights: Its fingerprint.
-
-    Returns:
-        The origin; `None` where that is not certain, so that the weights have to be saved.
+    `None` where that is not certain, so that the weights have to be saved.
     """
     origin, inner = recorded_origin(policy, weights), inner_model(policy)
     if origin is None and _files_hold(inner):

@@ -24,16 +24,11 @@ _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def can_share_prompts(model: nn.Module) -> bool:
-    """Tells whether `grouped_hidden_states` runs a model.
+    """Tells whether `grouped_hidden_states` runs a causal language model.
 
-    The answer follows from the model and its mode alone, so that every process of a run gives the same.
-
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-
-    Returns:
-        False for models that keep anything but keys and values of every token (windows, recurrent states), while a
-        compiler traces them, and with gradient checkpointing, which excludes caches.
+    The answer follows from the model and its mode alone, so that every process of a run gives the same. It is false for
+    models that keep anything but keys and values of every token (windows, recurrent states), while a compiler traces
+    them, and with gradient checkpointing, which excludes caches.
     """
     inner = inner_model(model)
     if torch.compiler.is_compiling() or getattr(inner, "_is_stateful", False):
@@ -87,12 +82,7 @@ def can_expand(cache: Cache) -> bool:
 
 
 def expand_cache(cache: Cache, repeats: int) -> None:
-    """Repeats every row of a filled cache, in place.
-
-    Args:
-        cache: A cache for which `can_expand` is true.
-        repeats: N; row b becomes rows b N to b N + N - 1.
-    """
+    """Makes rows b N to b N + N - 1 of row b of a filled cache, in place; `can_expand` has to be true of it."""
     for layer in cache.layers:
         if isinstance(layer, StaticLayer):
             layer.keys = layer.keys.repeat_interleave(repeats, dim=0)

@@ -66,7 +66,7 @@ class Sampling:
 
 
 def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tensor | None = None) -> Tensor:
-    """Log-probabilities of tokens under the distribution that they were drawn from.
+    """Log-probabilities `[S, K]` of tokens under the distribution that they were drawn from.
 
     A token that the sampling would have cut counts as kept: it was drawn, if by other rounding. Which tokens are kept
     carries no gradient.
@@ -76,12 +76,6 @@ def sampled_logps(logits: Tensor, ids: Tensor, sampling: Sampling, context: Tens
         ids: `[S, K]`.
         sampling: How they were drawn.
         context: `[S, L]`, the tokens before each, negative where there is none; for a repetition penalty.
-
-    Returns:
-        `[S, K]`, normalised over the kept tokens and the token itself.
-
-    Raises:
-        ValueError: If a repetition penalty has no context.
 
     Example:
         >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log()

@@ -33,47 +33,20 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is either whole or absent.
-
-    Args:
-        tensors: What to write.
-        path: Where; its folder exists.
-        metadata: The file's string metadata.
-
-    Raises:
-        OSError: If it cannot be written; the message names `path`.
-    """
+    """Writes a safetensors file that is either whole or absent; raises OSError, which names `path`."""
     with _written_whole(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Writes a JSON file that is either whole or absent.
-
-    Args:
-        data: What to write.
-        path: Where; its folder exists.
-
-    Raises:
-        OSError: If it cannot be written; the message names `path`.
-    """
+    """Writes a JSON file that is either whole or absent; raises OSError, which names `path`."""
     text = json.dumps(data, indent=2, sort_keys=True) + "\n"
     with _written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: The file; it exists.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: If the file holds anything else; the message names it.
-    """
+    """Reads a JSON object from a file that exists; raises ValueError, which names it, if it holds anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -84,18 +57,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads a safetensors file and checks names and shapes.
+    """Reads a safetensors file and checks that it has the names and shapes of `expected`.
 
-    Args:
-        path: The file.
-        expected: Tensors with the names and shapes that it must have.
-
-    Returns:
-        The tensors.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it is truncated, or holds other names or shapes; the message says what was expected and found.
+    Raises FileNotFoundError, or ValueError if it is truncated or holds others; the message says what was expected and
+    found.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; the folder is no complete VGF model.")
@@ -122,16 +87,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 def load_whole(auto_class: Any, origin: str | Path, **kwargs: Any) -> Any:
     """Calls `from_pretrained`, and refuses weights that transformers would leave at random.
 
-    Args:
-        auto_class: `AutoModelForCausalLM`, another such class, or the class of a model.
-        origin: A folder or hub id.
-        **kwargs: Handed on.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        ValueError: If the files lack a tensor of the model, or hold one of another shape; the message names it.
+    Raises ValueError, which names the tensor, if the files lack one of the model or hold one of another shape.
     """
     options = {"ignore_mismatched_sizes": True, **kwargs}  # so that they are named below
     model, info = auto_class.from_pretrained(str(origin), output_loading_info=True, **options)
@@ -154,20 +110,14 @@ def load_whole(auto_class: Any, origin: str | Path, **kwargs: Any) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """Returns size and checksum of a file.
+    """Returns size and checksum of a file, such as `"12 bytes, blake2b 6f1ed002ab559585"`.
 
-    Args:
-        path: The file. Beyond 256 MiB its start, its end and blocks at equal distances are read, not all of it.
-
-    Returns:
-        A text such as `"12 bytes, blake2b 6f1ed002ab559585"`.
+    Beyond 256 MiB its start, its end and blocks at equal distances are read, not all of it.
     """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(digest_size=16)
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         if size <= _WHOLE_BYTES:
-            while block := file.read(_START_BYTES):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
             return f"{size} bytes, blake2b {digest.hexdigest()}"
         digest.update(file.read(_START_BYTES))
         for index in range(_BLOCKS):
@@ -182,16 +132,10 @@ def files_below(directory: Path) -> list[str]:
 
 
 def check_files(directory: Path, files: Mapping[str, str], listing: str) -> None:
-    """Checks that the files of a folder are those that its listing names.
+    """Checks that the files of a folder have the digests by which `listing`, a file's name, lists them.
 
-    Args:
-        directory: The folder.
-        files: Digests by path relative to the folder, as `file_digest` returns them.
-        listing: The file that lists them, for messages.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-        ValueError: If one is truncated, changed or of another folder. Messages name the file.
+    Raises FileNotFoundError if one is missing, ValueError if one is truncated, changed or of another folder; both name
+    it.
     """
     for name, expected in files.items():
         path = directory / name
