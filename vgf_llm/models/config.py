@@ -14,6 +14,7 @@ from vgf_llm.models.tensor_files import read_json, write_json
 CONFIG_NAME = "vgf_config.json"
 FORMAT_VERSION = 2
 PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab")
+REWARD_KINDS = ("bernoulli", "regression")
 SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 
 # Fields that earlier releases had.
@@ -224,10 +225,6 @@ class VGFModelConfig:
         needed = {"parametrization", "backbone", "hidden_size", "vocab_size", *(("files",) if version > 1 else ())}
         if set(data) - known or not needed <= set(data):
             raise ValueError(f"{path} has fields {sorted(data)}; expected {sorted(known)}.")
-        if data["parametrization"] not in PARAMETRIZATIONS:
-            found, allowed = data["parametrization"], ", ".join(PARAMETRIZATIONS)
-            gone = " Values of a state alone are no longer part of this package." if found == "v_head" else ""
-            raise ValueError(f"{path} has parametrization {found!r}; expected one of {allowed}.{gone}")
         _check_settings(data, path)
         transport = data.get("transport", {})
         if version == 1:
@@ -252,13 +249,21 @@ _SIZES = {
 _TEXTS = ("base_model_name_or_path", "base_model_revision", "base_model_fingerprint", "transformers_version")
 
 
+def check_parametrization(name: Any) -> None:
+    """Raises ValueError unless `name` is the parametrization of a value over next tokens."""
+    if name == "v_head":
+        raise ValueError("`parametrization` is 'v_head'. Values of a state alone are no longer part of this package.")
+    check_choice("parametrization", name, PARAMETRIZATIONS)
+
+
 def _check_settings(data: dict[str, Any], path: Path) -> None:
     """Refuses settings that would be read as others, or that fail where nobody knows of the file any more."""
     try:
         for name, allowed in _SIZES.items():
             allowed.check(name, data.get(name, 1))
+        check_parametrization(data["parametrization"])
         check_choice("backbone", data["backbone"], ("policy", "lora", "model"))
-        check_choice("reward_kind", data.get("reward_kind", "bernoulli"), ("bernoulli", "regression"))
+        check_choice("reward_kind", data.get("reward_kind", "bernoulli"), REWARD_KINDS)
         for name in _TEXTS:
             if not isinstance(data.get(name), str | None):
                 raise TypeError(f"`{name}` must be text or null, got {data[name]!r}.")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vgf_llm.functional import check_choice
+from vgf_llm.models.config import REWARD_KINDS, check_parametrization
 from vgf_llm.models.heads import BilinearQHead, QHead
 
 
@@ -59,8 +61,7 @@ class ValueModel(nn.Module, ABC):
 
     def __init__(self, reward_kind: str = "bernoulli") -> None:
         super().__init__()
-        if reward_kind not in ("bernoulli", "regression"):
-            raise ValueError(f"`reward_kind` must be 'bernoulli' or 'regression', got {reward_kind!r}.")
+        check_choice("reward_kind", reward_kind, REWARD_KINDS)
         self.reward_kind = reward_kind
 
     @abstractmethod
@@ -126,7 +127,7 @@ class HeadValue(ValueModel):
 
     parametrization = "vocab"
 
-    def __init__(self, head: QHead, reward_kind: str = "bernoulli") -> None:
+    def __init__(self, head: QHead | BilinearQHead, reward_kind: str = "bernoulli") -> None:
         super().__init__(reward_kind)
         self.head = head
 
@@ -135,19 +136,10 @@ class HeadValue(ValueModel):
         return self.head(features.hidden, candidate_ids)
 
 
-class BilinearValue(ValueModel):
-    """Q(h, v) = b(h) + (W h) . E[v] on the policy's frozen output embedding.
-
-    Args:
-        head: The head.
-        reward_kind: See `ValueModel`.
-    """
+class BilinearValue(HeadValue):
+    """Q(h, v) = b(h) + (W h) . E[v] on the policy's frozen output embedding."""
 
     parametrization = "bilinear"
-
-    def __init__(self, head: BilinearQHead, reward_kind: str = "bernoulli") -> None:
-        super().__init__(reward_kind)
-        self.head = head
 
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
         """Returns raw scores `[..., K]`."""
@@ -222,12 +214,9 @@ def build_value(
         >>> build_value("bilinear", width=8, vocab_size=10).parametrization
         'bilinear'
     """
+    check_parametrization(parametrization)
     if parametrization == "log_ratio":
         return LogRatioValue()
     if parametrization == "bilinear":
         return BilinearValue(BilinearQHead(width, embedding_width or width, head_hidden_size), reward_kind)
-    if parametrization == "vocab":
-        return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
-    gone = " Values of a state alone are no longer part of this package." if parametrization == "v_head" else ""
-    allowed = "'log_ratio', 'bilinear', 'vocab'"
-    raise ValueError(f"`parametrization` must be one of {allowed}, got {parametrization!r}.{gone}")
+    return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)

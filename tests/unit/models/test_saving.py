@@ -234,7 +234,7 @@ def change_number(path: Path) -> None:
         (lambda d: edit_config(d, novelty=1), ValueError, r"vgf_config\.json has fields .*novelty"),
         (lambda d: edit_config(d, transport={"speed": 1}), ValueError, r"transport fields \['speed'\]"),
         (lambda d: edit_config(d, transport={"step_size": -1.0}), ValueError, r"`step_size` must be .* got -1\.0"),
-        (lambda d: edit_config(d, parametrization="q"), ValueError, r"parametrization 'q'; expected one of"),
+        (lambda d: edit_config(d, parametrization="q"), ValueError, r"`parametrization` must be one of .*; got 'q'"),
         (lambda d: edit_config(d, parametrization="v_head"), ValueError, r"'v_head'.*Values of a state alone are no"),
         (lambda d: edit_config(d, transport={"noise": 0.1}), ValueError, r"`noise` is no longer a transport setting"),
         (lambda d: edit_config(d, hidden_size=24), ValueError, r"width 16; the value in .* reads width 24"),
