@@ -48,6 +48,7 @@ from vgf_llm.models.valued_policy import ValuedPolicy
 Model = TypeVar("Model", bound=ValuedPolicy)
 
 VALUE_HEAD_NAME = "value_head.safetensors"
+# Folders of the parts of a model, named after its attributes.
 VALUE_MODEL_DIR = "value_model"
 REF_MODEL_DIR = "ref_model"
 SEQUENCE_VALUE_DIR = "sequence_value"
@@ -125,33 +126,28 @@ def _write_parts(
             return None
         return {key.removeprefix(name): tensor for key, tensor in state_dict.items() if key.startswith(name)}
 
-    policy = part("policy.")
+    policy, adapter, origin = part("policy."), model.policy_adapter, None
     own = base_tensors(model.policy, policy)
     if weights is None:
         weights = fingerprint(own)
-    if model.policy_adapter is not None or save_policy is None:
+    if adapter is not None or save_policy is None:
         # Where weights are sharded, only what was recorded tells whether the origin is the same.
         origin = (find_origin if state_dict is None else recorded_origin)(model.policy, weights)
-        if model.policy_adapter is None:
-            save_policy = origin is None
-        else:
-            _save_policy_adapter(model.policy, model.policy_adapter, directory, policy)
-    if model.policy_adapter is None and save_policy:
+    writes_base = origin is None if save_policy is None else save_policy
+    if adapter is None and writes_base:
         inner_model(model.policy).save_pretrained(directory, state_dict=own, **kwargs)
-    elif model.policy_adapter is not None and origin is None and save_policy is not False:
-        inner_model(model.policy).save_pretrained(directory / BASE_MODEL_DIR, state_dict=own, **kwargs)
-        settings = read_json(directory / "adapter_config.json")  # PEFT alone must not load it over another base
-        write_json({**settings, "base_model_name_or_path": None}, directory / "adapter_config.json")
+    elif adapter is not None:
+        _save_policy_adapter(model.policy, adapter, directory, policy)
+        if writes_base and origin is None:
+            inner_model(model.policy).save_pretrained(directory / BASE_MODEL_DIR, state_dict=own, **kwargs)
+            settings = read_json(directory / "adapter_config.json")  # PEFT alone must not load it over another base
+            write_json({**settings, "base_model_name_or_path": None}, directory / "adapter_config.json")
     if model.has_value_adapter:
         model.policy.save_pretrained(directory, selected_adapters=[VALUE_ADAPTER], state_dict=policy)
-    if model.value_model is not None:
-        model.value_model.save_pretrained(directory / VALUE_MODEL_DIR, state_dict=part("value_model."), **kwargs)
-    if model.ref_model is not None:
-        model.ref_model.save_pretrained(directory / REF_MODEL_DIR, state_dict=part("ref_model."), **kwargs)
-    if model.sequence_value is not None:
-        cast(SequenceValue, model.sequence_value).save_pretrained(
-            directory / SEQUENCE_VALUE_DIR, state_dict=part("sequence_value."), **kwargs
-        )
+    for name in (VALUE_MODEL_DIR, REF_MODEL_DIR, SEQUENCE_VALUE_DIR):
+        module: Any = getattr(model, name)
+        if module is not None:
+            module.save_pretrained(directory / name, state_dict=part(f"{name}."), **kwargs)
     config = model.vgf_config
     head = model.value.state_dict() if state_dict is None else part("value.")
     if head:
@@ -361,10 +357,6 @@ def load_vgf_model(
     value_model = ref_model = None
     if config.backbone == "model":
         value_model = _load_language_model(str(directory / VALUE_MODEL_DIR), directory, model_kwargs)
-        if output_width(value_model) != config.hidden_size:
-            raise ValueError(
-                f"{directory / VALUE_MODEL_DIR} has width {output_width(value_model)}; expected {config.hidden_size}."
-            )
     if _holds(directory, config, REF_MODEL_DIR):
         ref_model = _load_language_model(str(directory / REF_MODEL_DIR), directory, model_kwargs)
     sequence_value = None
@@ -399,18 +391,10 @@ def load_vgf_model(
 
 
 def load_policy_or_vgf(path: str, cls: type[Model], **kwargs: Any) -> Model | None:
-    """Loads a `VGFModel` where `path` is a folder, checkpoint or hub id of one.
+    """Loads a `VGFModel` where `path` is a folder, checkpoint or hub id of one, with arguments as for `load_vgf_model`.
 
-    Args:
-        path: What a user gave as the name of a model.
-        cls: `VGFModel`, or a class derived from it.
-        **kwargs: As for `load_vgf_model`.
-
-    Returns:
-        The model; `None` where `path` names a plain language model, or nothing that is known.
-
-    Raises:
-        ValueError: If `path` holds parts of a VGF model but not a whole one, or a run with checkpoints only.
+    Returns `None` where `path` names a plain language model, or nothing that is known. Raises ValueError if it holds
+    parts of a VGF model but not a whole one, or a run with checkpoints only.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -449,17 +433,7 @@ def _by_stored_name(policy: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 
 
 def load_adapter(policy: nn.Module, adapter: str, path: Path) -> None:
-    """Loads LoRA weights into an adapter of the same shape.
-
-    Args:
-        policy: A PEFT model.
-        adapter: The adapter's name.
-        path: The safetensors file.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is truncated, or holds other tensors.
-    """
+    """Loads LoRA weights from a safetensors file into an adapter; raises as `load_tensors` if they do not fit."""
     own = _by_stored_name(policy, adapter)
     with torch.no_grad():
         for name, tensor in load_tensors(path, own).items():
