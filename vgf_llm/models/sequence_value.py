@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from vgf_llm.functional import Range, check_choice
 from vgf_llm.models.language_model import accepts_argument, inner_model, position_ids_from_mask, weight_shape
 from vgf_llm.models.tensor_files import load_tensors, load_whole, read_json, write_json, write_tensors
 
@@ -100,11 +101,9 @@ class DifferentiableValue(nn.Module, ABC):
         return F.embedding(input_ids, self.embedding)
 
     def read_prefix(self, input_ids: Tensor, attention_mask: Tensor) -> ReadPrefix | None:
-        """Reads what stands before the tokens that move, once for all steps; see `SequenceValue.read_prefix`.
+        """Reads what stands before the tokens that move, once for all steps; `None`: every call reads everything.
 
-        Returns:
-            `None`, which makes every call read everything. A value that returns more takes it as the fourth argument
-            of `forward`.
+        A value that returns more takes it as the fourth argument of `forward`; see `SequenceValue.read_prefix`.
         """
         return None
 
@@ -160,10 +159,8 @@ class SequenceValue(DifferentiableValue):
         self, backbone: PreTrainedModel, num_members: int = 1, pooling: Pooling = "mean", *, bias: bool = True
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
-        if isinstance(num_members, bool) or not isinstance(num_members, int) or num_members < 1:
-            raise ValueError(f"`num_members` must be an integer >= 1, got {num_members!r}.")
+        check_choice("pooling", pooling, POOLINGS)
+        Range(1, integer=True).check("num_members", num_members)
         self.backbone = inner_model(backbone).base_model
         self.pooling = pooling
         config = self.backbone.config.get_text_config()
@@ -226,15 +223,12 @@ class SequenceValue(DifferentiableValue):
         return self.backbone.get_input_embeddings()(input_ids)
 
     def token_scores(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Returns the members' scores of every token, in float32.
+        """Returns the members' scores of every token, `[R, T, H]`, in float32.
 
         Args:
             inputs_embeds: `[R, T, D]`.
             attention_mask: `[R, P + T]`, with the P tokens in `cache`, or none.
             cache: Keys and values of tokens before; those of the T tokens are added.
-
-        Returns:
-            `[R, T, H]`.
         """
         kwargs = {}
         if accepts_argument(self.backbone, "position_ids"):
@@ -249,15 +243,10 @@ class SequenceValue(DifferentiableValue):
 
     @torch.no_grad()
     def read_prefix(self, input_ids: Tensor, attention_mask: Tensor) -> ReadPrefix | None:
-        """Reads what stands before the tokens that move, once for all steps.
+        """Reads tokens `[R, P]`, padded on the left, that stand before those that move, once for all steps.
 
-        Args:
-            input_ids: `[R, P]`, padded on the left.
-            attention_mask: `[R, P]`.
-
-        Returns:
-            What `forward` reads on from; `None` in training mode, and for a backbone whose tokens see later ones or
-            that keeps anything but keys and values.
+        Returns what `forward` reads on from; `None` in training mode, and for a backbone whose tokens see later ones or
+        that keeps anything but keys and values.
         """
         causal = [module.is_causal for module in self.backbone.modules() if hasattr(module, "is_causal")]
         if self.training or not causal or not all(causal) or not accepts_argument(self.backbone, "past_key_values"):
@@ -274,16 +263,10 @@ class SequenceValue(DifferentiableValue):
         response_mask: Tensor,
         prefix: ReadPrefix | None = None,
     ) -> Tensor:
-        """Values responses; see `DifferentiableValue.forward`.
+        """Values responses, `[R, H]`; see `DifferentiableValue.forward`.
 
-        Args:
-            inputs_embeds: `[R, S, D]`; with a prefix `[R, T, D]`, the last T of S = P + T tokens.
-            attention_mask: `[R, S]`.
-            response_mask: `[R, S]`.
-            prefix: What `read_prefix` returned for the first P tokens; gradients do not reach them.
-
-        Returns:
-            `[R, H]`.
+        With a `prefix` from `read_prefix`, whose P tokens no gradient reaches, `inputs_embeds` are those of the last T
+        of S = P + T tokens, `[R, T, D]`.
 
         Raises:
             ValueError: If a response is empty or a sequence is longer than the backbone's context.
@@ -324,8 +307,6 @@ class SequenceValue(DifferentiableValue):
             **kwargs: Handed to the backbone's `save_pretrained`, such as `max_shard_size`.
         """
         directory = Path(save_directory)
-        if directory.is_file():
-            raise NotADirectoryError(f"`save_directory` {str(directory)!r} is a file; expected a folder.")
         directory.mkdir(parents=True, exist_ok=True)
         tensors = self.state_dict() if state_dict is None else state_dict
         parts = {
@@ -374,15 +355,10 @@ class SequenceValue(DifferentiableValue):
 
 
 def pool_scores(scores: Tensor, response_mask: Tensor, pooling: str) -> Tensor:
-    """Pools the scores of tokens to one of each response.
+    """Pools the scores of tokens `[R, S, H]` to one of each response, `[R, H]`.
 
-    Args:
-        scores: `[R, S, H]`.
-        response_mask: `[R, S]`, 1 on response tokens; every row has at least one.
-        pooling: `"mean"` over the response's tokens, or `"last"`, its last token's.
-
-    Returns:
-        `[R, H]`.
+    The mask `[R, S]` has 1 on response tokens, at least one a row; `pooling` is `"mean"` over these, or `"last"`, the
+    last one's.
 
     Example:
         >>> pool_scores(torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]]), "mean")

@@ -317,10 +317,8 @@ class ValuedPolicy(nn.Module):
     ) -> None:
         """Trades compute for memory in every trained backbone; non-reentrant only.
 
-        Args:
-            activation_checkpointing_kwargs: Handed to `torch.utils.checkpoint`; `use_reentrant=True` is refused, since
-                recomputation would not see which adapter a row block had.
-            **options: Handed to transformers' method, such as `every_n_layers`.
+        The arguments are those of transformers' method. `use_reentrant=True` is refused with a ValueError, since
+        recomputation would not see which adapter a row block had.
         """
         kwargs = dict(activation_checkpointing_kwargs or {})
         if kwargs.setdefault("use_reentrant", False):
@@ -383,18 +381,9 @@ class ValuedPolicy(nn.Module):
         samplings: Sequence[Sampling] = PLAIN,
         sampler: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities of the last `num_tokens` tokens under the reference.
+        """Log-probabilities `[B, T]`, in nats, of responses under the reference; meaningless on padding.
 
-        Args:
-            input_ids: `[B, P + T]`, prompts padded left, responses padded right.
-            attention_mask: `[B, P + T]`.
-            num_tokens: T.
-            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
-            samplings: How tokens were drawn: the reference's distribution is cut and tempered alike.
-            sampler: `[B]`, which of `samplings` drew each row; the first where left out.
-
-        Returns:
-            `[B, T]`, in nats; meaningless on padding.
+        The arguments are the fields of `Rows`: the reference's distribution is cut and tempered as the tokens' own was.
         """
         return self._ref_logps(Rows(input_ids, attention_mask, num_tokens, group_size, samplings, sampler))
 
@@ -419,12 +408,11 @@ class ValuedPolicy(nn.Module):
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
         Everything that receives gradients is computed in this one call, so that DDP sees it. Which forwards it runs
-        follows from its arguments' presence alone, never from what stands in them.
+        follows from its arguments' presence alone, never from what stands in them. Arguments that are not listed are
+        the fields of `Rows`: the log-ratio of a token is that of the distributions it was drawn from, so that a value
+        learns what is rewarded, not how its samples were drawn.
 
         Args:
-            input_ids: `[B, P + T]`, prompts padded left, responses padded right.
-            attention_mask: `[B, P + T]`.
-            num_tokens: T.
             ref_logps: `[B, T]` from `ref_logps`, for a log-ratio value; computed here when left out.
             candidates: `top_k` and `min_prob` of `candidate_values`, for distillation: the reference's candidates with
                 their potentials, and their log-probabilities under the policy. Features that the value or the policy is
@@ -432,11 +420,6 @@ class ValuedPolicy(nn.Module):
             candidate_ids: `[B, T, K]`, tokens whose log-probabilities under the policy are wanted.
             response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
                 instead of the token-level value for scores.
-            group_size: Adjacent rows that share a prompt, which is then read once for all of them: one number, or one
-                for every prompt.
-            samplings: How tokens were drawn. The log-ratio of a token is that of the distributions it was drawn from:
-                a value learns what is rewarded, not how its samples were drawn.
-            sampler: `[B]` of dtype long, which of `samplings` drew each row; the first where left out.
 
         Returns:
             A `VGFModelOutput`.
@@ -480,15 +463,11 @@ class ValuedPolicy(nn.Module):
     ) -> VGFScore:
         """Values finished responses in one teacher-forced pass.
 
+        Arguments that are not listed are the fields of `Rows`; left out, log-ratios are those of the models themselves.
+
         Args:
-            input_ids: `[B, P + T]`.
-            attention_mask: `[B, P + T]`.
             completion_mask: `[B, T]`, 1 on response tokens, up to and with the end-of-sequence token.
-            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
             ref_logps: `[B, T]` from `ref_logps`, for a log-ratio value; computed here when left out.
-            samplings: How tokens were drawn, for a log-ratio value; by default its log-ratios are those of the models
-                themselves.
-            sampler: `[B]`, which of `samplings` drew each row; the first where left out.
 
         Returns:
             A `VGFScore`.
@@ -517,16 +496,8 @@ class ValuedPolicy(nn.Module):
     ) -> Candidates:
         """Evaluates the value at the reference's candidates of every response state: distillation's raw material.
 
-        Args:
-            input_ids: `[B, P + T]`.
-            attention_mask: `[B, P + T]`.
-            num_tokens: T.
-            top_k: K.
-            min_prob: A candidate's least probability under the reference.
-            group_size: Adjacent rows that share a prompt, which is then read once for all of them.
-
-        Returns:
-            `Candidates`.
+        The first arguments are the fields of `Rows`; `top_k` is K, `min_prob` a candidate's least probability under the
+        reference.
         """
         return self._candidates(Rows(input_ids, attention_mask, num_tokens, group_size), top_k, min_prob)
 
