@@ -215,6 +215,10 @@ def logits_of_states(model: nn.Module, states: Tensor) -> Tensor:
     return logits.float().view(*states.shape[:-1], logits.shape[-1])
 
 
+# The name of release 0.1.
+project_hidden = logits_of_states
+
+
 @torch.no_grad()
 def probe_logits(model: nn.Module) -> Tensor | None:
     """Runs a few tokens, and raises ValueError if a model's hidden states do not give its logits.
