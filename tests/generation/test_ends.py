@@ -144,9 +144,7 @@ def test_votes_are_given_responses_without_what_stands_behind(base: PreTrainedMo
 
 
 @pytest.mark.parametrize("space", ["sequence_embedding", "sequence_logit"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"projection": "nearest"}, {"control": "swaps"}, {"block_size": 4}, {"transport_steps": 0}]
-)
+@pytest.mark.parametrize("settings", [{}, {"control": "swaps"}, {"block_size": 4}, {"transport_steps": 0}])
 @pytest.mark.parametrize("how", ["a criterion", "stop strings", "another end token"])
 def test_whole_responses_end_there_too(space: str, settings: dict[str, Any], how: str) -> None:
     ending, ends = ENDS[how]

@@ -105,7 +105,6 @@ def test_decoding_without_a_tilt_reproduces_the_sample(space: str, rescore: bool
     "settings",
     [
         {},
-        {"projection": "nearest", "step_size": 4.0},
         pytest.param({"relift": True}, marks=pytest.mark.slow),
         pytest.param({"rescore": False}, marks=pytest.mark.slow),
     ],
@@ -125,7 +124,7 @@ def test_a_hand_made_value_is_raised_and_the_random_control_raises_it_less(space
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("settings", [{}, {"relift": True}, {"projection": "nearest"}, {"control": "swaps"}])
+@pytest.mark.parametrize("settings", [{}, {"relift": True}, {"control": "swaps"}])
 def test_the_best_step_is_kept_and_values_are_those_of_the_text(space: str, settings: dict) -> None:
     model = sequence_model()
     start = run(model, space=space, transport_steps=0)
@@ -408,10 +407,9 @@ def test_bad_calls_are_named(space: str) -> None:
     for settings, message in (
         ({"control": "nothing"}, "control"),
         ({"output_scores": True}, "output_scores"),
-        ({"max_kl": 0.1, "projection": "nearest"}, "max_kl"),
         ({"max_kl": 0.1, "control": "swaps"}, "max_kl"),
         ({"relift": True, "rescore": False}, "relift"),
-        ({"projection": "best"}, "projection"),
+        ({"projection": "nearest"}, "projection"),
         ({"block_size": 0}, "block_size"),
         ({"num_beams": 2}, "num_beams"),
         ({"anchor": -1.0}, "anchor"),

@@ -18,7 +18,7 @@ class VGFGenerateOutput(ModelOutput):
             ensemble's lower bound for a sequence value.
         token_scores: `[B, N, T]`, the value's raw score of every response token; `None` for a sequence value.
         kl: `[B, N, T]`, KL to the base spent at every token, in nats, 0 after the end; `None` for whole responses whose
-            tokens were not decoded (`projection="nearest"`, `control="swaps"`).
+            tokens were not decoded (`control="swaps"`).
         lengths: `[B, N]`, tokens of each response, the one that ended it included. What stands behind them is padding,
             or what the policy wrote on where nothing but a criterion of the caller's ended a response.
         finished: `[B, N]`, true where a response ended by itself (an end token, a stop string, a criterion); false

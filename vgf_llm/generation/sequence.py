@@ -76,8 +76,6 @@ class SequenceTransport:
         every_step = config.rescore or config.max_kl is not None
 
         def written() -> Text:
-            if config.projection == "nearest":
-                return self.decoder.as_text(prefix, space.nearest(particles, start, state), state.mask)
             return self.decoder.write(prefix, max_new_tokens, offset, space.project(particles, start, state))
 
         for index in range(config.transport_steps):
@@ -120,16 +118,14 @@ class SequenceTransport:
         return best
 
     def _state(self, space: SequenceSpace, prefix: Prefix, text: Text, offset: int) -> SequenceState:
-        chooses = space.needs_candidates or self.transport.projection == "nearest"
         return SequenceState(
             prefix_embeds=space.value.embed(prefix.ids).float(),
             prefix_mask=prefix.mask,
             prefix_response=prefix.response,
             tokens=text.tokens,
             mask=text.mask,
-            frozen=text.last,
             num_particles=self.transport.num_particles,
-            candidates=self.decoder.candidates(prefix, text, offset) if chooses else None,
+            candidates=self.decoder.candidates(prefix, text, offset) if space.needs_candidates else None,
             prefix=self.scorer.read(prefix, self.transport.num_particles),
         )
 

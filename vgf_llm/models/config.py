@@ -4,7 +4,7 @@
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -17,10 +17,11 @@ PARAMETRIZATIONS = ("log_ratio", "bilinear", "vocab")
 REWARD_KINDS = ("bernoulli", "regression")
 SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 
-# Fields that earlier releases had.
-_GONE = {
-    "metric": "flow on the simplex follows the Fisher metric always",
-    "noise": "sequence spaces move without Langevin noise",
+# Fields that earlier releases had, with the one value that still means something and why they are gone.
+_GONE: dict[str, tuple[Any, str]] = {
+    "metric": ("fisher", "flow on the simplex follows the Fisher metric always"),
+    "noise": (0.0, "sequence spaces move without Langevin noise"),
+    "projection": ("redecode", "moved responses are written anew with the base always"),
 }
 
 
@@ -47,9 +48,8 @@ class TransportConfig:
         repulsion: Whether the interaction includes the kernel's gradient.
         max_distance: Trust radius of every token in `"sequence_embedding"`, in mean embedding norms.
         anchor: Pull of every token to its start in `"sequence_embedding"`.
-        projection: How moved responses become text: `"redecode"` writes them anew with the base, tilted towards where
-            their tokens moved; `"nearest"` takes the nearest of the base's candidates at each position.
-        decode_strength: What the tilt of `"sequence_embedding"` is multiplied by.
+        decode_strength: What the tilt of `"sequence_embedding"` is multiplied by, with which a moved response is
+            written anew.
         block_size: Tokens that a sequence space moves and selects at a time; `None` for whole responses.
         rescore: Whether a sequence space values the text of every step and keeps each response's best, the start
             included; without it text is made after the last step alone.
@@ -81,7 +81,6 @@ class TransportConfig:
     repulsion: bool = False
     max_distance: float | None = None
     anchor: float = 0.0
-    projection: Literal["redecode", "nearest"] = "redecode"
     decode_strength: float = 10.0
     block_size: int | None = None
     rescore: bool = True
@@ -92,7 +91,7 @@ class TransportConfig:
         """Refuses fields that are no longer any, with the reason."""
         for name in settings:
             if name in _GONE:
-                raise ValueError(f"`{name}` is no longer a transport setting: {_GONE[name]}. Leave it out.")
+                raise ValueError(f"`{name}` is no longer a transport setting: {_GONE[name][1]}. Leave it out.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -102,8 +101,6 @@ class TransportConfig:
             check_choice(name, getattr(self, name), choices)
         if self.repulsion and not self.interaction:
             raise ValueError("`repulsion=True` needs `interaction=True`: particles repel each other by the kernel.")
-        if self.space in SEQUENCE_SPACES and self.max_kl is not None and self.projection == "nearest":
-            raise ValueError("`max_kl` is measured while re-decoding; `projection='nearest'` has no distribution.")
         if self.relift and not self.rescore:
             raise ValueError("`relift=True` takes gradients at the text of every step, which `rescore=False` skips.")
 
@@ -150,7 +147,6 @@ TRANSPORT_RANGES = {
 TRANSPORT_CHOICES: dict[str, tuple[Any, ...]] = {
     "selection": ("value", "weighted_vote", "majority", "none"),
     "space": ("logit", *SEQUENCE_SPACES),
-    "projection": ("redecode", "nearest"),
     "interaction": (False, True),
     "repulsion": (False, True),
     "rescore": (False, True),
@@ -233,9 +229,9 @@ class VGFModelConfig:
                 "the model again to have them listed.",
                 stacklevel=2,
             )
-            # Settings that are gone, at the only value that still means something.
-            for name, value in (("metric", "fisher"), ("noise", 0.0)):
-                if isinstance(transport, dict) and transport.get(name) == value:
+        if isinstance(transport, dict):
+            for name in _GONE.keys() & transport.keys():
+                if transport[name] == _GONE[name][0]:
                     del transport[name]
         data["transport"] = TransportConfig.from_dict(transport, str(path))
         return cls(**data)

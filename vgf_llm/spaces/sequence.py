@@ -46,9 +46,8 @@ class SequenceState:
         prefix_response: `[R, P]`, 1 on tokens that belong to the response.
         tokens: `[R, T]`, the text that moves.
         mask: `[R, T]`, true on response tokens.
-        frozen: `[R, T]`, true where `nearest` keeps the text: tokens that end a response.
         num_particles: N; the rows of one prompt are consecutive.
-        candidates: For spaces and projections that choose among the base's candidates.
+        candidates: For spaces that choose among the base's candidates.
         prefix: The prefix as the value has read it, so that it is not read again; `None` where it cannot be kept.
     """
 
@@ -57,7 +56,6 @@ class SequenceState:
     prefix_response: Tensor
     tokens: Tensor
     mask: Tensor
-    frozen: Tensor
     num_particles: int = 1
     candidates: TextCandidates | None = None
     prefix: ReadPrefix | None = None
@@ -65,7 +63,7 @@ class SequenceState:
     def needed_candidates(self) -> TextCandidates:
         """The candidates, for those who cannot do without."""
         if self.candidates is None:
-            raise ValueError("`state.candidates` is missing: this space or projection chooses among the base's tokens.")
+            raise ValueError("`state.candidates` is missing: this space chooses among the base's tokens.")
         return self.candidates
 
 
@@ -128,10 +126,6 @@ class SequenceSpace(ABC):
     @abstractmethod
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
         """Returns how far the particles tilt the base's next-token distribution, for re-decoding."""
-
-    @abstractmethod
-    def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
-        """Returns the tokens `[R, T]` that are nearest to the particles among the base's candidates."""
 
     def interacting(self, vectors: Tensor, score: Tensor, state: SequenceState, *, alpha: float) -> Tensor:
         """Shares the gradients `[R, T, D]` among the particles of a prompt, whose tokens are at `vectors`."""

@@ -76,14 +76,3 @@ class SequenceEmbeddingSpace(SequenceSpace):
             return torch.einsum("rkd,rd->rk", self._embedding[token_ids], shift[:, position])
 
         return tilt
-
-    def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
-        """Returns the candidates `[R, T]` whose embeddings are nearest to the particles."""
-        candidates = state.needed_candidates()
-        tokens = state.tokens.clone()
-        for position in range(tokens.shape[1]):  # one position at a time: K embeddings of each row are held, not T * K
-            ids, mask = candidates.ids[:, position], candidates.mask[:, position]
-            distance = (self._embedding[ids] - particles[:, position].unsqueeze(1)).square().sum(dim=-1)
-            best = distance.masked_fill(~mask, torch.inf).argmin(dim=-1, keepdim=True)
-            tokens[:, position] = ids.gather(-1, best).squeeze(-1)
-        return torch.where(state.mask & ~state.frozen, tokens, state.tokens)

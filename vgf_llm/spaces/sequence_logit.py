@@ -94,11 +94,6 @@ class SequenceLogitSpace(SequenceSpace):
 
         return tilt
 
-    def nearest(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
-        """Returns the tokens `[R, T]` that every position's moved distribution gives under the sample's own noise."""
-        tokens = self._hard_tokens(particles, start, state)
-        return torch.where(state.mask & ~state.frozen, tokens, state.tokens)
-
     def _gain(self, particles: Tensor, start: Tensor, candidates: TextCandidates) -> Tensor:
         return torch.where(candidates.mask, particles - start, 0.0)
 

@@ -192,13 +192,17 @@ def listing(directory: Path) -> dict[str, str]:
     return json.loads((directory / "vgf_config.json").read_text())["files"]
 
 
+# Settings that are gone, at what they were by default.
+GONE = {"metric": "fisher", "noise": 0.0, "projection": "redecode"}
+
+
 def as_format_1(directory: Path) -> None:
     """Makes a folder what earlier releases wrote: without checksums."""
     path = directory / "vgf_config.json"
     config = json.loads(path.read_text())
     for name in ("files", "base_model_fingerprint", "base_model_dtype", "transformers_version"):
         del config[name]
-    config["transport"].update(metric="fisher", noise=0.0)
+    config["transport"].update(GONE)
     path.write_text(json.dumps({**config, "format_version": 1}))
 
 
@@ -236,6 +240,7 @@ def change_number(path: Path) -> None:
         (lambda d: edit_config(d, transport={"step_size": -1.0}), ValueError, r"`step_size` must be .* got -1\.0"),
         (lambda d: edit_config(d, parametrization="q"), ValueError, r"`parametrization` must be one of .*; got 'q'"),
         (lambda d: edit_config(d, parametrization="v_head"), ValueError, r"'v_head'.*Values of a state alone are no"),
+        (lambda d: edit_config(d, transport={"projection": "nearest"}), ValueError, "`projection` is no longer"),
         (lambda d: edit_config(d, transport={"noise": 0.1}), ValueError, r"`noise` is no longer a transport setting"),
         (lambda d: edit_config(d, hidden_size=24), ValueError, r"width 16; the value in .* reads width 24"),
         (lambda d: edit_config(d, vocab_size=64), ValueError, r"has 40 logits; .* was saved over 64"),
