@@ -23,6 +23,14 @@ def _zero_linear(width: int, out: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
+def _products(query: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
+    """Products `[..., K]` of queries `[..., D]` with the rows `ids` `[..., K]` of a matrix `[V, D]`."""
+    # Gathering rows reads D numbers per candidate; beyond V candidates in all, one full product is cheaper.
+    if ids.numel() > matrix.shape[0]:
+        return (query @ matrix.to(query.dtype).T).gather(-1, ids)
+    return torch.einsum("...kd,...d->...k", matrix[ids].to(query.dtype), query)
+
+
 class QHead(nn.Module):
     """Q(h, v) with one output row per token of the vocabulary.
 
@@ -46,11 +54,7 @@ class QHead(nn.Module):
     def forward(self, hidden: Tensor, candidate_ids: Tensor) -> Tensor:
         """Maps hidden states `[..., D]` and candidates `[..., K]` to raw values `[..., K]`."""
         features = self.trunk(hidden.to(self.out.weight.dtype))
-        # Gathering rows reads D numbers per candidate; beyond V candidates in all, one full product is cheaper.
-        if candidate_ids.numel() > self.out.weight.shape[0]:
-            return self.out(features).gather(-1, candidate_ids)
-        rows = self.out.weight[candidate_ids]
-        return torch.einsum("...kd,...d->...k", rows, features) + self.out.bias[candidate_ids]
+        return _products(features, self.out.weight, candidate_ids) + self.out.bias[candidate_ids]
 
 
 class BilinearQHead(nn.Module):
@@ -79,9 +83,4 @@ class BilinearQHead(nn.Module):
     def forward(self, hidden: Tensor, candidate_ids: Tensor, embedding: Tensor) -> Tensor:
         """Maps hidden states `[..., D]`, candidates `[..., K]` and E `[V, D]` to raw values `[..., K]`."""
         features = self.trunk(hidden.to(self.out.weight.dtype))
-        query = self.out(features)
-        if candidate_ids.numel() > embedding.shape[0]:
-            scores = (query @ embedding.to(query.dtype).T).gather(-1, candidate_ids)
-        else:
-            scores = torch.einsum("...kd,...d->...k", embedding[candidate_ids].to(query.dtype), query)
-        return self.baseline(features) + scores
+        return self.baseline(features) + _products(self.out(features), embedding, candidate_ids)

@@ -132,7 +132,6 @@ class HeadValue(ValueModel):
         self.head = head
 
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
-        """Returns raw scores `[..., K]`."""
         return self.head(features.hidden, candidate_ids)
 
 
@@ -142,7 +141,6 @@ class BilinearValue(HeadValue):
     parametrization = "bilinear"
 
     def scores(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
-        """Returns raw scores `[..., K]`."""
         return self.head(features.hidden, candidate_ids, features.embedding)
 
 
