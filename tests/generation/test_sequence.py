@@ -154,8 +154,8 @@ def test_value_calls_are_counted_and_swaps_get_as_many(space: str) -> None:
 def test_stops_where_nothing_moves_or_changes() -> None:
     model = sequence_model(value=token_value())
     settings = {"space": "sequence_embedding", "step_size": 0.5, "transport_steps": 12}
-    pressed = run(model, max_distance=0.5, **settings)
-    assert pressed.stop_reason == "stationary" and pressed.num_steps < 12
+    still = run(model, sequence_value=MeanFeature(torch.zeros(40)), **settings)
+    assert still.stop_reason == "stationary" and still.num_steps == 0
     far = run(model, **{**settings, "step_size": 2.0})
     assert far.stop_reason == "no_change" and far.num_steps < 12
     assert run(model, **{**settings, "transport_steps": 1}).stop_reason == "num_steps"
@@ -305,7 +305,6 @@ def test_interaction_and_the_other_options_run(space: str) -> None:
         {"interaction": True},
         {"interaction": True, "repulsion": True, "alpha": 0.5},
         {"alpha": 1.0},
-        {"anchor": 0.5, "max_distance": 0.6},
         {"temperature": 0.7, "top_p": 0.9},
         {"min_entropy": 2.0, "min_candidate_prob": 0.02},
         {"lower_bound_coef": 0.0},
@@ -412,8 +411,7 @@ def test_bad_calls_are_named(space: str) -> None:
         ({"projection": "nearest"}, "projection"),
         ({"block_size": 0}, "block_size"),
         ({"num_beams": 2}, "num_beams"),
-        ({"anchor": -1.0}, "anchor"),
-        ({"max_distance": 0.0}, "max_distance"),
+        ({"anchor": 0.1}, "anchor"),
     ):
         with pytest.raises(ValueError, match=message):
             run(model, space=space, **settings)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import NON_NEGATIVE, POSITIVE, Range, check_finite, check_rank, check_shape
+from ._checks import NON_NEGATIVE, POSITIVE, check_finite, check_rank, check_shape
 from ._masking import working_dtype
 from .flow import ALPHA, flow_direction
 from .kernels import kernel_matrix, median_bandwidth
-
-_MAX_DISTANCE = Range(0, hint="None switches the trust radius off.")
 
 
 def _token_mask(mask: Tensor, particles: Tensor) -> Tensor:
@@ -98,29 +96,15 @@ def sequence_direction(
     return torch.where(keep, velocity, 0.0).to(particles.dtype)
 
 
-def sequence_step(
-    particles: Tensor,
-    velocity: Tensor,
-    start: Tensor,
-    mask: Tensor,
-    *,
-    step_size: float,
-    scale: float,
-    anchor: float = 0.0,
-    max_distance: float | None = None,
-) -> Tensor:
-    """One step of every token, of one length for all: u <- u + epsilon (scale v / |v| - anchor (u - u_0)).
+def sequence_step(particles: Tensor, velocity: Tensor, mask: Tensor, *, step_size: float, scale: float) -> Tensor:
+    """One step of every token, of one length for all: u <- u + epsilon scale v / |v|.
 
     Args:
         particles: Token vectors, [..., T, D].
-        velocity: v, [..., T, D]; a token without a velocity only feels the anchor.
-        start: The tokens before transport, u_0, [..., T, D].
+        velocity: v, [..., T, D]; a token without a velocity stays.
         mask: Which tokens move, [..., T].
         step_size: epsilon >= 0.
         scale: Length of the unit of movement, positive: a typical embedding's norm.
-        anchor: Strength of the pull to the start, >= 0. Along a constant direction the distance then tends to
-            scale / anchor instead of growing.
-        max_distance: Trust radius of every token in units of `scale`; None for no radius.
 
     Returns:
         The tokens after the step, [..., T, D]; masked ones are where they were.
@@ -130,40 +114,18 @@ def sequence_step(
 
     Example:
         >>> u = torch.zeros(1, 2)
-        >>> sequence_step(u, torch.tensor([[3.0, 4.0]]), u, torch.tensor([1]), step_size=0.5, scale=2.0)
+        >>> sequence_step(u, torch.tensor([[3.0, 4.0]]), torch.tensor([1]), step_size=0.5, scale=2.0)
         tensor([[0.6000, 0.8000]])
     """
     check_shape("velocity", velocity, particles.shape, "particles")
-    check_shape("start", start, particles.shape, "particles")
     NON_NEGATIVE.check("step_size", step_size)
     POSITIVE.check("scale", scale)
-    NON_NEGATIVE.check("anchor", anchor)
     keep = _token_mask(mask, particles)
     velocity = torch.where(keep, velocity, 0.0)
     check_finite("velocity", velocity)
     length = torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
-    drift = velocity / torch.where(length > 0, length, 1.0) * scale - anchor * (particles - start)
-    moved = torch.where(keep, particles + step_size * drift, particles)
-    if max_distance is not None:
-        _MAX_DISTANCE.check("max_distance", max_distance)
-        moved = torch.where(keep, _into_ball(moved, start, max_distance * scale), particles)
-    return moved
-
-
-def _into_ball(proposal: Tensor, start: Tensor, radius: float) -> Tensor:
-    """`proposal` with every token pulled back into its ball."""
-    offset = proposal - start
-    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-    outside = distance > radius
-    shrink = torch.where(outside, radius / torch.where(outside, distance, 1.0), 1.0)
-    slack = torch.finfo(proposal.dtype).eps
-    inside = torch.where(outside, start + shrink * offset, proposal)
-    # Rounding start + offset can leave a token one bit outside; the cap is a promise, so take that bit back.
-    while bool((over := torch.linalg.vector_norm(inside - start, dim=-1, keepdim=True) > radius).any()):
-        shrink = torch.where(over, shrink * max(0.0, 1.0 - slack), shrink)
-        inside = torch.where(over, start + shrink * offset, inside)
-        slack *= 2
-    return inside
+    moved = particles + step_size * scale * velocity / torch.where(length > 0, length, 1.0)
+    return torch.where(keep, moved, particles)
 
 
 def straight_through_tokens(

@@ -83,7 +83,7 @@ class SequenceTransport:
             self.scorer.calls += 1
             if config.rescore and (index == 0 or config.relift):
                 best = best.against(text, self.scorer.lower_bound(velocity.values), index, active, pad_id)
-            moved = space.step(particles, velocity.direction, start, state)
+            moved = space.step(particles, velocity.direction, state)
             moved = torch.where(active.view(-1, 1, 1), moved, particles)
             if torch.allclose(moved, particles, rtol=0.0, atol=1e-6):  # rounding alone is no move
                 self.stop_reason = "stationary"

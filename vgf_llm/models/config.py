@@ -21,6 +21,8 @@ SEQUENCE_SPACES = ("sequence_embedding", "sequence_logit")
 _GONE: dict[str, tuple[Any, str]] = {
     "metric": ("fisher", "flow on the simplex follows the Fisher metric always"),
     "noise": (0.0, "sequence spaces move without Langevin noise"),
+    "anchor": (0.0, "no token is pulled back to its start"),
+    "max_distance": (None, "tokens have no trust radius; `max_kl` bounds what a response spends"),
     "projection": ("redecode", "moved responses are written anew with the base always"),
 }
 
@@ -46,8 +48,6 @@ class TransportConfig:
         min_entropy: Tokens whose base entropy is below this many nats are left alone.
         interaction: Whether the particles of one prompt interact through the RBF kernel.
         repulsion: Whether the interaction includes the kernel's gradient.
-        max_distance: Trust radius of every token in `"sequence_embedding"`, in mean embedding norms.
-        anchor: Pull of every token to its start in `"sequence_embedding"`.
         decode_strength: What the tilt of `"sequence_embedding"` is multiplied by, with which a moved response is
             written anew.
         block_size: Tokens that a sequence space moves and selects at a time; `None` for whole responses.
@@ -79,8 +79,6 @@ class TransportConfig:
     min_entropy: float = 0.0
     interaction: bool = False
     repulsion: bool = False
-    max_distance: float | None = None
-    anchor: float = 0.0
     decode_strength: float = 10.0
     block_size: int | None = None
     rescore: bool = True
@@ -138,8 +136,6 @@ TRANSPORT_RANGES = {
     "alpha": _POSITIVE,
     "max_kl": _POSITIVE,
     "min_entropy": Range(0),
-    "max_distance": _POSITIVE,
-    "anchor": Range(0),
     "decode_strength": Range(0),
     "block_size": Range(1, integer=True, optional=True),
     "lower_bound_coef": Range(0),

@@ -120,7 +120,7 @@ class SequenceSpace(ABC):
         """Returns the direction in which the value rises, at the text of `state` or at the particles `[R, T, ...]`."""
 
     @abstractmethod
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+    def step(self, particles: Tensor, direction: Tensor, state: SequenceState) -> Tensor:
         """Moves particles `[R, T, ...]` by one step."""
 
     @abstractmethod

@@ -50,18 +50,9 @@ class SequenceEmbeddingSpace(SequenceSpace):
             score = random_like(score)
         return SequenceVelocity(score, values)
 
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+    def step(self, particles: Tensor, direction: Tensor, state: SequenceState) -> Tensor:
         """Moves every token by one length, `[R, T, D]`."""
-        return sequence_step(
-            particles,
-            direction,
-            start,
-            state.mask,
-            step_size=self.config.step_size,
-            scale=self._scale,
-            anchor=self.config.anchor,
-            max_distance=self.config.max_distance,
-        )
+        return sequence_step(particles, direction, state.mask, step_size=self.config.step_size, scale=self._scale)
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
         """Returns the tilt `decode_strength * E[v] . (u_t - u0_t) / s^2`; none beyond the moved response.

@@ -70,7 +70,7 @@ class SequenceLogitSpace(SequenceSpace):
         direction = simplex_direction(particles, q_values, candidates.mask, alpha=self.config.alpha, reference=start)
         return SequenceVelocity(direction * state.mask.unsqueeze(-1), values)
 
-    def step(self, particles: Tensor, direction: Tensor, start: Tensor, state: SequenceState) -> Tensor:
+    def step(self, particles: Tensor, direction: Tensor, state: SequenceState) -> Tensor:
         """Moves the logits and normalises them; returns log-probabilities `[R, T, K]`."""
         candidates = state.needed_candidates()
         moved = particles + self.config.step_size * direction

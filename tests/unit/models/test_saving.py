@@ -193,7 +193,7 @@ def listing(directory: Path) -> dict[str, str]:
 
 
 # Settings that are gone, at what they were by default.
-GONE = {"metric": "fisher", "noise": 0.0, "projection": "redecode"}
+GONE = {"metric": "fisher", "noise": 0.0, "projection": "redecode", "anchor": 0.0, "max_distance": None}
 
 
 def as_format_1(directory: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_linear_value_moves_embeddings_in_closed_form() -> None:
     torch.testing.assert_close(velocity.values.squeeze(-1), values)
     moved = start
     for _ in range(3):
-        moved = space.step(moved, velocity.direction, start, text)
+        moved = space.step(moved, velocity.direction, text)
     unit = worth() / worth().norm()  # embeddings are one-hot rows of norm 1
     torch.testing.assert_close((moved - start)[text.mask], (1.5 * unit).expand(int(text.mask.sum()), VOCAB))
     ids = torch.arange(10).expand(ROWS, 10)
@@ -94,7 +94,7 @@ def test_a_tilt_does_not_depend_on_the_scale_of_the_embeddings() -> None:
         space = space_of("sequence_embedding", value)
         text = state(value)
         start = space.lift(text)
-        moved = space.step(start, space.velocity(start, start, text, at_text=False).direction, start, text)
+        moved = space.step(start, space.velocity(start, start, text, at_text=False).direction, text)
         tilts.append(space.project(moved, start, text)(0, torch.arange(10).expand(ROWS, 10)))
     torch.testing.assert_close(tilts[1], tilts[0], rtol=1e-4, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_a_linear_value_tilts_logits_by_what_tokens_are_worth() -> None:
     start = space.lift(text)
     moved = start
     for _ in range(3):
-        moved = space.step(moved, space.velocity(moved, start, text, at_text=False).direction, start, text)
+        moved = space.step(moved, space.velocity(moved, start, text, at_text=False).direction, text)
     q_values = worth()[candidates.ids] / text.mask.sum(-1).view(-1, 1, 1)
     expected = (candidates.logps + 1.5 * q_values).masked_fill(~candidates.mask, -torch.inf).log_softmax(-1)
     torch.testing.assert_close(moved[text.mask], expected[text.mask], rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_with_a_temperature_logits_flow_to_the_boltzmann_target() -> None:
     candidates = text.candidates
     start = moved = space.lift(text)
     for _ in range(40):
-        moved = space.step(moved, space.velocity(moved, start, text, at_text=False).direction, start, text)
+        moved = space.step(moved, space.velocity(moved, start, text, at_text=False).direction, text)
     q_values = worth()[candidates.ids] / text.mask.sum(-1).view(-1, 1, 1)
     target = (candidates.logps + q_values / 0.2).masked_fill(~candidates.mask, -torch.inf).log_softmax(-1)
     torch.testing.assert_close(moved[text.mask], target[text.mask], rtol=1e-4, atol=1e-4)
@@ -143,7 +143,7 @@ def test_order_of_particles_does_not_matter(name: str, at_text: bool) -> None:
     found = []
     for each in (text, other):
         start = space.lift(each)
-        moved = space.step(start, space.velocity(start, start, each, at_text=at_text).direction, start, each)
+        moved = space.step(start, space.velocity(start, start, each, at_text=at_text).direction, each)
         found.append(moved.nan_to_num(neginf=-50.0))
     torch.testing.assert_close(found[1], found[0][order], rtol=1e-4, atol=1e-5)
 
@@ -165,7 +165,7 @@ def test_relift_keeps_displacements_of_positions(name: str) -> None:
     space = space_of(name, learned_value())
     text = state(space.value)
     start = space.lift(text)
-    moved = space.step(start, space.velocity(start, start, text, at_text=False).direction, start, text)
+    moved = space.step(start, space.velocity(start, start, text, at_text=False).direction, text)
     same = space.relift(moved, start, text, text)
     inside = text.mask if name == "sequence_embedding" else torch.ones_like(text.mask)
     torch.testing.assert_close(same[inside], moved[inside], rtol=1e-4, atol=1e-5)
