@@ -3,7 +3,7 @@
 
 from ._checks import Range, check_choice, value_checks
 from ._masking import masked_log_softmax
-from .budget import cap_kl, kl_divergence, mmd_bound, mmd_squared, tokens_changed
+from .budget import cap_kl, kl_divergence, mmd_bound, mmd_squared
 from .flow import TransportResult, flow_direction, transport
 from .kernels import kernel_matrix, median_bandwidth, rbf_kernel
 from .losses import (
@@ -44,7 +44,6 @@ __all__ = [
     "simplex_flow",
     "straight_through_tokens",
     "success_likelihood_loss",
-    "tokens_changed",
     "transport",
     "value_checks",
     "within_prompt_accuracy",

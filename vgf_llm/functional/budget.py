@@ -112,29 +112,6 @@ def mmd_bound(step_size: float, num_steps: int, bandwidth: float, score_norm: fl
     return 2 * step_size * num_steps * lipschitz * (score_norm / alpha + lipschitz)
 
 
-def tokens_changed(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Fraction of the tokens that differ between two sequences of one length.
-
-    Args:
-        a: Token ids, [..., T].
-        b: Token ids, [..., T].
-        mask: Which positions count, [..., T]; None counts all.
-
-    Returns:
-        The fraction of counted positions, [...]; 0 for rows without one.
-
-    Raises:
-        ValueError: Shapes do not agree.
-
-    Example:
-        >>> tokens_changed(torch.tensor([5, 6, 7, 0]), torch.tensor([5, 9, 7, 1]), torch.tensor([1, 1, 0, 0]))
-        tensor(0.5000)
-    """
-    check_shape("b", b, a.shape, "a")
-    mask = as_mask("mask", mask, a, "a")
-    return ((a != b) & mask).sum(dim=-1) / mask.sum(dim=-1).clamp_min(1)
-
-
 @torch.no_grad()
 def cap_kl(logits: Tensor, direction: Tensor, max_kl: float | Tensor, candidate_mask: Tensor | None = None) -> Tensor:
     """Largest scale s in [0, 1] with KL(softmax(logits + s * direction) || softmax(logits)) <= max_kl.

@@ -13,7 +13,6 @@ from vgf_llm.functional import (
     kl_divergence,
     mmd_bound,
     mmd_squared,
-    tokens_changed,
     value_checks,
 )
 
@@ -132,15 +131,6 @@ def test_mmd_bound_raises(bad):
             mmd_bound(**(good | {name: bad}))
     with pytest.raises(ValueError, match="num_steps"):
         mmd_bound(**(good | {"num_steps": -1}))
-
-
-def test_tokens_changed():
-    a, b = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]]), torch.tensor([[1, 9, 9, 9], [9, 9, 9, 9]])
-    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(tokens_changed(a, b, mask), torch.tensor([2 / 3, 0.0]))
-    assert tokens_changed(a, b).tolist() == [0.75, 1.0]
-    with pytest.raises(ValueError, match="b must have shape"):
-        tokens_changed(a, b[:, :2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
