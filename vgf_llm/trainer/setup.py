@@ -6,6 +6,7 @@ import logging
 import re
 from typing import Any, Literal, cast
 
+from datasets import IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -70,6 +71,30 @@ def refuse_agents(tools: Any, environment_factory: Any) -> None:
             )
 
 
+def resolve_streams(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Sets what keeps the completions of a prompt together where a dataset is streamed, as `GRPOTrainer` does.
+
+    Raises:
+        ValueError: If `accelerator_config` has batches dispatched, which splits them.
+    """
+    parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    if not any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *parts)):
+        return
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "Iterable datasets require `dispatch_batches=False`, but it is set to `True` in `accelerator_config`. Set "
+            "it to `False`, or leave it out."
+        )
+    args.accelerator_config.dispatch_batches = False
+    if isinstance(train_dataset, IterableDataset) and args.dataloader_num_workers:
+        logger.warning(
+            "Iterable datasets require `dataloader_num_workers=0`, to keep the completions of a prompt together; the "
+            "given %d is set to 0.",
+            args.dataloader_num_workers,
+        )
+        args.dataloader_num_workers = 0
+
+
 def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) -> nn.Module:
     """Loads the policy if it is a name, and passes a model through.
 
@@ -131,8 +156,8 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
         processing_class = AutoTokenizer.from_pretrained(
             origin, revision=revision, trust_remote_code=args.trust_remote_code
         )
-    if isinstance(processing_class, ProcessorMixin):
-        raise TypeError("`processing_class` is a multimodal processor; pass a tokenizer, text models are trained.")
+    if isinstance(processing_class, ProcessorMixin):  # of a vision-language model, which is trained on text
+        processing_class = getattr(processing_class, "tokenizer", processing_class)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise TypeError(f"`processing_class` must be a tokenizer, got {type(processing_class).__name__}.")
     tokenizer = processing_class

@@ -64,6 +64,7 @@ from vgf_llm.trainer.setup import (
     load_policy,
     load_tokenizer,
     refuse_agents,
+    resolve_streams,
     trains_sequence_value,
 )
 from vgf_llm.vgf_model import VGFModel
@@ -158,6 +159,8 @@ class VGFTrainer(CheckpointedTrainer):
     fixed_on_resume = ("prompt_selection",)
     # The loss is a mean over micro-batches of equal size; the base class divides by the accumulation steps.
     loss_is_scaled_for_ga = False
+    # The routers of a mixture of experts are frozen, or fitted by the value's loss alone.
+    aux_loss_enabled = False
 
     def __init__(
         self,
@@ -210,7 +213,8 @@ class VGFTrainer(CheckpointedTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(vgf_model)
         self.rollout_func = rollout_func
-        self._settings(args, vgf_model, train_dataset, eval_dataset)
+        resolve_streams(args, train_dataset, eval_dataset)
+        self._settings(args, vgf_model, train_dataset)
         super().__init__(
             model=vgf_model,
             args=args,
@@ -248,7 +252,7 @@ class VGFTrainer(CheckpointedTrainer):
             name=name,
         )
 
-    def _settings(self, args: VGFConfig, model: VGFModel, train_dataset: Any, eval_dataset: Any) -> None:
+    def _settings(self, args: VGFConfig, model: VGFModel, train_dataset: Any) -> None:
         """Sets TRL's attributes, which callbacks and reward functions read, and the parts that need no accelerator."""
         self.num_generations = cast(int, args.num_generations)
         self.num_generations_eval = args.num_generations_eval or self.num_generations
@@ -300,13 +304,6 @@ class VGFTrainer(CheckpointedTrainer):
             rollout_fraction=args.rollout_fraction,
             prompts=prompts,
         )
-        datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-        if any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *datasets)):
-            if args.accelerator_config.dispatch_batches:
-                raise ValueError("A streamed dataset needs `accelerator_config={'dispatch_batches': False}`.")
-            args.accelerator_config.dispatch_batches = False
-            if args.dataloader_num_workers:
-                raise ValueError("A streamed dataset needs `dataloader_num_workers=0`, to keep groups together.")
 
     def _finish_setup(self, rollout_func: RolloutFunc | None) -> None:
         """Sets up the parts that need the accelerator."""
@@ -413,13 +410,20 @@ class VGFTrainer(CheckpointedTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Loads evaluation prompts; a stream, which no sampler can repeat, is repeated itself."""
+        """Loads evaluation prompts; a stream, which no sampler can repeat, is repeated itself, by one worker."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
-        if isinstance(dataset, IterableDataset):
-            eval_dataset = repeat_iterable_dataset(dataset, mini_repeat_count=self.num_generations_eval)
-        return super().get_eval_dataloader(eval_dataset)
+        if not isinstance(dataset, IterableDataset):
+            return super().get_eval_dataloader(eval_dataset)
+        resolve_streams(self.args, None, dataset)  # it may have come with the call of `evaluate`
+        self.accelerator.dataloader_config.dispatch_batches = False
+        repeated = repeat_iterable_dataset(dataset, mini_repeat_count=self.num_generations_eval)
+        workers, self.args.dataloader_num_workers = self.args.dataloader_num_workers, 0
+        try:
+            return super().get_eval_dataloader(repeated)
+        finally:
+            self.args.dataloader_num_workers = workers
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return EpochRepeatSampler(

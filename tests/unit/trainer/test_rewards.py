@@ -524,7 +524,8 @@ def test_rows_without_any_reward_are_warned_about(caplog):
     runner = RewardRunner([returning([1, None, None]), returning([None, None, 2])])
     with caplog.at_level(logging.WARNING):
         runner(**BATCH)
-    assert "All reward functions returned None for 1 of 3 completions" in caplog.text
+    assert "All reward functions returned None for the following kwargs:" in caplog.text
+    assert "(1 of 3 completions.)" in caplog.text
     assert "'prompts': 'p1'" in caplog.text and "'answer': 1" in caplog.text
 
 

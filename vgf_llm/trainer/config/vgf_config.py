@@ -147,7 +147,7 @@ class VGFConfig(GRPOConfig):
         rollout_prefetch (`int`, *optional*, defaults to `0`):
             Rounds that vLLM samples ahead, in a thread, while the value trains. The base has to sample and the policy
             has to be frozen, so that the samples are the same ones. `0` samples each round when it is due.
-        max_rounds_without_reward (`int`, *optional*, defaults to `10`):
+        max_rounds_without_reward (`int`, *optional*, defaults to `100`):
             Rounds in a row that may bring no reward at all before training stops with an error.
 
     > [!NOTE]
@@ -259,7 +259,7 @@ class VGFConfig(GRPOConfig):
         metadata={"help": "Rounds that vLLM samples ahead of time while the value trains. Needs a frozen policy."},
     )
     max_rounds_without_reward: int = field(
-        default=10,
+        default=100,
         metadata={"help": "Rounds in a row that may bring no reward at all before training stops with an error."},
     )
 

@@ -103,7 +103,8 @@ class RewardRunner:
         if len(reward_processing_classes) != len(self.reward_funcs):
             raise ValueError(
                 f"`reward_processing_classes` has {len(reward_processing_classes)} entries, but there are "
-                f"{len(self.reward_funcs)} reward functions. Give one per function, None where it is not a model."
+                f"{len(self.reward_funcs)} reward functions; the numbers must match. Give one per function, None where "
+                "it is not a model."
             )
         self.reward_processing_classes = list(reward_processing_classes)
         self.chat_template_kwargs = chat_template_kwargs or {}
@@ -291,11 +292,11 @@ class RewardRunner:
         if unscored:
             example = {name: values[unscored[0]] for name, values in rows.items() if name != "completion_ids"}
             logger.warning(
-                "All reward functions returned None for %d of %d completions, first for the following arguments:\n%s\n"
-                "Make at least one reward function return a number for it.",
+                "All reward functions returned None for the following kwargs:\n%s\n(%d of %d completions.) Make "
+                "at least one reward function return a number for it.",
+                show(example),
                 len(unscored),
                 len(rewards),
-                show(example),
             )
 
 
