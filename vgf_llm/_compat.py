@@ -46,8 +46,10 @@ def installed_trl_version() -> str | None:
 check_trl_version(installed_trl_version())
 
 # These imports follow the check, so that a wrong TRL is reported as such.
+from trl.cli.accelerate_config import resolve_accelerate_config_argument  # noqa: E402
 from trl.extras.profiling import profiling_context, profiling_decorator  # noqa: E402
 from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation  # noqa: E402
+from trl.scripts.grpo import GRPOScriptArguments  # noqa: E402
 from trl.trainer.base_config import _BaseConfig  # noqa: E402
 from trl.trainer.base_trainer import _BaseTrainer  # noqa: E402
 from trl.trainer.utils import (  # noqa: E402
@@ -110,6 +112,7 @@ def online_dpo_classes() -> tuple[type, type]:
 
 __all__ = [
     "TRL_SPECIFIER",
+    "GRPOScriptArguments",
     "RepeatSampler",
     "_BaseConfig",
     "_BaseTrainer",
@@ -132,6 +135,7 @@ __all__ = [
     "profiling_context",
     "profiling_decorator",
     "repeat_iterable_dataset",
+    "resolve_accelerate_config_argument",
     "selective_log_softmax",
     "shutdown_event_loop_in_daemon",
     "split_tensor_dict",

@@ -1,0 +1,135 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""`vgf train`: what `trl grpo` does, with a value in the place of the policy gradient.
+
+    vgf train --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name trl-lib/DeepMath-103K \
+        --reward_funcs accuracy_reward --output_dir my-value
+
+Every field of `VGFConfig` and of TRL's `ModelConfig` is an option, and `--config FILE` reads a YAML file of them. What
+`accelerate launch` takes (`--num_processes 8`, `--accelerate_config zero3`) is handed to it.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from datasets import load_dataset
+from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config, get_quantization_config, rewards
+
+from vgf_llm._compat import GRPOScriptArguments, resolve_accelerate_config_argument
+from vgf_llm.trainer import VGFConfig, VGFTrainer
+from vgf_llm.trainer.config import VGFParser, settings_dict
+
+# TRL's rewards that take no settings.
+REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+
+
+def load_reward_func(name: str) -> Any:
+    """Returns one of TRL's rewards, or what a dotted path names, the present folder included.
+
+    Raises:
+        ValueError: If there is none of that name.
+
+    Example:
+        >>> load_reward_func("accuracy_reward").__name__
+        'accuracy_reward'
+    """
+    if name in REWARDS:
+        return getattr(rewards, name)
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(
+            f"`reward_funcs` must be of {list(REWARDS)} or dotted paths such as 'my_rewards.exact_answer', got {name!r}."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`reward_funcs` names {name!r}, which cannot be imported ({error}).") from error
+
+
+def load_splits(script: GRPOScriptArguments, mixture: DatasetMixtureConfig) -> Any:
+    """Returns the splits that the options name: a hub id or a folder, or TRL's mixture of several.
+
+    Raises:
+        ValueError: If none or both are given.
+    """
+    if bool(mixture.datasets) == bool(script.dataset_name):
+        found = "both are given" if script.dataset_name else "none is given"
+        raise ValueError(f"Give the data by `--dataset_name`, or by `datasets` in a YAML file; {found}.")
+    if mixture.datasets:
+        return get_dataset(mixture)
+    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+
+
+def make_parser() -> VGFParser:
+    """Returns the parser of `vgf train`."""
+    return VGFParser((GRPOScriptArguments, VGFConfig, ModelConfig, DatasetMixtureConfig), prog="vgf train")
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """Trains and saves, in this process; `launch` starts it in one or several.
+
+    Args:
+        argv: Options; those of the process by default.
+
+    Raises:
+        ValueError: If there is no data, or a reward function cannot be found.
+    """
+    script, args, model, mixture = make_parser().parse_args_and_config(
+        None if argv is None else list(argv), fail_with_unknown_args=False
+    )
+    if model.model_name_or_path is None:
+        raise ValueError("`--model_name_or_path` is missing: the hub id or the folder of the policy.")
+    reward_funcs = [load_reward_func(name) for name in script.reward_funcs or ()]
+    if script.reward_model_name_or_path:
+        reward_funcs.append(script.reward_model_name_or_path)
+    splits = load_splits(script, mixture)
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **settings_dict(args.model_init_kwargs),
+    }
+    trainer = VGFTrainer(
+        model.model_name_or_path,
+        reward_funcs or None,
+        args,
+        train_dataset=splits[script.dataset_train_split],
+        eval_dataset=splits[script.dataset_test_split] if args.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.accelerator.print(f"Saved to {args.output_dir}. Next: vgf generate {args.output_dir} PROMPT")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+
+
+def launch(argv: Sequence[str]) -> None:
+    """Runs `train` under `accelerate launch`.
+
+    Args:
+        argv: Options of both; the options of `train` are read once here, so that what is wrong is said once.
+    """
+    *_, config_rest, rest = make_parser().parse_args_and_config(
+        list(argv), return_remaining_strings=True, separate_remaining_strings=True
+    )
+    unread = iter(rest)
+    waiting = next(unread, None)
+    own = []
+    for text in argv:
+        if text == waiting:
+            waiting = next(unread, None)
+        else:
+            own.append(text)
+    options = resolve_accelerate_config_argument(config_rest + rest)
+    launch_command(launch_command_parser().parse_args([*options, "-m", "vgf_llm.train", *own]))
+
+
+if __name__ == "__main__":
+    train()
