@@ -41,7 +41,7 @@ def load_reward_func(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(
-            f"`reward_funcs` must be of {list(REWARDS)} or dotted paths such as 'my_rewards.exact_answer', got {name!r}."
+            f"`reward_funcs` takes {', '.join(REWARDS)} and dotted paths such as my_rewards.exact_answer; got {name!r}."
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -1,7 +1,6 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What scripts for `GRPOTrainer` rely on beside training itself: datasets of every kind, attributes, refusals."""
 
-import inspect
 import logging
 import math
 
@@ -24,21 +23,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
-from trl import GRPOTrainer
 
 from vgf_llm import VGFTrainer
-
-
-def test_the_arguments_and_their_order_are_those_of_grpo_trainer():
-    assert list(inspect.signature(VGFTrainer.__init__).parameters) == list(
-        inspect.signature(GRPOTrainer.__init__).parameters
-    )
-
-
-@pytest.mark.parametrize("name", ["tools", "environment_factory"])
-def test_tools_and_environments_are_refused_before_anything_is_loaded(tmp_path, name):
-    with pytest.raises(ValueError, match=f"`{name}` is not supported.*`rollout_func` may run an environment"):
-        VGFTrainer("a model that is not there", tiny.high_tokens, tiny.config(tmp_path), **{name: [print]})
 
 
 def test_no_reward_source_is_refused(tmp_path):
