@@ -5,7 +5,6 @@ import logging
 import math
 
 import pytest
-import tiny
 import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from torch import Tensor
@@ -24,6 +23,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from tests.trainer import tiny
 from vgf_llm import VGFTrainer
 
 
