@@ -2,6 +2,7 @@
 """The console script `vgf`: what a saved VGF model is made of, a response from it, and what other programs run.
 
 vgf version
+vgf train --model_name_or_path MODEL --dataset_name DATA --reward_funcs accuracy_reward --output_dir PATH
 vgf info PATH
 vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
 vgf export PATH OUT
@@ -64,9 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         True
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["train"]:  # its options are the fields of dataclasses, and its parser is TRL's
+        return _run(lambda: _train(argv[1:]))
     args = _parser(generates="generate" in argv[:1]).parse_args(argv)
+    return _run(lambda: args.run(args))
+
+
+def _train(argv: list[str]) -> None:
+    from vgf_llm.train import launch
+
+    launch(argv)
+
+
+def _run(command: Callable[[], None]) -> int:
     try:
-        args.run(args)
+        command()
     except KeyboardInterrupt:
         return 130
     except _EXPECTED as error:
@@ -82,6 +95,8 @@ def _parser(*, generates: bool) -> argparse.ArgumentParser:
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=lambda args: print(f"vgf-llm {__version__}"))
+
+    commands.add_parser("train", help="train a value; `vgf train --help` lists its options")
 
     info = commands.add_parser("info", help="show what a saved model is made of")
     info.add_argument("path", help="folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote")

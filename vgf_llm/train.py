@@ -8,6 +8,7 @@ Every field of `VGFConfig` and of TRL's `ModelConfig` is an option, and `--confi
 `accelerate launch` takes (`--num_processes 8`, `--accelerate_config zero3`) is handed to it.
 """
 
+import difflib
 import importlib
 import os
 import sys
@@ -70,6 +71,18 @@ def make_parser() -> VGFParser:
     return VGFParser((GRPOScriptArguments, VGFConfig, ModelConfig, DatasetMixtureConfig), prog="vgf train")
 
 
+def reward_funcs_of(script: GRPOScriptArguments, model: ModelConfig) -> list[Any] | None:
+    """Returns the reward functions that the options name, `None` without any, which preference pairs need none of.
+
+    Raises:
+        ValueError: If one cannot be found, or there is no model to train.
+    """
+    if model.model_name_or_path is None:
+        raise ValueError("`--model_name_or_path` is missing: the hub id or the folder of the policy.")
+    funcs = [load_reward_func(name) for name in script.reward_funcs or ()]
+    return [*funcs, *filter(None, [script.reward_model_name_or_path])] or None
+
+
 def train(argv: Sequence[str] | None = None) -> None:
     """Trains and saves, in this process; `launch` starts it in one or several.
 
@@ -77,16 +90,12 @@ def train(argv: Sequence[str] | None = None) -> None:
         argv: Options; those of the process by default.
 
     Raises:
-        ValueError: If there is no data, or a reward function cannot be found.
+        ValueError: If there is no model or no data, or a reward function cannot be found.
     """
     script, args, model, mixture = make_parser().parse_args_and_config(
         None if argv is None else list(argv), fail_with_unknown_args=False
     )
-    if model.model_name_or_path is None:
-        raise ValueError("`--model_name_or_path` is missing: the hub id or the folder of the policy.")
-    reward_funcs = [load_reward_func(name) for name in script.reward_funcs or ()]
-    if script.reward_model_name_or_path:
-        reward_funcs.append(script.reward_model_name_or_path)
+    reward_funcs = reward_funcs_of(script, model)
     splits = load_splits(script, mixture)
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -96,7 +105,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     }
     trainer = VGFTrainer(
         model.model_name_or_path,
-        reward_funcs or None,
+        reward_funcs,
         args,
         train_dataset=splits[script.dataset_train_split],
         eval_dataset=splits[script.dataset_test_split] if args.eval_strategy != "no" else None,
@@ -111,24 +120,33 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def launch(argv: Sequence[str]) -> None:
-    """Runs `train` under `accelerate launch`.
+    """Runs `train` under `accelerate launch`, after a look at the options of both.
 
     Args:
-        argv: Options of both; the options of `train` are read once here, so that what is wrong is said once.
+        argv: The options.
+
+    Raises:
+        ValueError: If neither has an option of that name, or for what `train` refuses at once.
     """
-    *_, config_rest, rest = make_parser().parse_args_and_config(
+    parser, launcher = make_parser(), launch_command_parser()
+    script, _, model, _, config_rest, rest = parser.parse_args_and_config(
         list(argv), return_remaining_strings=True, separate_remaining_strings=True
     )
-    unread = iter(rest)
-    waiting = next(unread, None)
-    own = []
-    for text in argv:
-        if text == waiting:
-            waiting = next(unread, None)
+    known = [*parser._option_string_actions, *launcher._option_string_actions, "--accelerate_config"]
+    for name in (text.split("=")[0] for text in rest if text.startswith("--")):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else " `vgf train --help` lists them."
+            raise ValueError(f"`vgf train` has no option {name}.{hint}")
+    reward_funcs_of(script, model)
+    waiting, own = list(rest), []
+    for text in argv:  # what is left is in the order of the command line
+        if waiting and text == waiting[0]:
+            waiting.pop(0)
         else:
             own.append(text)
     options = resolve_accelerate_config_argument(config_rest + rest)
-    launch_command(launch_command_parser().parse_args([*options, "-m", "vgf_llm.train", *own]))
+    launch_command(launcher.parse_args([*options, "-m", "vgf_llm.train", *own]))
 
 
 if __name__ == "__main__":
