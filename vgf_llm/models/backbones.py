@@ -140,6 +140,7 @@ def add_value_adapter(policy: PreTrainedModel | PeftModel, lora_config: LoraConf
     if isinstance(policy, PeftModel):
         policy.add_adapter(VALUE_ADAPTER, config)
     else:
+        config.base_model_name_or_path = None  # a saved one names another place, and PEFT would warn of it
         policy = get_peft_model(policy, config, adapter_name=VALUE_ADAPTER)
         # The adapter belongs to the value: whoever calls the policy gets the bare base model.
         policy.base_model.disable_adapter_layers()
