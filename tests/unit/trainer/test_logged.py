@@ -80,6 +80,12 @@ def test_long_pairs_are_left_out_and_counted(caplog):
     assert len(list(tokenized(stream))) == 1
 
 
+def test_a_dataset_may_begin_with_what_is_left_out():
+    rows = [{"prompt": f"w{i}", "completion": "w2 " * 9, "reward": 1.0} for i in range(1001)]  # more than one write
+    kept = tokenized([*rows, {"prompt": "w0", "completion": "w2", "reward": 0.5}])
+    assert kept["completion_ids"] == [[[6, EOS]]] and kept["rewards"] == [[0.5]]
+
+
 def test_pairs_that_are_tokenized_stay_as_they_are():
     pairs = tokenized([{"prompt": "w0", "chosen": "w2", "rejected": "w3"}])
     assert tokenized(pairs)[0] == pairs[0]
