@@ -99,9 +99,9 @@ def check_logged(args: Any, kind: str, rollout_func: Any) -> None:
     found = [f"`{name}`" for name, asked in asks.items() if asked]
     if found:
         raise ValueError(
-            f"{', '.join(found)}: asks for sampled completions, but without `reward_funcs` the completions of "
-            "`train_dataset` are read and not sampled. Leave it out, or train the value on logged completions first "
-            "and pass `reward_funcs` then."
+            "Without `reward_funcs` the completions of `train_dataset` are read and not sampled, which is asked for by "
+            f"{', '.join(found)}. Leave that out, or train the value on logged completions first and pass "
+            "`reward_funcs` then."
         )
 
 
