@@ -121,7 +121,7 @@ def test_metrics_are_of_completions_and_not_of_what_fills_their_groups(tmp_path,
     assert log["reward"] == pytest.approx(0.425) and log["completions/mean_length"] == pytest.approx(14 / 4)
     assert log["frac_reward_zero_std"] == 0.5  # one completion has no spread
     assert log["num_tokens"] == 14 + 4
-    assert len(run.metrics._table["completion"]) == 4
+    assert len(run.metrics.logs["completion"]) == 4
     assert run.evaluate()["eval_reward"] == pytest.approx(0.425)
 
 

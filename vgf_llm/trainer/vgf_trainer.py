@@ -635,7 +635,7 @@ class VGFTrainer(CheckpointedTrainer):
         rewards: Tensor,
     ) -> None:
         accelerator, metrics = self.accelerator, self.metrics
-        columns = (request.prompt_ids, samples.completion_ids, samples.finished)
+        columns: tuple[list[Any], ...] = (request.prompt_ids, samples.completion_ids, samples.finished)
         prompt_ids, ids, finished = ([*compress(column, samples.present)] for column in columns)
         lengths = torch.tensor(gather_object([len(row) for row in ids]))
         truncated = ~torch.tensor(gather_object(finished), dtype=torch.bool)
