@@ -175,17 +175,23 @@ def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) 
 
 def train_vgf(job: Job, **overrides: Any) -> None:
     """VGF with the recipe's settings; `overrides` win over them."""
-    args = vgf_settings(job, **overrides)
+    _train_vgf(job, job.task.problems, job.task.gold, vgf_settings(job, **overrides))
+
+
+def train_vgf_logged(job: Job) -> None:
+    """VGF offline on the base's own samples: one pass over all of them, then the recipe's share of replayed steps."""
+    reads = {"num_generations": job.num_generations, "prompt_selection": "dataset", "rollout_policy": "base"}
+    args = vgf_settings(job, **reads)
+    args.num_train_epochs = 1 / args.rollout_fraction
+    _train_vgf(job, logged_samples(job.task, job.samples or sample_base(job)), None, args)
+
+
+def _train_vgf(job: Job, dataset: Dataset, reward_funcs: Any, args: VGFConfig) -> None:
     trainer = VGFTrainer(
-        model=job.base,
-        reward_funcs=job.task.gold,
-        args=args,
-        train_dataset=job.task.problems,
-        processing_class=job.tokenizer,
+        model=job.base, reward_funcs=reward_funcs, args=args, train_dataset=dataset, processing_class=job.tokenizer
     )
     trainer.train()
-    trainer.save_model(str(job.directory))
-    job.tokenizer.save_pretrained(job.directory)
+    _save(trainer, job)
 
 
 def train_vgf_distilled(job: Job) -> None:
@@ -303,6 +309,23 @@ def sample_base(job: Job) -> Samples:
     )
 
 
+def logged_samples(task: Task, samples: Samples) -> Dataset:
+    """Returns every response with its reward, in the columns `prompt`, `completion` and `reward`.
+
+    Args:
+        task: The problems.
+        samples: N responses to each, scored by the training reward.
+    """
+    scored = zip(task.problems["prompt"], samples.responses, samples.gold.tolist(), strict=True)
+    return Dataset.from_list(
+        [
+            {"prompt": prompt, "completion": text, "reward": reward}
+            for prompt, texts, rewards in scored
+            for text, reward in zip(texts, rewards, strict=True)
+        ]
+    )
+
+
 def preference_pairs(task: Task, samples: Samples) -> Dataset:
     """Pairs the best response of each prompt with its worst, the second best with the second worst, and so on.
 
@@ -391,6 +414,7 @@ class Trainable:
 
 TRAINABLE = {
     "vgf": Trainable("VGF", train_vgf, has_value=True),
+    "vgf_logged": Trainable("VGF, offline on base samples", train_vgf_logged, has_value=True, offline=True),
     "vgf_distilled_1": Trainable("VGF distilled, 1 iteration", train_vgf_distilled, has_value=True, distilled=True),
     "vgf_distilled_2": Trainable(
         "VGF distilled, 2 iterations", train_vgf_distilled_twice, has_value=True, distilled=True

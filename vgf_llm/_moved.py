@@ -14,7 +14,7 @@ MOVED = {
     "vgf_llm.trainer.buffer": "vgf_llm.trainer.keep.buffer",
     "vgf_llm.trainer.checkpoint": "vgf_llm.trainer.save.checkpoint",
     "vgf_llm.trainer.metrics": "vgf_llm.trainer.measure.metrics",
-    "vgf_llm.trainer.preferences": "vgf_llm.trainer.choose.pairs",
+    "vgf_llm.trainer.preferences": "vgf_llm.trainer.choose.logged",
     "vgf_llm.trainer.prompt_selection": "vgf_llm.trainer.choose.schedule",
     "vgf_llm.trainer.rewards": "vgf_llm.trainer.score.rewards",
     "vgf_llm.trainer.rollout_config": "vgf_llm.trainer.config",

@@ -94,6 +94,17 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "model": "saved",
         },
     ),
+    # completions of a dataset, of prompts that have one to six: ranks get groups that are not full
+    "logged": (
+        8,
+        {
+            "reward_funcs": None,
+            "train_dataset": "logged",
+            "rollout_func": None,
+            "value_loss": "pairwise",
+            "replay_ratio": 0.5,
+        },
+    ),
     # Evaluation with one prompt at a time, so that one of two processes has none.
     "evaluated": (
         8,
@@ -124,6 +135,8 @@ def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> V
         settings = {**settings, "model": str(directory / "base")}  # written before the processes start
     if settings.get("train_dataset") == "pairs":
         settings = {**settings, "train_dataset": tiny.pairs()}
+    if settings.get("train_dataset") == "logged":
+        settings = {**settings, "train_dataset": tiny.logged(sizes=tiny.UNEQUAL)}
     defaults: dict[str, Any] = dict(
         rollout_func=tiny.fixed_rollout,
         eval_dataset=tiny.prompts(6) if "eval_steps" in settings else None,

@@ -85,7 +85,7 @@ def never(**kwargs):
 def test_what_outcomes_cannot_choose_among_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"chooses among all prompts .* `train_dataset` is IterableDataset"):
         tiny.trainer(tmp_path, never, train_dataset=tiny.prompts().to_iterable_dataset(), prompt_selection="unsolved")
-    with pytest.raises(ValueError, match=r"`train_dataset` is preference pairs"):
+    with pytest.raises(ValueError, match=r"read and not sampled, .* `prompt_selection`"):
         tiny.trainer(tmp_path, None, train_dataset=tiny.pairs(), num_generations=2, prompt_selection="unsolved")
     with pytest.raises(ValueError, match=r"`prompt_selection='unsolved'` counts .* by a reward of 1, and .* from 0"):
         tiny.trainer(tmp_path, tiny.high_tokens, prompt_selection="unsolved").train()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from tests.trainer import tiny
 from tests.trainer.test_resume import check_same
 from vgf_llm.models import SequenceValue, VGFModel
-from vgf_llm.trainer.choose.pairs import tokenized_pairs
+from vgf_llm.trainer.choose.logged import grouped, tokenized
 from vgf_llm.trainer.fit.losses import bootstrap_weights, pairwise_loss, sequence_regression_loss
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
 from vgf_llm.trainer.keep.buffer import RolloutGroup
@@ -120,10 +120,10 @@ def test_blanks_behind_the_end_of_a_response_are_cut() -> None:
     tokenizer.chat_template = CHAT
     tokenizer.add_tokens(["\n"])  # a token of its own, as in most tokenizers
     settings = {"max_completion_length": None, "max_prompt_length": None, "chat_template_kwargs": {}}
-    pairs = tokenized_pairs(conversations(4), tokenizer, eos_token_ids=[tiny.EOS], **settings)
+    pairs = tokenized(grouped(conversations(4), 2), tokenizer, eos_token_ids=[tiny.EOS], **settings)
     assert all(tiny.VOCAB in row["prompt_ids"] for row in pairs)
     for row, texts in zip(pairs, tiny.pairs(4), strict=True):
-        assert row["chosen_ids"] == [*tokenizer(texts["chosen"])["input_ids"], tiny.EOS]
+        assert row["completion_ids"][0] == [*tokenizer(texts["chosen"])["input_ids"], tiny.EOS]
 
 
 def test_texts_without_a_prompt_are_split_where_they_differ(tmp_path) -> None:
@@ -152,9 +152,10 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog: pyte
     rows[3]["prompt"] = " ".join(["w3"] * 59)  # beside 6 tokens 58 fit into the context
     with caplog.at_level("WARNING"):
         run = tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list(rows), **PAIRS)
-    assert "2 of the 12 pairs of `train_dataset`" in caplog.text and "`max_completion_length` (6)" in caplog.text
-    assert [len(ids) for ids in run.train_dataset["rejected_ids"]].count(6) == 1
-    assert len(run.train_dataset) == 10 and max(map(len, run.train_dataset["chosen_ids"])) <= 6
+    assert "4 of the 24 completions of `train_dataset`" in caplog.text and "`max_completion_length` (6)" in caplog.text
+    chosen, rejected = zip(*run.train_dataset["completion_ids"], strict=True)
+    assert [len(ids) for ids in rejected].count(6) == 1
+    assert len(chosen) == 10 and max(map(len, chosen)) <= 6
     run.train()
     caplog.clear()
     stream = Dataset.from_list(rows).to_iterable_dataset()
@@ -162,7 +163,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog: pyte
     with caplog.at_level("WARNING"):
         assert len(list(streamed.train_dataset)) == 10
     assert caplog.text.count("`max_completion_length` (6)") == 1
-    with pytest.raises(ValueError, match=r"All 4 pairs.*max_completion_length"):
+    with pytest.raises(ValueError, match=r"All 8 completions.*max_completion_length"):
         tiny.trainer(tmp_path, None, train_dataset=Dataset.from_list([rows[1]] * 4), **PAIRS)
 
 

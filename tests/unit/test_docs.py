@@ -24,6 +24,7 @@ RUNNABLE = {
     "reward_models.md": None,
     "sequences.md": None,
     "test_time.md": "generation.md",
+    "training.md": None,
 }
 # Sizes of a page that a test makes smaller.
 SMALLER = {"num_problems, num_epochs = 256, 4": "num_problems, num_epochs = 64, 1", "num_tests = 200": "num_tests = 8"}

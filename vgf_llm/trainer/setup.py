@@ -34,22 +34,26 @@ from vgf_llm.vgf_model import VGFModel
 logger = logging.getLogger(__name__)
 
 
-def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuses bad datasets, an unwritable folder and settings that exclude each other before anything is loaded.
-
-    Args:
-        args: What was given as `args`.
-        train_dataset: What was given as such.
-        eval_dataset: What was given as such.
-
-    Raises:
-        TypeError: `args` is something else.
-        ValueError: Anything else; the message names the argument.
-    """
+def check_config(args: Any) -> None:
+    """Raises TypeError if `args` is no `VGFConfig`."""
     if not isinstance(args, VGFConfig):
         raise TypeError(
             f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
         )
+
+
+def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuses bad datasets, an unwritable folder and settings that exclude each other before anything is loaded.
+
+    Args:
+        args: The configuration.
+        train_dataset: What was given as such, logged completions in groups.
+        eval_dataset: Likewise.
+
+    Raises:
+        TypeError: If a dataset or a prompt is of the wrong type.
+        ValueError: Anything else; the message names the argument.
+    """
     check_dataset(train_dataset)
     fit_round(args, train_dataset)
     if eval_dataset is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,8 +31,8 @@ from vgf_llm._compat import (
     repeat_iterable_dataset,
 )
 from vgf_llm.models.sampling import Sampling
+from vgf_llm.trainer.choose import logged
 from vgf_llm.trainer.choose.loaders import EpochRepeatSampler
-from vgf_llm.trainer.choose.pairs import check_pairs, has_pairs, pair_rows, preferred, tokenized_pairs, with_prompts
 from vgf_llm.trainer.choose.prompts import (
     check_dataset,
     check_dataset_prompts,
@@ -41,10 +42,11 @@ from vgf_llm.trainer.choose.prompts import (
     usable_holdout_ratio,
 )
 from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
-from vgf_llm.trainer.config import VGFConfig, settings_dict
+from vgf_llm.trainer.config import VGFConfig, fit_round, settings_dict
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
 from vgf_llm.trainer.fit.objective import Objective
 from vgf_llm.trainer.keep.buffer import RolloutGroup, pack, unpack
+from vgf_llm.trainer.keep.outcomes import PromptOutcomes
 from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds, is_held_out
 from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
 from vgf_llm.trainer.measure.metrics import MetricLog
@@ -59,6 +61,7 @@ from vgf_llm.trainer.score.rewards import RewardRunner, combine
 from vgf_llm.trainer.setup import (
     align_pad_token,
     build_vgf_model,
+    check_config,
     check_inputs,
     end_token_ids,
     load_policy,
@@ -108,9 +111,10 @@ class VGFTrainer(CheckpointedTrainer):
         reward_funcs (`RewardFunc | list[RewardFunc]`):
             Reward functions as [`~trl.GRPOTrainer`] takes them: the path or hub id of a sequence classifier, such a
             model, or a synchronous or asynchronous callable `f(prompts=, completions=, completion_ids=, **columns,
-            trainer_state=, log_extra=, log_metric=)` that returns a list of numbers or `None`. Without any, a dataset
-            with the columns `"chosen"` and `"rejected"` is read as preference pairs, in TRL's formats, and nothing is
-            sampled.
+            trainer_state=, log_extra=, log_metric=)` that returns a list of numbers or `None`. Without any, nothing is
+            sampled: the completions that the dataset has logged are read, in TRL's formats, with the columns
+            `"prompt"`, `"completion"` and `"reward"` (or `"label"`), or with preference pairs, `"chosen"` and
+            `"rejected"`.
         args ([`VGFConfig`], *optional*):
             Configuration. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -183,20 +187,23 @@ class VGFTrainer(CheckpointedTrainer):
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
             args = VGFConfig(f"{str(origin).rstrip('/').split('/')[-1] or 'model'}-VGF")
-        self.reads_pairs = reward_funcs is None and has_pairs(train_dataset)
-        if self.reads_pairs:
-            train_dataset, eval_dataset = with_prompts(train_dataset), with_prompts(eval_dataset)
+        check_config(args)
+        # What the dataset has logged in the place of samples: "completions", "pairs", or nothing.
+        self.logged = logged.logged_kind(train_dataset) if reward_funcs is None else None
+        if self.logged is not None:
+            logged.check_logged(args, self.logged, rollout_func)
+            train_dataset = logged.grouped(train_dataset, cast(int, args.num_generations))
+            eval_dataset = self._grouped_for_evaluation(eval_dataset, args)
         check_inputs(args, train_dataset, eval_dataset)
         set_seed(args.seed)  # adapters start at random weights
         policy = load_policy(model, args, quantization_config)
         self._tokenizer = load_tokenizer(processing_class, policy, args)
-        if self.reads_pairs:
-            check_pairs(args, rollout_func, eval_dataset)
         self.eos_token_ids = end_token_ids(policy, self._tokenizer, args)
         train_dataset = self._readable(train_dataset, policy, args, "train_dataset")
         eval_dataset = self._readable(eval_dataset, policy, args, "eval_dataset")
+        fit_round(args, train_dataset)  # what was too long is left out
         self.reward_runner = RewardRunner(
-            preferred if self.reads_pairs else reward_funcs,
+            logged.logged_reward if self.logged else reward_funcs,
             reward_weights=args.reward_weights,
             reward_processing_classes=reward_processing_classes,
             model_init_kwargs=settings_dict(args.model_init_kwargs),
@@ -205,8 +212,8 @@ class VGFTrainer(CheckpointedTrainer):
             device=args.device,
             profile=lambda name: profiling_context(self, name),
         )
-        # A rollout function may add columns, and pairs have their own.
-        if isinstance(train_dataset, Dataset) and rollout_func is None and not self.reads_pairs:
+        # A rollout function may add columns, and logged completions have their own.
+        if isinstance(train_dataset, Dataset) and rollout_func is None and not self.logged:
             self.reward_runner.check_columns(train_dataset.column_names)
         vgf_model = build_vgf_model(policy, args, peft_config)
         align_pad_token(vgf_model, self._tokenizer)
@@ -232,25 +239,24 @@ class VGFTrainer(CheckpointedTrainer):
             )
         self._finish_setup(rollout_func)
 
+    def _grouped_for_evaluation(self, dataset: Any, args: VGFConfig) -> Any:
+        return logged.grouped(dataset, cast(int, args.num_generations_eval or args.num_generations), "eval_dataset")
+
     def _readable(self, dataset: Any, policy: nn.Module, args: VGFConfig, name: str) -> Any:
-        """Tokenizes preference pairs; of other datasets, checks that prompts fit."""
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {key: self._readable(part, policy, args, f"{name}[{key!r}]") for key, part in dataset.items()}
+        """Tokenizes logged completions; of other datasets, checks that prompts fit."""
         longest, template_kwargs = args.max_completion_length, settings_dict(args.chat_template_kwargs)
-        if not self.reads_pairs:
-            check_dataset_prompts(dataset, self._tokenizer, policy.config, longest, template_kwargs, name)
-            return dataset
-        return tokenized_pairs(
-            dataset,
-            self._tokenizer,
-            eos_token_ids=self.eos_token_ids,
-            max_completion_length=longest,
-            max_prompt_length=max_prompt_length(policy.config, longest),
-            chat_template_kwargs=template_kwargs,
-            name=name,
-        )
+        if self.logged:
+            return logged.tokenized(
+                dataset,
+                self._tokenizer,
+                eos_token_ids=self.eos_token_ids,
+                max_completion_length=longest,
+                max_prompt_length=max_prompt_length(policy.config, longest),
+                chat_template_kwargs=template_kwargs,
+                name=name,
+            )
+        check_dataset_prompts(dataset, self._tokenizer, policy.config, longest, template_kwargs, name)
+        return dataset
 
     def _settings(self, args: VGFConfig, model: VGFModel, train_dataset: Any) -> None:
         """Sets TRL's attributes, which callbacks and reward functions read, and the parts that need no accelerator."""
@@ -283,23 +289,24 @@ class VGFTrainer(CheckpointedTrainer):
             value_loss=args.value_loss,
             sequence=trains_sequence_value(model, args),
             distill_coef=args.distill_coef,
-            pairs=self.reads_pairs,
-            samplings=(Sampling(),) if self.reads_pairs else rollout_samplings(args, model.transport),
+            pairs=self.logged == "pairs",
+            samplings=(Sampling(),) if self.logged else rollout_samplings(args, model.transport),
             seed=args.seed,
         )
+        known = logged.logged_outcomes(train_dataset, self.objective) if self.logged else PromptOutcomes()
+        self._known_outcomes = known.state()
         prompts = None
         if args.prompt_selection == "unsolved":
-            if self.reads_pairs or not isinstance(train_dataset, Dataset):
-                found = "preference pairs" if self.reads_pairs else type(train_dataset).__name__
+            if not isinstance(train_dataset, Dataset):
                 raise ValueError(
                     "`prompt_selection='unsolved'` chooses among all prompts by the rewards of their completions, but "
-                    f"`train_dataset` is {found}. Give a `Dataset` and reward functions, or leave it 'dataset'."
+                    f"`train_dataset` is {type(train_dataset).__name__}. Give a `Dataset`, or leave it 'dataset'."
                 )
             prompts = UnsolvedFirst(len(train_dataset), args.seed)
         self.schedule = Schedule(
             num_generations=self.num_generations,
-            samples_from=args.samples_from,
-            base_generations=args.base_generations,
+            samples_from="base" if self.logged else args.samples_from,
+            base_generations=0 if self.logged else args.base_generations,
             round_steps=cast(int, args.steps_per_generation) * self.num_iterations,
             rollout_fraction=args.rollout_fraction,
             prompts=prompts,
@@ -330,10 +337,11 @@ class VGFTrainer(CheckpointedTrainer):
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
-        self._samples_elsewhere = self.reads_pairs or rollout_func is not None
+        self._samples_elsewhere = rollout_func is not None
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.sampler = build_sampler(
             args,
+            logged=self.logged is not None,
             model=lambda: self.vgf_model,
             gathered=self.generation_context,
             accelerator=accelerator,
@@ -389,7 +397,7 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["prompt"]
+            self._signature_columns = list(logged.GROUP_COLUMNS) if self.logged else ["prompt"]
 
     def get_train_dataloader(self) -> DataLoader:
         """Loads a whole generation batch at a time, as `GRPOTrainer` does."""
@@ -433,6 +441,7 @@ class VGFTrainer(CheckpointedTrainer):
             repeat_count=self.num_iterations * self.args.steps_per_generation,
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
+            fills=self.logged is not None,
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
@@ -476,35 +485,28 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _request(self, inputs: list[dict[str, Any]], mode: str, step: int) -> Request:
         prompts = [row["prompt"] for row in inputs]
-        prompt_ids = tokenize_prompts(prompts, self._tokenizer, self.chat_template_kwargs)
-        check_prompt_lengths(prompt_ids, self.vgf_model.config, self.args.max_completion_length, prompts=prompts)
+        if self.logged:
+            prompt_ids = [row["prompt_ids"] for row in inputs]
+        else:
+            prompt_ids = tokenize_prompts(prompts, self._tokenizer, self.chat_template_kwargs)
+            check_prompt_lengths(prompt_ids, self.vgf_model.config, self.args.max_completion_length, prompts=prompts)
         first_row = self.accelerator.process_index * len(prompts)
         count = self.num_generations if mode == "train" else self.num_generations_eval
         who = self.schedule.who(len(prompts), first_row=first_row, mode=mode)
-        return Request(prompts, prompt_ids, who, count, first_row, mode, step, self.args.seed)
+        rows = inputs if self.logged else []
+        return Request(prompts, prompt_ids, who, count, first_row, mode, step, self.args.seed, rows)
 
     def _sample_groups(self, inputs: list[dict[str, Any]], mode: str) -> list[RolloutGroup]:
         """Samples and scores completions of all processes; every process returns all groups in the same order."""
-        if self.reads_pairs:
-            request, samples = self._read_pairs(inputs, mode)
-        else:
-            step = self._step // self.schedule.round_steps if mode == "train" else self.state.global_step
-            request = self._request(inputs, mode, step)
-            samples = self.sampler(request)
-            if mode == "train":
-                self._sample_ahead()
+        step = self._step // self.schedule.round_steps if mode == "train" else self.state.global_step
+        request = self._request(inputs, mode, step)
+        samples = self.sampler(request)
+        if mode == "train":
+            self._sample_ahead()
         extra = samples.extra
         rows = [{**row, **{name: column[i] for name, column in extra.items()}} for i, row in enumerate(inputs)]
         with record_function("vgf/score"):
             return self._score_groups(rows, request, samples, mode)
-
-    def _read_pairs(self, inputs: list[dict[str, Any]], mode: str) -> tuple[Request, Samples]:
-        """The responses of preference pairs in the place of samples."""
-        first_row = self.accelerator.process_index * len(inputs)
-        rows = pair_rows(inputs, first_row)
-        who = ["base"] * len(inputs)
-        request = Request(rows.prompts, rows.prompt_ids, who, 2, first_row, mode, 0, self.args.seed)
-        return request, Samples(rows.completion_ids, [True] * len(inputs), extra={"preferred": rows.labels})
 
     def _decode(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[Any]:
         texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
@@ -525,6 +527,7 @@ class VGFTrainer(CheckpointedTrainer):
             self.metrics.log_extra,
             self.metrics.log_metric,
         )
+        local[~torch.tensor(samples.present, device=local.device)] = torch.nan
         per_func = self.accelerator.gather(local)
         rewards = combine(per_func, self.reward_weights)
         self._log_rollout(mode, request, samples, completions, per_func, rewards)
@@ -535,17 +538,17 @@ class VGFTrainer(CheckpointedTrainer):
         prompt_ids = request.prompt_ids if samples.prompt_ids is None else samples.prompt_ids
         logps = self._ref_logps(prompt_ids, request, samples)
         who = [WHO.index(kind) for kind in request.who]
-        everyone = gather_object(
-            list(zip(prompt_ids, samples.completion_ids, logps, samples.finished, who, strict=True))
-        )
+        columns = (prompt_ids, samples.completion_ids, logps, samples.finished, who, samples.present)
+        everyone = gather_object(list(zip(*columns, strict=True)))
         if self.mask_truncated_completions:
-            cut = torch.tensor([not finished for _, _, _, finished, _ in everyone], device=rewards.device)
+            cut = torch.tensor([not finished for _, _, _, finished, _, _ in everyone], device=rewards.device)
             rewards = rewards.masked_fill(cut, torch.nan)
         groups, count = [], request.num_generations
         for start in range(0, len(everyone), count):
-            prompts, ids, ref_logps, _, samplers = zip(*everyone[start : start + count], strict=True)
+            places = [place for place in range(start, start + count) if everyone[place][-1]]
+            prompts, ids, ref_logps, _, samplers, _ = zip(*(everyone[place] for place in places), strict=True)
             known = None if ref_logps[0] is None else list(ref_logps)
-            scored = rewards[start : start + count].tolist()
+            scored = rewards[places].tolist()
             groups.append(RolloutGroup(prompts[0], ids, scored, known, self.state.global_step, samplers))
         return groups
 
@@ -632,12 +635,13 @@ class VGFTrainer(CheckpointedTrainer):
         rewards: Tensor,
     ) -> None:
         accelerator, metrics = self.accelerator, self.metrics
-        lengths = torch.tensor([len(ids) for ids in samples.completion_ids], device=accelerator.device)
-        truncated = ~torch.tensor(samples.finished, dtype=torch.bool, device=accelerator.device)
-        lengths, truncated = accelerator.gather(lengths), accelerator.gather(truncated)
+        columns: tuple[list[Any], ...] = (request.prompt_ids, samples.completion_ids, samples.finished)
+        prompt_ids, ids, finished = ([*compress(column, samples.present)] for column in columns)
+        lengths = torch.tensor(gather_object([len(row) for row in ids]))
+        truncated = ~torch.tensor(gather_object(finished), dtype=torch.bool)
         if mode == "train":
-            prompt_tokens = torch.tensor(sum(map(len, request.prompt_ids)), device=accelerator.device)
-            self.state.num_input_tokens_seen += int(accelerator.gather(prompt_tokens).sum() + lengths.sum())
+            prompt_tokens = sum(gather_object([sum(map(len, prompt_ids))]))
+            self.state.num_input_tokens_seen += prompt_tokens + int(lengths.sum())
         metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
         metrics.add_lengths(mode, lengths, truncated)
         metrics.add_rewards(mode, per_func, rewards, request.num_generations)
@@ -653,8 +657,8 @@ class VGFTrainer(CheckpointedTrainer):
             if count:
                 metrics.add(mode, "rollout/kl", total / count)
         metrics.flush_reward_logs(mode, len(request.prompts))
-        prompts, texts = gather_object(request.prompts), gather_object(completions)
-        metrics.add_rows(prompts, texts, per_func, rewards, request.num_generations)
+        prompts, texts, present = (gather_object(rows) for rows in (request.prompts, completions, samples.present))
+        metrics.add_rows(prompts, texts, per_func, rewards, request.num_generations, present)
 
     # Micro-batches
 
@@ -825,7 +829,7 @@ class VGFTrainer(CheckpointedTrainer):
         finally:
             self.sampler.close()
         # Samples of the value itself are what it already acted on: near chance is no alarm there.
-        if (self.reads_pairs or self.schedule.samples_from == "base") and self.args.distill_coef == 0:
+        if self.schedule.samples_from == "base" and self.args.distill_coef == 0:
             self.gate.warn_at_chance()
         return output
 
@@ -835,6 +839,7 @@ class VGFTrainer(CheckpointedTrainer):
         self._pass = self._lookahead = None
         self.gate = ValueGate()
         self.rounds.restart()
+        self.rounds.outcomes.load(self._known_outcomes)
         self.metrics.restart("train")
         if self.schedule.prompts is not None:
             self.schedule.prompts.restart()
@@ -872,9 +877,8 @@ class VGFTrainer(CheckpointedTrainer):
         known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if any(dataset is one for one in (self.eval_dataset, *known)):
             return dataset
-        if self.reads_pairs:
-            dataset = with_prompts(dataset)
-            check_pairs(self.args, None, dataset)
+        if self.logged:
+            dataset = self._grouped_for_evaluation(dataset, self.args)
         check_dataset(dataset, "eval_dataset")
         return self._readable(dataset, self.vgf_model.policy, self.args, "eval_dataset")
 

@@ -93,6 +93,29 @@ def test_vgf_takes_its_recipes_settings(tmp_path: Path) -> None:
         vgf_settings(Job(base="x", task=math, directory=tmp_path))
 
 
+def test_vgf_can_train_on_the_bases_own_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+
+    class Recorded:
+        def __init__(self, **kwargs: Any) -> None:
+            found.update(kwargs)
+
+        def train(self) -> None: ...
+
+        def save_model(self, folder: str) -> None: ...
+
+    monkeypatch.setattr(baselines, "VGFTrainer", Recorded)
+    recipe = compare.RECIPES["embedded_math"]
+    job = Job(recipe.base, task(2), tmp_path, vgf_config=recipe.vgf_config, samples=samples([[1, 0], [0, 0]]))
+    TRAINABLE["vgf_logged"].train(job)
+    assert found["reward_funcs"] is None and found["train_dataset"]["reward"] == [1, 0, 0, 0]
+    assert found["train_dataset"]["completion"] == ["00", "01", "10", "11"]
+    args = found["args"]
+    assert (args.num_generations, args.prompt_selection, args.rollout_policy) == (4, "dataset", "base")
+    # As many completions and steps as the recipe that samples: three epochs of two completions, two of them sampled.
+    assert args.num_train_epochs * 4 == pytest.approx(3 * 2, rel=1e-3)
+
+
 def run(
     method: str, seed: int, scores: list[float], *, rate: float | None = None, validation: float = 0.5
 ) -> dict[str, Any]:

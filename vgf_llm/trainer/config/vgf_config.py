@@ -132,7 +132,7 @@ class VGFConfig(GRPOConfig):
             Who samples the training completions. `"base"` is the base model. `"value"` is the model behind a log-ratio
             value, within its own candidates, in one forward per token. `"transport"` is the policy transported as
             `transport` says. If `None` (or `"auto"`), `"value"` for a log-ratio value and `"base"` for others.
-            Preference pairs need no sampling.
+            Logged completions and preference pairs need no sampling.
         num_base_generations (`int`, *optional*):
             Of the `num_generations` completions of a training prompt, those that the base model samples where
             `rollout_policy` has the value sample: the base keeps trying what the value has wrongly ruled out. If

@@ -4,7 +4,7 @@
 import logging
 import math
 from collections import defaultdict, deque
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,25 @@ class MetricLog:
         self.add(mode, "reward", rewards.nanmean().item())
         self.add(mode, "reward_std", nanstd(rewards).item())
         grouped = rewards.view(-1, num_generations)
-        spread = nanstd(grouped, dim=1) if num_generations > 1 else torch.zeros(len(grouped))
+        spread = nanstd(grouped, dim=1).nan_to_num() if num_generations > 1 else torch.zeros(len(grouped))
         self.add(mode, "frac_reward_zero_std", torch.isclose(spread, torch.zeros_like(spread)).float().mean().item())
 
     def add_rows(
-        self, prompts: list[Any], completions: list[Any], per_func: Tensor, rewards: Tensor, num_generations: int
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        per_func: Tensor,
+        rewards: Tensor,
+        num_generations: int,
+        present: list[bool],
     ) -> None:
         """Adds gathered rows to the completions table; an advantage is a reward minus the mean of its prompt's."""
-        self.logs["prompt"].extend(prompts)
-        self.logs["completion"].extend(completions)
-        for index, name in enumerate(self.reward_func_names):
-            self.logs["rewards"][name].extend(per_func[:, index].tolist())
         grouped = rewards.view(-1, num_generations)
-        self.logs["advantages"].extend((grouped - grouped.nanmean(dim=1, keepdim=True)).flatten().tolist())
+        advantages = (grouped - grouped.nanmean(dim=1, keepdim=True)).flatten().tolist()
+        for column, values in (("prompt", prompts), ("completion", completions), ("advantages", advantages)):
+            self.logs[column].extend(compress(values, present))
+        for index, name in enumerate(self.reward_func_names):
+            self.logs["rewards"][name].extend(compress(per_func[:, index].tolist(), present))
 
     def flush_reward_logs(self, mode: str, num_rows: int) -> None:
         """Gathers what reward functions logged themselves."""

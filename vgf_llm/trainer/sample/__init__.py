@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Where completions come from: transformers, vLLM or a function of the user's, behind one protocol."""
+"""Where completions come from: transformers, vLLM, a function of the user's or a dataset, behind one protocol."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +11,7 @@ from torch import Tensor
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.sample.arguments import generation_arguments
 from vgf_llm.trainer.sample.function import FunctionSampler
+from vgf_llm.trainer.sample.logged import LoggedSampler
 from vgf_llm.trainer.sample.prefetch import PrefetchingSampler
 from vgf_llm.trainer.sample.sampler import WHO, Prompt, Request, Sampler, Samples
 from vgf_llm.trainer.sample.transformers import TransformersSampler
@@ -24,6 +25,7 @@ __all__ = ["WHO", "Prompt", "Request", "RolloutFunc", "Sampler", "Samples", "bui
 def build_sampler(
     args: Any,
     *,
+    logged: bool = False,
     model: Callable[[], ValuedPolicy],
     gathered: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
@@ -37,6 +39,7 @@ def build_sampler(
 
     Args:
         args: The configuration.
+        logged: Whether completions are read and not sampled.
         model: Gives the policy and its value, unwrapped.
         gathered: A context in which sharded weights are whole.
         accelerator: The accelerator.
@@ -53,6 +56,8 @@ def build_sampler(
         ValueError: If rounds are to be sampled ahead by a function, which sees the trainer, or those of the value by
             one that has an engine of the base.
     """
+    if logged:
+        return LoggedSampler()
     engine = None
     if args.use_vllm:
         if function is not None and args.samples_from != "base":

@@ -26,6 +26,7 @@ class Request:
         mode: `"train"` or `"eval"`.
         step: The round, or the optimisation step of an evaluation.
         seed: The run's seed.
+        rows: The rows of the dataset, where completions are read and not sampled.
     """
 
     prompts: list[Prompt]
@@ -36,6 +37,7 @@ class Request:
     mode: str
     step: int
     seed: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Samples:
         prompt_ids: The prompts as the sampler tokenized them, where it did that itself.
         ref_logps: Log-probability of each completion token under the base at temperature 1, where sampling told.
         extra: Further columns for the reward functions.
+        present: Which rows are completions; all when left out. The others stand in where a group has fewer, and count
+            nowhere.
     """
 
     completion_ids: list[list[int]]
@@ -57,6 +61,10 @@ class Samples:
     prompt_ids: list[list[int]] | None = None
     ref_logps: list[list[float]] | None = None
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    present: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.present.extend([True] * (len(self.completion_ids) - len(self.present)))
 
 
 class Sampler(Protocol):

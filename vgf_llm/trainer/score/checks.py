@@ -49,7 +49,7 @@ def as_list_of_funcs(reward_funcs: RewardFunc | Sequence[RewardFunc] | None) -> 
     if not funcs:
         raise ValueError(
             f"No reward source provided: `reward_funcs` is {reward_funcs!r}. Pass a reward function, a reward model, "
-            "or a list of them."
+            "or a list of them; or a dataset that has logged completions (`completion` and `reward`)."
         )
     for index, func in enumerate(funcs):
         if not isinstance(func, str) and not callable(func):
