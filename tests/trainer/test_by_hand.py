@@ -15,11 +15,14 @@ from vgf_llm.trainer.fit.micro_batch import Row
 from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 from vgf_llm.trainer.keep.rounds import PassShare
+from vgf_llm.trainer.measure.gate import measure_gate
 from vgf_llm.trainer.sample.arguments import generation_arguments, rollout_samplings
 
 NAN = math.nan
 TEMPERATURE, CANDIDATES = 0.7, 5
 TRANSPORT = {"top_k_candidates": CANDIDATES, "min_candidate_prob": 0.0}
+# A budget of 1 over all tokens gives the model behind the value.
+WHOLE = {"top_k_candidates": tiny.VOCAB, "min_candidate_prob": 0.0, "transport_steps": 2, "step_size": 0.5}
 
 
 def shaken(tmp_path, **settings):
@@ -43,6 +46,12 @@ def logits_of(model, adapter, prompt, completion):
 def everything(model, adapter, prompt, completion):
     """Log-probabilities of all tokens."""
     return logits_of(model, adapter, prompt, completion).log_softmax(dim=-1)
+
+
+def kl_per_token(model, prompt, completion):
+    """KL of the model behind the value to the base at every token of a completion."""
+    own, base = (everything(model, adapter, prompt, completion) for adapter in ("value", None))
+    return (own.exp() * (own - base)).sum(dim=-1)
 
 
 def logps(model, adapter, prompt, completion, *, candidates=None):
@@ -137,16 +146,12 @@ def test_transport_spends_what_two_candidates_say():
 
 
 def test_the_losses_of_value_and_policy_add_up(tmp_path):
-    whole = {"top_k_candidates": tiny.VOCAB, "min_candidate_prob": 0.0, "transport_steps": 2, "step_size": 0.5}
-    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", transport=whole)
+    run = shaken(tmp_path, distill_coef=3.0, value_loss="pairwise", rollout_policy="base", transport=WHOLE)
     group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2]], [1.0, 0.0], [[-3.0, -3.5, -4.0], [-3.0, -3.2]])
     batch = run._collate([Row(group, 0), Row(group, 1)], with_reference=True)
     loss, measured = run.objective(run.model, run.vgf_model, batch)
-    # A budget of 1 over all tokens gives the model behind the value, which the policy, still the base, regresses to.
-    kl = []
-    for completion in ([7, 8, 2], [9, 2]):
-        own, base = (everything(run.vgf_model, adapter, [5, 6], completion) for adapter in ("value", None))
-        kl.append((own.exp() * (own - base)).sum(dim=-1).mean())
+    # The policy, still the base, regresses to the model behind the value.
+    kl = [kl_per_token(run.vgf_model, [5, 6], completion).mean() for completion in ([7, 8, 2], [9, 2])]
     expected = float(sum(kl) / 2)
     assert expected > 0.01
     assert float(measured["distill/loss"]) == pytest.approx(expected, rel=1e-4)
@@ -173,3 +178,60 @@ def test_which_completions_teach_the_value_and_which_the_policy_alone(tmp_path):
     share = PassShare([(mixed, 0), (mixed, 1), (mixed, 2), (tied, 0)], 2.0, 4.0)
     batch = run._batch_of([share], None)
     assert batch.trains.tolist() == [True, False, False, False] and batch.present.all()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_the_gate_counts_pairs_and_adds_up_what_transport_spends_on_each_prompt(tmp_path, at_a_time):
+    model = shaken(tmp_path, transport=WHOLE).vgf_model
+    prompts, completions = ([5, 6], [11]), ([[7, 8, 2], [9, 2]], [[12, 13], [14, 15, 16, 2]])
+    expected = dict.fromkeys(("correct", "kl", "distance"), 0.0)
+    groups = []
+    for prompt, pair, rewards in zip(prompts, completions, ([1.0, 0.0], [0.0, 1.0]), strict=True):
+        values = []
+        for ids in pair:
+            own, base = (everything(model, adapter, prompt, ids) for adapter in ("value", None))
+            values.append(float((own - base).gather(1, torch.tensor(ids).unsqueeze(1)).sum()))
+            expected["kl"] += float(kl_per_token(model, prompt, ids).mean()) / 2
+            expected["distance"] += float((own.exp() - base.exp()).abs().sum(dim=-1).mean()) / 4
+        expected["correct"] += float((values[0] > values[1]) == (rewards[0] > rewards[1]))
+        groups.append(RolloutGroup(prompt, pair, rewards))
+    settings = {"num_processes": 1, "process_index": 0, "pad_token_id": 0, "groups_at_a_time": at_a_time}
+    counts = measure_gate(model, groups, sequence=False, **settings)
+    assert (counts.pairs, counts.groups) == (2, 2)
+    for name, number in expected.items():
+        assert getattr(counts, name) == pytest.approx(number, rel=1e-4), name
+
+
+def test_samples_tell_the_kl_that_each_token_took(tmp_path):
+    run = shaken(tmp_path, rollout_policy="transport", num_base_generations=2, transport=WHOLE)
+    request = run._request([row for row in tiny.prompts(6) for _ in range(4)], "train", 0)
+    samples = run.sampler(request)
+    rows = [row for row, who in enumerate(request.who) if who == "transport"]
+    kl = [kl_per_token(run.vgf_model, request.prompt_ids[row], samples.completion_ids[row]).mean() for row in rows]
+    assert len(rows) == 12 and len({len(samples.completion_ids[row]) for row in rows}) > 1
+    torch.testing.assert_close(samples.kl.sort().values, torch.stack(kl).sort().values, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_is_the_mean_over_its_completions(tmp_path):
+    rewards = []
+
+    def reward(completion_ids, **kwargs):
+        rewards.extend(tiny.high_tokens(completion_ids))
+        return rewards[-len(completion_ids) :]
+
+    head = {"value_parametrization": "vocab", "value_backbone": "policy"}
+    run = tiny.trainer(tmp_path, reward, rollout_func=tiny.fixed_rollout, eval_dataset=tiny.prompts(8), **head)
+    # A head starts at zero, so that its squared errors are the squared rewards; four batches of eight completions.
+    found = run.evaluate()
+    expected = sum(reward**2 for reward in rewards) / len(rewards)
+    assert len(rewards) == 32 and found["eval_loss"] == pytest.approx(expected)
+    assert found["eval_value/loss"] == pytest.approx(expected)
+
+
+def test_completions_without_a_reward_have_no_part_in_the_loss_of_evaluation(tmp_path):
+    def reward(completion_ids, **kwargs):
+        return [(1.0, 0.5, None, 0.0)[row % 4] for row in range(len(completion_ids))]
+
+    run = tiny.trainer(tmp_path, reward, rollout_func=tiny.fixed_rollout, eval_dataset=tiny.prompts(4))
+    # An adapter starts at zero: every pair of every prompt has the loss log 2.
+    assert run.evaluate()["eval_loss"] == pytest.approx(math.log(2))

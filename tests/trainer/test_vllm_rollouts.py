@@ -261,6 +261,12 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
         assert _shared_seeds(part, 2, prompts[start : start + 4]) == expected
 
 
+def test_a_prompt_has_other_seeds_in_every_round_place_and_evaluation():
+    one = request_of([[5]] * 8, 0)  # the same prompt twice in a round, with four completions each
+    later, evaluation = dataclasses.replace(one, step=4), dataclasses.replace(one, mode="eval")
+    assert len({seed for request in (one, later, evaluation) for seed in seeds(request)}) == 24
+
+
 def test_a_server_with_a_frozen_policy_gets_requests_and_nothing_else(tmp_path):
     settings = {"vllm_mode": "server", "temperature": 0.7, "top_p": 0.9, "vllm_server_port": 8123}
     run = trained(tmp_path, **settings, generation_kwargs={"frequency_penalty": 0.5})

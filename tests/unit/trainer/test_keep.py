@@ -9,7 +9,7 @@ import torch
 from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 from vgf_llm.trainer.keep.outcomes import PromptOutcomes
-from vgf_llm.trainer.keep.rounds import ValueRounds
+from vgf_llm.trainer.keep.rounds import ValueRounds, is_held_out
 
 
 def group(prompt, rewards, step=0):
@@ -112,6 +112,33 @@ def test_replay_draws_the_ratio_on_average():
     run.begin([group(prompt, [1.0, 0.0]) for prompt in range(4)])
     counts = [run.shares(index, everything, whole_groups=True)[0][0].num_groups for index in range(4)]
     assert counts == [4, 5, 4, 5]
+
+
+def test_passes_replay_other_groups_that_count_in_what_sums_are_divided_by():
+    run = rounds(replay_ratio=1.0, groups_per_round=2, steps_per_round=1)
+    run.begin([group(prompt, [1.0, 0.0, 0.0]) for prompt in range(16)])
+    run.retire(everything)
+    run.begin([group(prompt, [1.0, 0.0]) for prompt in (20, 21)])
+    replayed = []
+    for index in range(4):
+        share = run.shares(index, everything, whole_groups=True)[0][0]
+        # Two fresh groups of two completions and two earlier ones of three.
+        assert (share.num_groups, share.num_rows, len(share.rows)) == (4, 10, 10)
+        replayed.append({int(g.prompt_ids) for g, _ in share.rows} - {20, 21})
+    assert all(len(prompts) == 2 for prompts in replayed) and len(set.union(*replayed)) > 3
+
+
+def test_a_prompt_is_held_out_by_its_tokens_and_the_seed():
+    prompts = [[1, token] for token in range(10, 100)]
+
+    def held(prompts, seed=0):
+        return [is_held_out(prompt, 0.5, seed) for prompt in prompts]
+
+    assert held(prompts) == held(prompts)
+    # Another seed, another order and other tokens of the same digits are other draws.
+    for other in (held(prompts, seed=1), held([p[::-1] for p in prompts]), held([[100 + p[1]] for p in prompts])):
+        assert 20 < sum(a != b for a, b in zip(held(prompts), other, strict=True)) < 70
+    assert 0 < sum(is_held_out(prompt, 0.1, 0) for prompt in prompts) < 25
 
 
 def test_who_samples_follows_from_the_place_in_the_group_whatever_the_process():

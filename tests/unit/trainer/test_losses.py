@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,12 @@ def test_pairs_are_averaged_within_a_prompt():
     assert scores.grad.flatten().tolist() == pytest.approx([-first - second, first + third, second - third])
 
 
+def test_a_completion_without_a_reward_adds_nothing_to_the_loss_of_pairs():
+    batch = collate(rows_of(group_of([1.0, 0.0, NAN])), 0)
+    loss = losses.pairwise_loss(torch.tensor([[1.0], [0.0], [4.0]]), batch)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
+
+
 def test_members_of_an_ensemble_learn_from_prompts_as_often_as_their_bootstrap_says():
     batch = collate(rows_of(group_of([1.0, 0.0])), 0)
     scores = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
@@ -94,6 +101,19 @@ def test_the_policy_learns_each_prompts_response_of_highest_value():
     assert losses.best_response_loss(logps, torch.tensor([0.1, 0.9, 0.2]), batch).item() == pytest.approx(3.0)
 
 
+def test_a_completion_without_a_reward_is_never_the_best():
+    batch = collate(rows_of(group_of([0.0, NAN, 0.5])), 0)
+    logps = torch.tensor([[-1.0, 0.0, 0.0], [-2.0, -4.0, 0.0], [-5.0, -6.0, -7.0]])
+    assert losses.best_response_loss(logps, torch.tensor([0.1, 0.9, 0.2]), batch).item() == pytest.approx(6.0)
+
+
+def test_a_bootstrap_is_of_the_prompt_whatever_pads_it():
+    short, long = group_of([1.0, 0.0], (5,)), group_of([1.0, 0.0], tuple(range(3, 20)))
+    alone, padded = collate(rows_of(short), 0), collate(rows_of(short, long), 0)
+    found = losses.bootstrap_weights(alone, 8, seed=0)
+    assert len(found.unique()) > 1 and torch.equal(found, losses.bootstrap_weights(padded, 8, seed=0)[:2])
+
+
 def test_the_policy_regresses_to_transport_at_every_token_of_every_completion():
     group = group_of([1.0, 0.0])
     batch = collate(rows_of(group), 0, absent=[Row(group, 0)])
@@ -103,6 +123,11 @@ def test_the_policy_regresses_to_transport_at_every_token_of_every_completion():
     assert loss.item() == pytest.approx((math.log(2) + (0 + math.log(8)) / 2) / 2)
     values = torch.tensor([[1.0, 9.0], [2.0, 4.0], [100.0, 100.0]])
     assert losses.mean_over_rows(values, batch).item() == pytest.approx((1 + 3) / 2)
+    # Of a pass with five completions per micro-batch, whichever of them are here.
+    part = replace(batch, num_rows=5.0)
+    whole = torch.zeros(3, 2, 2), torch.ones(3, 2, 2).bool()
+    assert losses.transported_loss(policy, *whole, part).item() == pytest.approx(2 * loss.item() / 5)
+    assert losses.mean_over_rows(values, part).item() == pytest.approx((1 + 3) / 5)
 
 
 # Rows alone

@@ -56,9 +56,9 @@ def pairwise_loss(scores: Tensor, batch: MicroBatch, member_weights: Tensor | No
     )
     if member_weights is not None:
         losses = losses * member_weights
-    losses = losses.mean(dim=-1) * batch.trains
-    # Every row of a group holds the group's loss, and the gradient of its own score alone. The gradients add up to the
-    # group's; of the loss itself each row counts for its share.
+    losses = losses.mean(dim=-1) * (batch.trains & ~batch.rewards.isnan())
+    # Every row with a reward holds its group's loss, and the gradient of its own score alone. The gradients add up to
+    # the group's; of the loss itself each row counts for its share.
     shares = 1 / (~batch.group_rewards.isnan()).sum(dim=-1).clamp_min(1)
     return (losses - losses.detach() * (1 - shares)).sum() / batch.num_groups
 
