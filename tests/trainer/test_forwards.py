@@ -56,9 +56,7 @@ def test_micro_steps_run_the_same_forwards_on_every_process(kind, whole_groups, 
         if checkpointed:
             model.gradient_checkpointing_enable()
         counted, objective = Counted(model), Objective(model, value_loss=kind)
-        rounds = ValueRounds(
-            groups_per_round=3, steps_per_round=2, replay_ratio=0.0, num_processes=2, process_index=index
-        )
+        rounds = ValueRounds(groups_per_round=3, steps_per_round=2, replay_ratio=0.0, num_processes=2)
         rounds.begin(groups(with_reference=kind == "pairwise"))
         counts = []
         reads = lambda group, o=objective, r=rounds: o.reads(group, r.outcomes)  # noqa: E731
