@@ -339,7 +339,7 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
                     num_processes=num_processes,
                     process_index=rank,
                     pad_token_id=0,
-                ).tensor()
+                )
                 value.train()
             torch.distributed.all_reduce(counts)
             results += counts.tolist()

@@ -612,7 +612,7 @@ class VGFTrainer(CheckpointedTrainer):
                 process_index=accelerator.process_index,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        total = accelerator.reduce(counts.tensor().to(accelerator.device), reduction="sum").tolist()
+        total = accelerator.reduce(counts.to(accelerator.device), reduction="sum").tolist()
         correct, pairs, kl, distance, measured = total
         if mode == "train":
             self.gate.add(correct, int(pairs))

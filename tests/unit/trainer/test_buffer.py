@@ -204,8 +204,3 @@ def test_some_completions_make_a_group():
     assert (kept.prompt_ids.tolist(), kept.step, kept.samplers.tolist()) == ([5], 7, [0, 1])
     assert [row.tolist() for row in kept.ref_logps] == [pytest.approx([-0.1]), pytest.approx([-0.5])]
     assert kept.subset([0, 1]) is kept
-
-
-def test_collate_refuses_no_rows():
-    with pytest.raises(ValueError, match="`rows` is empty"):
-        collate([], pad_token_id=0)
