@@ -299,9 +299,7 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
             torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
         torch.distributed.fsdp.fully_shard(value, mesh=mesh)
     objective = Objective(value, value_loss="bernoulli" if kind == "heads" else kind)
-    rounds = ValueRounds(
-        groups_per_round=3, steps_per_round=2, replay_ratio=0.5, num_processes=num_processes, process_index=rank
-    )
+    rounds = ValueRounds(groups_per_round=3, steps_per_round=2, replay_ratio=0.5, num_processes=num_processes)
     results = []
     for number in range(2):
         groups = []
@@ -341,7 +339,7 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
                     num_processes=num_processes,
                     process_index=rank,
                     pad_token_id=0,
-                ).tensor()
+                )
                 value.train()
             torch.distributed.all_reduce(counts)
             results += counts.tolist()

@@ -14,7 +14,7 @@ from vgf_llm._compat import vllm_generation_class
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.trainer.sample.sampler import Request
 from vgf_llm.trainer.sample.server import FrozenServer
-from vgf_llm.trainer.sample.vllm import _shared_seeds, seeds
+from vgf_llm.trainer.sample.vllm import seeds
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -90,13 +90,6 @@ def test_every_completion_has_a_seed_of_its_own(tmp_path):
 
 def request_of(prompts, first_row):
     return Request(["text"] * len(prompts), prompts, ["base"] * len(prompts), 4, first_row, "train", 3, 0)
-
-
-def test_vllm_refuses_rows_that_it_cannot_sample(tmp_path):
-    run = tiny.trainer(tmp_path, use_vllm=True, rollout_policy="base")
-    request = dataclasses.replace(request_of([[5]], 0), who=["value"])
-    with pytest.raises(ValueError, match="vLLM samples 'base' only, and 'value' is asked for"):
-        run.sampler(request)
 
 
 VALUE = {"use_vllm": True, "value_holdout_ratio": 0.0}
@@ -258,7 +251,7 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
     # Two processes share an engine, which sees the rows of both.
     for part, expected in ((parts[1], whole[:4]), (parts[3], whole[4:])):
         start = part.first_row // 4 * 4
-        assert _shared_seeds(part, 2, prompts[start : start + 4]) == expected
+        assert seeds(part, prompts[start : start + 4]) == expected
 
 
 def test_a_prompt_has_other_seeds_in_every_round_place_and_evaluation():

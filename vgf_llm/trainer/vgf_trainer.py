@@ -335,7 +335,6 @@ class VGFTrainer(CheckpointedTrainer):
             ),
             seed=args.seed,
             num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
         )
         self._samples_elsewhere = rollout_func is not None
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
@@ -613,7 +612,7 @@ class VGFTrainer(CheckpointedTrainer):
                 process_index=accelerator.process_index,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        total = accelerator.reduce(counts.tensor().to(accelerator.device), reduction="sum").tolist()
+        total = accelerator.reduce(counts.to(accelerator.device), reduction="sum").tolist()
         correct, pairs, kl, distance, measured = total
         if mode == "train":
             self.gate.add(correct, int(pairs))
@@ -935,8 +934,9 @@ class VGFTrainer(CheckpointedTrainer):
             unpack({name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)})
             for part in ("fresh.", "buffer.")
         )
+        self.rounds.forget()
         self.rounds.restore(fresh, state["held_out"])
-        self.rounds.buffer.load(earlier)
+        self.rounds.buffer.add(earlier)
         self.rounds.outcomes.load(state["outcomes"])
         self.objective.set_kind(state["value_loss"])
         self.gate.load(state["gate"])

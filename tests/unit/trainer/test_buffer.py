@@ -52,13 +52,6 @@ def test_the_oldest_groups_leave_first_counted_in_completions():
     assert [item.step for item in buffer.groups] == [4, 9] and len(buffer) == 7
 
 
-def test_a_group_larger_than_the_buffer_is_refused_and_nothing_added():
-    buffer = filled(capacity=4, count=1)
-    with pytest.raises(ValueError, match=r"group of 5 completions does not fit a buffer of 4. Raise `buffer_size`"):
-        buffer.add([group(1), group(2, size=5)])
-    assert [item.step for item in buffer.groups] == [0]
-
-
 def test_groups_do_not_keep_the_batch_they_came_from():
     batch = torch.arange(10, dtype=torch.int32)
     item = RolloutGroup(batch[:2], [batch[2:4]], [0.0])
@@ -116,8 +109,6 @@ def test_drawing_among_wanted_groups_only():
 def test_drawing_from_nothing_gives_nothing():
     assert ValueBuffer(10).sample(3) == []
     assert filled().sample(0) == []
-    with pytest.raises(ValueError, match="`num_groups` must be at least 0"):
-        filled().sample(-1)
 
 
 def kept(groups, path):
@@ -130,8 +121,8 @@ def kept(groups, path):
 def test_saving_is_bit_exact(tmp_path, logps):
     buffer = filled(logps=logps)
     buffer.add([group(6, size=3, rewards=[NAN, 0.1, -1 / 3], logps=logps)])
-    loaded = filled(count=2)
-    loaded.load(kept(buffer.groups, tmp_path / "file"))
+    loaded = ValueBuffer(100)
+    loaded.add(kept(buffer.groups, tmp_path / "file"))
     assert len(loaded) == len(buffer)
     assert_same(loaded.groups, buffer.groups)
     draws = [source.sample(4, torch.Generator().manual_seed(3)) for source in (buffer, loaded)]
@@ -144,41 +135,18 @@ def test_groups_with_and_without_log_probabilities_are_saved_together(tmp_path):
 
 
 def test_an_empty_buffer_is_saved(tmp_path):
-    loaded = filled()
-    loaded.load(kept([], tmp_path / "file"))
-    assert len(loaded) == 0 and loaded.groups == []
+    assert kept([], tmp_path / "file") == []
 
 
 def test_a_smaller_buffer_keeps_the_most_recent_groups():
     small = ValueBuffer(4)
-    small.load([*filled(count=5).groups, group(5, size=5)])
+    small.add([*filled(count=5).groups, group(5, size=5)])
     assert [item.step for item in small.groups] == [3, 4] and small.capacity == 4
-
-
-BAD_TENSORS = [
-    ({"rewards": None}, "Expected a flat torch.float64 tensor `rewards`, found nothing"),
-    ({"rewards": torch.zeros(10)}, "`rewards`, found torch.float32"),
-    ({"rewards": torch.zeros(9).double()}, "Expected 10 entries in `rewards`, found 9"),
-    ({"group_sizes": torch.tensor([-2, 2, 2, 2, 2])}, "lengths of at least 0 in `group_sizes`"),
-    ({"group_sizes": torch.tensor([2, 2])}, "Expected 2 entries in `prompt_lengths`"),
-    ({"ref_logps": torch.zeros(3)}, "Expected 15 entries in `ref_logps`, found 3"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD_TENSORS)
-def test_tensors_that_do_not_fit_are_refused(changes, message):
-    tensors = {**pack(filled().groups), **changes}
-    with pytest.raises(ValueError, match=message):
-        unpack({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 BAD_GROUPS = [
     (([], [[1]], [0.0]), "`prompt_ids` is empty"),
-    (([1], [], []), "`completion_ids` is empty"),
-    (([1], [[1], [2]], [0.0]), "`rewards` has 1 entries for 2 completions"),
     (([1], [[1]], [math.inf]), "`rewards` must be finite or NaN"),
-    (([1], [[1, 2]], [0.0], [[0.5]]), r"`ref_logps` has lengths \[1\], the completions \[2\]"),
-    (([1], [[1], [2]], [0.0, 1.0], [[0.5]]), r"`ref_logps` has lengths \[1\], the completions \[1, 1\]"),
 ]
 
 
@@ -186,11 +154,6 @@ BAD_GROUPS = [
 def test_bad_groups(arguments, message):
     with pytest.raises(ValueError, match=message):
         RolloutGroup(*arguments)
-
-
-def test_negative_capacity_is_refused():
-    with pytest.raises(ValueError, match="`capacity` must be at least 0"):
-        ValueBuffer(-1)
 
 
 def rows_of(*groups):
@@ -241,8 +204,3 @@ def test_some_completions_make_a_group():
     assert (kept.prompt_ids.tolist(), kept.step, kept.samplers.tolist()) == ([5], 7, [0, 1])
     assert [row.tolist() for row in kept.ref_logps] == [pytest.approx([-0.1]), pytest.approx([-0.5])]
     assert kept.subset([0, 1]) is kept
-
-
-def test_collate_refuses_no_rows():
-    with pytest.raises(ValueError, match="`rows` is empty"):
-        collate([], pad_token_id=0)

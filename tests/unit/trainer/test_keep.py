@@ -16,9 +16,9 @@ def group(prompt, rewards, step=0):
     return RolloutGroup([prompt], [[prompt, i] for i in range(len(rewards))], rewards, step=step)
 
 
-def rounds(processes=1, index=0, **settings):
+def rounds(processes=1, **settings):
     given = {"groups_per_round": 4, "steps_per_round": 2, "replay_ratio": 0.0, **settings}
-    return ValueRounds(**given, num_processes=processes, process_index=index)
+    return ValueRounds(**given, num_processes=processes)
 
 
 def everything(group):
@@ -45,8 +45,8 @@ def test_a_prompt_has_a_contrast_once_its_rewards_differed_in_whatever_rounds():
 def test_every_completion_that_is_read_is_in_one_share(processes, whole):
     groups = [group(prompt, [1.0] * count + [0.0] * (3 - count)) for prompt, count in enumerate((3, 0, 1, 2))]
     shares = []
-    for index in range(processes):
-        run = rounds(processes, index)
+    for _ in range(processes):
+        run = rounds(processes)
         run.begin(groups)
         shares.append(run.shares(0, successes, whole_groups=whole))
     assert all(len(of) == 2 and [len(step) for step in of] == [processes] * 2 for of in shares)

@@ -15,19 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def divisors(number: int, near: int, count: int = 8) -> list[int]:
-    """List the divisors of a number from 2 on that are closest to another number.
-
-    Args:
-        number: The number to divide, at least 1.
-        near: What they should be close to.
-        count: How many of them are listed at most.
-
-    Returns:
-        The divisors in ascending order.
+    """List the divisors of a number, from 2 on, that are closest to another number, at most `count` of them.
 
     Example:
-        >>> divisors(12, near=4)
-        [2, 3, 4, 6, 12]
         >>> divisors(12, near=4, count=3)
         [2, 3, 4]
     """
@@ -37,14 +27,7 @@ def divisors(number: int, near: int, count: int = 8) -> list[int]:
 
 
 def nearest_multiples(value: int, of: int) -> list[int]:
-    """List the positive multiples of a number around a value that is not one.
-
-    Args:
-        value: The value to stay close to.
-        of: The number whose multiples are listed.
-
-    Returns:
-        The multiple below `value` when it is positive, and the two above.
+    """List the multiple of a number below a value that is none, if positive, and the two above.
 
     Example:
         >>> nearest_multiples(21, of=8)
@@ -55,15 +38,7 @@ def nearest_multiples(value: int, of: int) -> list[int]:
 
 
 def resolve_batch_sizes(args: Any) -> None:
-    """Fill in `generation_batch_size` and `steps_per_generation` of a config, and check that groups are whole.
-
-    Args:
-        args: A config with TRL's batch fields, each an integer in its range; changed in place.
-
-    Raises:
-        ValueError: If both sizes are given and disagree, if one does not divide the other, or if a generation batch
-            holds a part of a prompt's completions.
-    """
+    """Fill in `generation_batch_size` and `steps_per_generation` of a config, and check that groups are whole."""
     per_device, world_size, group = args.per_device_train_batch_size, args.world_size, args.num_generations
     step = per_device * world_size
     size, steps = args.generation_batch_size, args.steps_per_generation
@@ -107,16 +82,7 @@ def _check_eval_groups(args: Any, group: int) -> None:
 
 
 def fit_round(args: Any, dataset: Any, name: str = "train_dataset") -> None:
-    """Shrink the rounds of a configuration to a training set that does not fill one.
-
-    Args:
-        args: The configuration, changed in place: `steps_per_generation` and `generation_batch_size`.
-        dataset: A dataset that passed `check_dataset`; streams are not counted.
-        name: Name of the argument, for errors.
-
-    Raises:
-        ValueError: If it has fewer prompts than the smallest round takes.
-    """
+    """Shrink the rounds of a configuration to a training set that does not fill one; streams are not counted."""
     group = args.num_generations
     prompts = args.generation_batch_size // group
     if not isinstance(dataset, Dataset) or len(dataset) >= prompts:

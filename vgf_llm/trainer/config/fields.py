@@ -32,12 +32,7 @@ _REMOVED_CHOICES = {
 def check_fields(config: Any) -> None:
     """Check type and range of every setting of a configuration, before anything is made of them.
 
-    Args:
-        config: The configuration. Integers given for numbers of its own and of GRPOConfig become floats.
-
-    Raises:
-        TypeError: If a setting has the wrong type.
-        ValueError: If it has a value out of range.
+    Integers given for numbers of its own and of GRPOConfig become floats.
     """
     annotations = get_type_hints(type(config))
     for item in dataclasses.fields(config):
@@ -65,17 +60,7 @@ def check_fields(config: Any) -> None:
 
 
 def check_field(name: str, value: Any, *, like: str | None = None) -> None:
-    """Check a value by the tables of ranges and choices.
-
-    Args:
-        name: What errors call it.
-        value: The value.
-        like: The setting whose range it has, `name` by default.
-
-    Raises:
-        TypeError: If it has the wrong type.
-        ValueError: If it is out of range.
-    """
+    """Check a value by the tables of ranges and choices, by the entry of the setting `like` if that is another one."""
     like = like or name
     if like in RANGES:
         RANGES[like].check(name, value)

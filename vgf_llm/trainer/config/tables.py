@@ -139,6 +139,14 @@ SAMPLING: dict[str, str] = {
     "max_tokens": "max_completion_length",
 }
 
+# Settings of `generate` that neither losses nor vLLM know, at the values that leave a distribution alone.
+NEUTRAL_SAMPLING: dict[str, float] = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0,
+}
+
 # Other keys whose value has to be the one given here, and why.
 FIXED_SAMPLING: dict[str, tuple[object, str]] = {
     "do_sample": (True, "greedy completions of one prompt are all equal"),
@@ -147,6 +155,14 @@ FIXED_SAMPLING: dict[str, tuple[object, str]] = {
     "num_beams": (1, "beam search does not sample"),
     "num_beam_groups": (1, "beam search does not sample"),
     "max_length": (None, "set `max_completion_length`"),
+    **{
+        name: (
+            neutral,
+            "the loss does not know it, so that the value would learn the sampler; `temperature`, `top_p`, `top_k`, "
+            "`min_p` and `repetition_penalty` are known",
+        )
+        for name, neutral in NEUTRAL_SAMPLING.items()
+    },
     **{
         name: (False, "the trainer reads token ids")
         for name in (

@@ -14,17 +14,7 @@ TRANSPORT_FIELDS = {item.name: item for item in dataclasses.fields(TransportConf
 
 
 def read_transport(value: Any) -> dict[str, Any]:
-    """Read what was given as `transport`.
-
-    Args:
-        value: A `TransportConfig`, a dict of its fields, JSON text of one, or `None`.
-
-    Returns:
-        The fields that were given, in a dict of its own.
-
-    Raises:
-        TypeError: If it is something else.
-        ValueError: If the text is no JSON, or a name no field.
+    """Read what was given as `transport`: a `TransportConfig`, a dict of its fields, JSON text of one, or `None`.
 
     Example:
         >>> read_transport('{"step_size": 0.5}')
@@ -52,18 +42,7 @@ def read_transport(value: Any) -> dict[str, Any]:
 
 
 def join_transport(nested: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """Put transport settings given in both ways into one dict.
-
-    Args:
-        nested: Those of `transport`.
-        flat: Those given under their own names.
-
-    Returns:
-        All of them.
-
-    Raises:
-        ValueError: If a setting is given in both ways with different values.
-    """
+    """Put the settings of `transport` and those given under their own names into one dict."""
     for name in nested.keys() & flat.keys():
         if nested[name] != flat[name]:
             raise ValueError(

@@ -19,12 +19,7 @@ from vgf_llm.trainer.keep.buffer import RolloutGroup
 
 
 class Row(NamedTuple):
-    """One completion of a group.
-
-    Attributes:
-        group: The prompt with all its completions.
-        place: Which of them.
-    """
+    """One completion of a group, by its place."""
 
     group: RolloutGroup
     place: int
@@ -92,16 +87,9 @@ class MicroBatch:
         return self.completion_ids.shape[1]
 
     def seen_from_each_row(self, scores: Tensor) -> Tensor:
-        """The scores of each row's whole group, of which the row's own alone has a gradient.
+        """The scores of each row's whole group, `[R, G, H]`, 0 for completions without one.
 
-        Args:
-            scores: `[R, H]`, of the rows, with gradients.
-
-        Returns:
-            `[R, G, H]`; 0 for completions without a score.
-
-        Raises:
-            ValueError: If the batch neither holds whole groups nor knows the scores of the others.
+        Of those the row's own alone, in `scores` `[R, H]`, has a gradient.
         """
         known = self.group_scores
         if known is None:
@@ -130,26 +118,11 @@ def collate(
     absent: Sequence[Row] = (),
     num_tokens: int | None = None,
 ) -> MicroBatch:
-    """Turns rows into one padded batch.
+    """Turns rows, those of a group in adjacent places, into one padded batch.
 
-    Args:
-        rows: Those of a group in adjacent places.
-        pad_token_id: Fills the padding.
-        device: Device of the result.
-        pad_to_multiple_of: Lengths are rounded up to a multiple of it.
-        num_groups: See `MicroBatch`; the number of groups in the batch when left out.
-        num_rows: See `MicroBatch`; the number of rows when left out.
-        scores: Scores `[G, H]` of whole groups, by the identity of the group.
-        trains: Whether the value learns from each row; from all when left out.
-        with_reference: Whether the loss reads the reference's log-probabilities, which all rows must then have.
-        absent: Rows behind the others that no loss looks at.
-        num_tokens: Least T.
-
-    Returns:
-        The batch.
-
-    Raises:
-        ValueError: If there is no row, or if one lacks the `ref_logps` that are asked for.
+    `scores` `[G, H]` are those of whole groups, by the identity of the group. `absent` rows follow the others, and no
+    loss looks at them. `num_tokens` is the least T. Where the loss reads the reference's log-probabilities
+    (`with_reference`), all rows must have them.
 
     Example:
         >>> group = RolloutGroup([1], [[2], [3, 4]], [0.0, 1.0])
@@ -158,8 +131,6 @@ def collate(
         ([[3, 4], [2, 0]], [1, 0], [2])
     """
     every = [*rows, *absent]
-    if not every:
-        raise ValueError("`rows` is empty; a batch has at least one row.")
     groups = [row.group for row in every]
     lacking = sum(row.group.ref_logps is None for row in rows) if with_reference else 0
     if lacking:

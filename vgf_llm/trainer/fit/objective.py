@@ -4,8 +4,8 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +23,12 @@ from vgf_llm.trainer.keep.outcomes import PromptOutcomes
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Transported:
-    """Transport at the states of a batch.
+class Transported(NamedTuple):
+    """Transport at the states of a batch: log-probabilities of the candidates, and KL and total variation to the base.
 
-    Attributes:
-        candidates: Candidates with reference log-probabilities and potentials.
-        logits: `[R, T, K]`, transported log-probabilities of the candidates.
-        kl: `[R, T]`, KL to the reference, in nats.
-        distance: `[R, T]`, total variation to the reference.
+    The first are `[R, T, K]`, the others `[R, T]`.
     """
 
-    candidates: Candidates
     logits: Tensor
     kl: Tensor
     distance: Tensor
@@ -42,15 +36,7 @@ class Transported:
 
 @torch.no_grad()
 def transport_candidates(candidates: Candidates, transport: TransportConfig) -> Transported:
-    """Transports the next-token distributions of known candidates.
-
-    Args:
-        candidates: Candidates with reference log-probabilities and potentials.
-        transport: Step size, number of steps and KL cap.
-
-    Returns:
-        The transported distributions and what they spent.
-    """
+    """Transports the next-token distributions of known candidates."""
     logits = simplex_flow(
         candidates.logits,
         candidates.q_values,
@@ -61,26 +47,11 @@ def transport_candidates(candidates: Candidates, transport: TransportConfig) -> 
     )
     start = candidates.logits.masked_fill(~candidates.mask, -torch.inf).log_softmax(dim=-1)
     distance = 0.5 * (logits.exp() - start.exp()).abs().sum(dim=-1)
-    return Transported(candidates, logits, kl_divergence(logits, start, candidates.mask), distance)
+    return Transported(logits, kl_divergence(logits, start, candidates.mask), distance)
 
 
-@torch.no_grad()
-def transport_batch(model: ValuedPolicy, batch: MicroBatch) -> Transported:
-    """Transports the next-token distributions at every state of a batch, as the model's own transport says."""
-    candidates = model.candidate_values(
-        batch.input_ids,
-        batch.attention_mask,
-        batch.num_tokens,
-        top_k=model.transport.top_k_candidates,
-        min_prob=model.transport.min_candidate_prob,
-        group_size=batch.group_sizes,
-    )
-    return transport_candidates(candidates, model.transport)
-
-
-def are_outcomes(rewards: Tensor) -> bool:
-    """Tells whether all rewards that are not NaN are 0 or 1."""
-    scored = rewards[~rewards.isnan()]
+def are_outcomes(scored: Tensor) -> bool:
+    """Tells whether all rewards, none of them NaN, are 0 or 1."""
     return bool(((scored == 0) | (scored == 1)).all())
 
 
@@ -88,7 +59,7 @@ class Objective:
     """The losses of a run, and which completions they look at.
 
     Args:
-        model: The policy with its value; what is trained follows from it.
+        model: The policy with its value.
         value_loss: A loss that fits the value, or `"auto"`: the value's own choice once there are rewards.
         sequence: Whether the model's value of whole responses is trained, instead of its token-level value.
         distill_coef: Weight of the policy's regression to the transported policy; 0 for a frozen policy.
@@ -171,16 +142,10 @@ class Objective:
         return tuple(Sampling(temperature=sampling.temperature) for sampling in self.samplings)
 
     def observe(self, rewards: Tensor) -> bool:
-        """Decides what `"auto"` stands for, and refuses rewards that the loss cannot fit.
+        """Decides what `"auto"` stands for by the rewards of a round, and refuses rewards that the loss cannot fit.
 
-        Args:
-            rewards: Rewards of a round, gathered over all processes, so that all of them decide alike; NaN for none.
-
-        Returns:
-            Whether earlier completions are of no use to the loss and have to be dropped.
-
-        Raises:
-            ValueError: If the rewards do not fit the loss; the message names a way out.
+        The rewards are those of all processes, so that all of them decide alike. Returns whether earlier completions
+        are of no use to the loss and have to be dropped.
         """
         scored = rewards[~rewards.isnan()]
         if len(scored) == 0:
@@ -218,26 +183,17 @@ class Objective:
             )
 
     def keeps(self, group: RolloutGroup) -> list[int]:
-        """Places of the completions that a later round may train on.
-
-        Args:
-            group: A group that is not held out.
-        """
+        """Places of the completions that a later round may train on."""
         if self.kind is None:  # there were no rewards yet, or failures alone
             return []
         if self.kind == "likelihood":
             return (group.rewards == 1).nonzero().flatten().tolist()
         if self.kind == "pairwise" and not group.is_mixed:
             return []
-        return _scored(group)
+        return (~group.rewards.isnan()).nonzero().flatten().tolist()
 
     def learns(self, group: RolloutGroup, outcomes: PromptOutcomes) -> list[int]:
-        """Places of the completions that the value learns from now.
-
-        Args:
-            group: A group that is not held out.
-            outcomes: What rewards its prompt has had so far.
-        """
+        """Places of the completions that the value learns from now."""
         if self.value.needs_contrast and not outcomes.has_contrast(group.prompt_ids):
             return []
         return self.keeps(group)
@@ -246,12 +202,9 @@ class Objective:
         """Places of the completions that go through the model: those that teach the value, or the policy, something."""
         return list(range(len(group))) if self.distill_coef > 0 else self.learns(group, outcomes)
 
+    @torch.no_grad()
     def score(self, model: ValuedPolicy, batch: MicroBatch) -> Tensor:
         """Scores of whole responses, `[R, H]`, as the loss sees them, without gradients."""
-        with torch.no_grad():
-            return self._sequence_scores(model, batch)
-
-    def _sequence_scores(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         if self.sequence:
             return model(
                 batch.input_ids, batch.attention_mask, batch.num_tokens, response_mask=batch.response_mask
@@ -277,15 +230,9 @@ class Objective:
         )
 
     def __call__(self, wrapped: nn.Module, model: ValuedPolicy, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss of a micro-batch.
+        """Computes the loss of a micro-batch, and what is logged.
 
-        Args:
-            wrapped: The model as training wrapped it, which everything with a gradient runs through.
-            model: The model inside.
-            batch: The micro-batch.
-
-        Returns:
-            The loss and what is logged.
+        Everything with a gradient runs through `wrapped`, the model as training wrapped it; `model` is the one inside.
         """
         if self.sequence:
             return self._of_whole_responses(wrapped, model, batch)
@@ -297,7 +244,7 @@ class Objective:
         measured = {"value/loss": loss.detach()}
         if distil:
             moved = transport_candidates(output.candidates, transport)
-            distilled = losses.transported_loss(output.policy_logps, moved.logits, moved.candidates.mask, batch)
+            distilled = losses.transported_loss(output.policy_logps, moved.logits, output.candidates.mask, batch)
             loss = loss + self.distill_coef * distilled
             measured["distill/loss"] = distilled.detach()
             measured["distill/kl"] = losses.mean_over_rows(moved.kl, batch)
@@ -342,7 +289,3 @@ class Objective:
             loss = loss + self.distill_coef * distilled
             measured["distill/loss"] = distilled.detach()
         return loss, measured
-
-
-def _scored(group: RolloutGroup) -> list[int]:
-    return (~group.rewards.isnan()).nonzero().flatten().tolist()

@@ -13,17 +13,7 @@ from torch import Tensor
 
 
 class PromptOutcomes:
-    """The lowest and the highest reward of every prompt.
-
-    Example:
-        >>> outcomes = PromptOutcomes()
-        >>> outcomes.record([5, 6], torch.tensor([1.0, torch.nan]))
-        >>> outcomes.has_contrast([5, 6])
-        False
-        >>> outcomes.record([5, 6], torch.tensor([0.0]))
-        >>> outcomes.has_contrast([5, 6])
-        True
-    """
+    """The lowest and the highest reward of every prompt."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}

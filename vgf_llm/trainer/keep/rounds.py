@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,23 +20,20 @@ from vgf_llm.trainer.keep.outcomes import PromptOutcomes
 Teaches = Callable[[RolloutGroup], Sequence[int]]
 
 
+def prompt_hash(*salts: Any, prompt_ids: Sequence[int], num_bytes: int) -> int:
+    """A number of some bytes, made of the salts and a prompt's tokens: the same in every round, process and run."""
+    text = ":".join([*map(str, salts), ",".join(map(str, prompt_ids))])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=num_bytes).digest())
+
+
 def is_held_out(prompt_ids: Sequence[int], ratio: float, seed: int) -> bool:
-    """Says whether the value may not train on a prompt: a property of the prompt, the same in every round and process.
-
-    Args:
-        prompt_ids: Token ids.
-        ratio: Fraction of prompts held out.
-        seed: Seed of the run.
-
-    Returns:
-        True for about `ratio` of all prompts.
+    """Says whether the value may not train on a prompt, as it may not on about `ratio` of all.
 
     Example:
         >>> sum(is_held_out([i], 0.25, 0) for i in range(1000)) in range(200, 300)
         True
     """
-    text = f"{seed}:{','.join(map(str, prompt_ids))}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) < ratio * 2**64
+    return prompt_hash(seed, prompt_ids=prompt_ids, num_bytes=8) < ratio * 2**64
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,11 @@ class PassShare:
     num_rows: float
 
 
+@dataclass(kw_only=True)
 class ValueRounds:
     """Fresh groups, earlier groups, and the shares of them that micro-batches are made of.
 
-    Args:
+    Attributes:
         groups_per_round: Prompts of a round.
         steps_per_round: Micro-steps of one pass over a round.
         num_iterations: Passes over a round.
@@ -65,34 +64,19 @@ class ValueRounds:
         holdout_ratio: Fraction of prompts that nothing trains on.
         seed: Seed of the run.
         num_processes: Processes of the run.
-        process_index: This process.
     """
 
-    def __init__(
-        self,
-        *,
-        groups_per_round: int,
-        steps_per_round: int,
-        num_iterations: int = 1,
-        buffer_size: int = 65536,
-        replay_ratio: float = 1.0,
-        holdout_ratio: float = 0.0,
-        seed: int = 0,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ) -> None:
-        self.groups_per_round = groups_per_round
-        self.steps_per_round = steps_per_round
-        self.num_iterations = num_iterations
-        self.replay_ratio = replay_ratio
-        self.holdout_ratio = holdout_ratio
-        self.seed = seed
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.buffer = ValueBuffer(buffer_size)
-        self.outcomes = PromptOutcomes()
-        self.fresh: list[RolloutGroup] = []
-        self.held_out: list[bool] = []
+    groups_per_round: int
+    steps_per_round: int
+    num_iterations: int = 1
+    buffer_size: int = 65536
+    replay_ratio: float = 1.0
+    holdout_ratio: float = 0.0
+    seed: int = 0
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        self.restart()
 
     def begin(self, groups: list[RolloutGroup]) -> None:
         """Starts a round with fresh groups; `retire` has moved those of the last one into the buffer."""
@@ -106,15 +90,11 @@ class ValueRounds:
 
     def restore(self, groups: list[RolloutGroup], held_out: list[bool]) -> None:
         """Puts a round in place as it was."""
-        self.fresh = groups
-        self.held_out = held_out
+        self.fresh: list[RolloutGroup] = groups
+        self.held_out: list[bool] = held_out
 
     def retire(self, keeps: Teaches) -> None:
-        """Moves what a loss may still want of the fresh groups into the buffer.
-
-        Args:
-            keeps: Which completions of a group, by their places.
-        """
+        """Moves what a loss may still want of the fresh groups into the buffer."""
         if self.replay_ratio > 0:
             kept = [(group, list(keeps(group))) for group in self._training()]
             self.buffer.add([group.subset(rows) for group, rows in kept if rows])
@@ -122,7 +102,7 @@ class ValueRounds:
 
     def forget(self) -> None:
         """Drops all groups, fresh and earlier ones."""
-        self.buffer = ValueBuffer(self.buffer.capacity)
+        self.buffer = ValueBuffer(self.buffer_size)
         self.restore([], [])
 
     def restart(self) -> None:
@@ -135,15 +115,10 @@ class ValueRounds:
         return [group for group, flag in zip(self.fresh, self.held_out, strict=True) if flag]
 
     def shares(self, pass_index: int, reads: Teaches, *, whole_groups: bool) -> list[list[PassShare]]:
-        """Splits a pass over the micro-steps and processes: fresh completions, then replayed ones.
+        """Splits a pass, numbered over all rounds, over micro-steps and processes: fresh completions, then replayed.
 
-        Args:
-            pass_index: Passes over rounds so far.
-            reads: Which completions of a group go through the model, by their places.
-            whole_groups: Whether the completions of a group stay together.
-
-        Returns:
-            For every micro-step one share of each process, of sizes that differ by one group or completion.
+        Every micro-step has one share of each process, of sizes that differ by one group or, where the completions of
+        a group need not stay together, by one completion.
         """
         fresh = self._training(pass_index)
         replayed = self._replay(pass_index, reads)

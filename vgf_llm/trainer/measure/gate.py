@@ -5,7 +5,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.fit.losses import mean_over_rows
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
-from vgf_llm.trainer.fit.objective import transport_batch
+from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 
 logger = logging.getLogger(__name__)
@@ -25,10 +24,7 @@ class ValueGate:
     """Within-prompt accuracy of the value on prompts that it does not train on, over a sliding window.
 
     Accuracy over prompts says which prompts are hard; only within a prompt does it say which response is better, which
-    is all that transport can use.
-
-    Args:
-        window: Pairs that the estimate looks back on.
+    is all that transport can use. The estimate looks back on `window` pairs.
 
     Example:
         >>> gate = ValueGate(window=100)
@@ -42,7 +38,7 @@ class ValueGate:
         self._counts: deque[tuple[float, int]] = deque()
 
     def add(self, correct: float, pairs: int) -> None:
-        """Adds `correct` right orders out of `pairs`."""
+        """Counts `pairs` of which `correct` were ordered right."""
         if pairs:
             self._counts.append((correct, pairs))
         while len(self._counts) > 1 and self.pairs - self._counts[0][1] >= self.window:
@@ -58,14 +54,12 @@ class ValueGate:
         """Accuracy in the window; NaN without pairs."""
         return sum(correct for correct, _ in self._counts) / self.pairs if self.pairs else math.nan
 
-    @property
-    def is_above_chance(self) -> bool:
-        """Whether the accuracy exceeds one half by two standard errors (pairs taken as independent)."""
-        return self.pairs > 0 and self.accuracy - 0.5 > 2 * 0.5 / math.sqrt(self.pairs)
-
     def warn_at_chance(self) -> None:
-        """Warns if the value, measured often enough, cannot tell better responses from worse ones."""
-        if self.pairs >= 100 and not self.is_above_chance:
+        """Warns if the value, measured often enough, cannot tell better responses from worse ones.
+
+        At chance is within two standard errors (pairs taken as independent) of one half.
+        """
+        if self.pairs >= 100 and self.accuracy - 0.5 <= 2 * 0.5 / math.sqrt(self.pairs):
             logger.warning(
                 "value/within_prompt_accuracy is %.3f over %d held-out pairs, not above chance: the value cannot tell "
                 "a prompt's better responses from its worse ones, and transport by it will not help. Train on more "
@@ -83,29 +77,6 @@ class ValueGate:
         self._counts = deque((float(correct), int(pairs)) for correct, pairs in state)
 
 
-@dataclass(frozen=True)
-class GateCounts:
-    """Sums over groups, which add up over batches and processes.
-
-    Attributes:
-        correct: Pairs of completions that the value orders as the rewards do.
-        pairs: Pairs that the rewards order.
-        kl: KL of transport to the reference, the mean per token, summed over groups.
-        distance: Total variation, likewise.
-        groups: Groups whose transport was measured.
-    """
-
-    correct: float = 0.0
-    pairs: float = 0.0
-    kl: float = 0.0
-    distance: float = 0.0
-    groups: float = 0.0
-
-    def tensor(self) -> Tensor:
-        """The sums as `[5]`."""
-        return torch.tensor([self.correct, self.pairs, self.kl, self.distance, self.groups])
-
-
 @torch.no_grad()
 def measure_gate(
     model: ValuedPolicy,
@@ -116,23 +87,15 @@ def measure_gate(
     num_processes: int,
     process_index: int,
     pad_token_id: int,
-) -> GateCounts:
-    """Measures this process's share of groups.
+) -> Tensor:
+    """Measures this process's share of the groups of all processes, with the unwrapped model in evaluation mode.
 
     Every process runs the model as often as every other, on as many tokens, whatever there is to measure: rows that it
     lacks are repeated from the first group and count nothing.
 
-    Args:
-        model: The unwrapped model, in evaluation mode.
-        groups: The groups of all processes, the same list in each.
-        sequence: Whether the value of whole responses is measured.
-        groups_at_a_time: Groups of one pass of the model.
-        num_processes: Processes of the run.
-        process_index: This process.
-        pad_token_id: Fills padding.
-
-    Returns:
-        The sums of this process.
+    Returns sums `[5]`, which add up over processes: pairs that the value orders as the rewards do, pairs that the
+    rewards order, per token the KL of transport and its total variation to the reference, each the mean within a
+    group, and groups whose transport was measured.
     """
     transports = not sequence and model.transport.space == "logit" and model.transport.transport_steps > 0
     most = -(-len(groups) // num_processes)
@@ -155,7 +118,7 @@ def measure_gate(
         counts = _counts(model, batch, [len(group) for group in part], sequence=sequence, transports=transports)
         if part:
             total += counts
-    return GateCounts(*total.tolist())
+    return total.float()
 
 
 def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequence: bool, transports: bool) -> Tensor:
@@ -173,7 +136,15 @@ def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequenc
         correct, pairs = correct + float(right), pairs + int(of)
     kl = distance = measured = 0.0
     if transports:
-        moved = transport_batch(model, batch)
+        candidates = model.candidate_values(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.num_tokens,
+            top_k=model.transport.top_k_candidates,
+            min_prob=model.transport.min_candidate_prob,
+            group_size=batch.group_sizes,
+        )
+        moved = transport_candidates(candidates, model.transport)
         measured = len(sizes)
         if measured:
             kl, distance = (float(mean_over_rows(x, batch)) * measured for x in (moved.kl, moved.distance))

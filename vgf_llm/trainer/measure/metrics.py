@@ -21,14 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class MetricLog:
-    """Collects metrics between two logs, and the last completions for the table.
+    """Collects metrics between two logs, and the last `capacity` completions for the table.
 
     `values` and `logs` have the shape of `GRPOTrainer._metrics` and `_logs`, which callbacks read and write.
-
-    Args:
-        accelerator: Gathers what the processes measured.
-        reward_func_names: Names of the reward functions.
-        capacity: Completions kept for the table.
     """
 
     def __init__(self, accelerator: Any, reward_func_names: list[str], capacity: int) -> None:

@@ -37,24 +37,9 @@ def build_sampler(
 ) -> Sampler:
     """Builds the sampler that a configuration asks for.
 
-    Args:
-        args: The configuration.
-        logged: Whether completions are read and not sampled.
-        model: Gives the policy and its value, unwrapped.
-        gathered: A context in which sharded weights are whole.
-        accelerator: The accelerator.
-        tokenizer: The policy's.
-        end_token_ids: Tokens that end a completion.
-        step: Gives the optimisation step.
-        function: The user's own function.
-        adapter_state: Gives the whole tensors of the value's adapter, as `ValueAdapter` takes them.
-
-    Returns:
-        The sampler.
-
-    Raises:
-        ValueError: If rounds are to be sampled ahead by a function, which sees the trainer, or those of the value by
-            one that has an engine of the base.
+    Completions that a dataset has `logged` are read and not sampled. The callables give what changes in training: the
+    unwrapped model, a context in which sharded weights are whole, the optimisation step, and the whole tensors of the
+    value's adapter, as `ValueAdapter` takes them.
     """
     if logged:
         return LoggedSampler()
@@ -72,7 +57,6 @@ def build_sampler(
             accelerator,
             tokenizer,
             args,
-            trains_policy=args.distill_coef > 0,
             step=step,
             end_token_ids=end_token_ids,
             adapter_state=adapter_state,

@@ -3,42 +3,32 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch.profiler import record_function
 
-from vgf_llm.trainer.sample.sampler import Engine, Prompt, Request, Samples
+from vgf_llm.trainer.sample.sampler import Prompt, Request, Sampler, Samples
 
 
-class FunctionSampler:
+@dataclass
+class FunctionSampler(Sampler):
     """Samples with `f(prompts) -> {"prompt_ids", "completion_ids", ...}`; who samples is the function's own affair.
 
-    Args:
+    Attributes:
         function: The function; prompts come repeated, as TRL gives them.
         eos_token_id: Stands for a completion without tokens, which ended at once.
         end_token_ids: Tokens by which a completion has ended by itself, where the function does not say.
-        engine: An engine that the function may ask, kept up to date.
+        engine: A `VLLMSampler` whose engine the function may ask, kept up to date.
     """
 
-    def __init__(
-        self,
-        function: Callable[[list[Prompt]], dict[str, Any]],
-        *,
-        eos_token_id: int,
-        end_token_ids: list[int],
-        engine: Engine | None = None,
-    ) -> None:
-        self.function = function
-        self.eos_token_id = eos_token_id
-        self.end_token_ids = end_token_ids
-        self.engine = engine
+    function: Callable[[list[Prompt]], dict[str, Any]]
+    eos_token_id: int
+    end_token_ids: list[int]
+    engine: Any = None
 
     def __call__(self, request: Request) -> Samples:
-        """Asks the function for the rows of a request.
-
-        Raises:
-            ValueError: If it returns too little, too much, or lengths that do not agree.
-        """
+        """Asks the function for the rows of a request; refuses too few, too many, and lengths that do not agree."""
         if self.engine is not None:
             self.engine.sync()
         # A copy, because conversations are lists that the function may extend.
@@ -72,6 +62,3 @@ class FunctionSampler:
                 )
         extra = {name: column for name, column in output.items() if column is not None}
         return Samples(completion_ids, [bool(x) for x in finished], None, prompt_ids, ref_logps, extra)
-
-    def close(self) -> None:
-        """Does nothing: all runs in the foreground."""

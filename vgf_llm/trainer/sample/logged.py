@@ -1,10 +1,10 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Completions that a dataset has logged, in the place of samples."""
 
-from vgf_llm.trainer.sample.sampler import Request, Samples
+from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 
 
-class LoggedSampler:
+class LoggedSampler(Sampler):
     """Hands out the completions of groups, one for each row of a request.
 
     A group of fewer completions than `num_generations` fills its rows with its own once more. Those are not present:
@@ -29,6 +29,3 @@ class LoggedSampler:
             present=[place < size for place, size in zip(places, sizes, strict=True)],
             extra={"logged_reward": [row["rewards"][place] for row, place in chosen]},
         )
-
-    def close(self) -> None:
-        """Does nothing: all is there."""

@@ -12,11 +12,7 @@ from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 
 
 class Lookahead(Iterator[Any]):
-    """Batches of an epoch, numbered by micro-step, of which later ones can be seen before they are taken.
-
-    Args:
-        iterator: The epoch's batches.
-        step: The micro-step of its next batch.
+    """Batches of an epoch, numbered by micro-step from `step`, of which later ones can be seen before they are taken.
 
     Example:
         >>> ahead = Lookahead(iter("abc"), step=4)
@@ -57,15 +53,11 @@ class Lookahead(Iterator[Any]):
             self.first += 1
 
 
-class PrefetchingSampler:
+class PrefetchingSampler(Sampler):
     """A sampler whose rounds may be sampled ahead of time.
 
     An engine takes one call at a time. Once rounds are sampled ahead, every call goes through one thread; until then it
-    is made by the caller.
-
-    Args:
-        sampler: The engine.
-        description: The engine in words, for errors.
+    is made by the caller. `description` says in errors what the engine is.
     """
 
     def __init__(self, sampler: Sampler, description: str) -> None:
@@ -75,11 +67,7 @@ class PrefetchingSampler:
         self._ahead: dict[tuple[str, int], tuple[Request, Future[Samples]]] = {}
 
     def __call__(self, request: Request) -> Samples:
-        """Returns the completions of a request: those sampled ahead, or new ones.
-
-        Raises:
-            Exception: What the engine raised, with a note that names the round if it was sampled ahead.
-        """
+        """Returns the completions of a request: those sampled ahead, or new ones."""
         asked, future = self._ahead.pop((request.mode, request.step), (None, None))
         if future is None or asked != request:
             if self._pool is None:

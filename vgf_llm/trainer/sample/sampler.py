@@ -1,9 +1,8 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What every source of completions has in common: it is told who samples each row, and never sees the trainer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -67,43 +66,12 @@ class Samples:
         self.present.extend([True] * (len(self.completion_ids) - len(self.present)))
 
 
-class Sampler(Protocol):
-    """A source of completions."""
+class Sampler:
+    """A source of completions, which subclasses are."""
 
     def __call__(self, request: Request) -> Samples:
         """Samples a completion for every row of a request."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Ends what runs in the background; a call still samples."""
-
-
-class Engine(Protocol):
-    """An engine with weights of its own.
-
-    Attributes:
-        engine: What callers ask, such as TRL's vLLM engine.
-    """
-
-    engine: Any
-
-    def sync(self) -> None:
-        """Sends it the policy's weights where they have changed."""
-
-
-def check_who(offered: Sequence[str], who: Sequence[str], engine: str) -> None:
-    """Refuses rows that an engine cannot sample.
-
-    Args:
-        offered: Whom the engine can sample.
-        who: Who is asked for.
-        engine: The engine in words.
-
-    Raises:
-        ValueError: If it lacks one.
-    """
-    missing = sorted(set(who) - set(offered))
-    if missing:
-        raise ValueError(
-            f"{engine} samples {' and '.join(map(repr, offered))} only, and {missing[0]!r} is asked for. Set "
-            f"`rollout_policy={offered[0]!r}`, which is another algorithm, or `use_vllm=False`."
-        )
+        """Ends what runs in the background, if anything does; a call still samples."""

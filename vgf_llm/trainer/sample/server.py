@@ -36,14 +36,7 @@ class FrozenServer:
         """Does nothing: the policy is frozen."""
 
     def check_candidates(self, prompt: list[int]) -> None:
-        """Refuses a server that would not cut rows of the value to their candidates.
-
-        Args:
-            prompt: Any tokens.
-
-        Raises:
-            ValueError: If it takes candidates that are none.
-        """
+        """Refuses a server that does not know candidates: it takes any, for any prompt, even such that are none."""
         arguments = {**self.sampling, "max_tokens": 1, "generation_kwargs": {"vllm_xargs": {CANDIDATES_ARGUMENT: []}}}
         try:
             self.vllm_client.generate(prompts=[prompt], n=1, **arguments)
@@ -58,11 +51,7 @@ class FrozenServer:
         )
 
     def load_adapter(self, adapter: ValueAdapter) -> None:
-        """Has the server read an adapter's files, in the place of those that it read under the same name.
-
-        Raises:
-            ValueError: If the server refuses.
-        """
+        """Has the server read an adapter's files, in the place of those that it read under the same name."""
         client = self.vllm_client
         body = {"lora_name": adapter.name, "lora_path": str(adapter.path), "load_inplace": True}
         response = client.session.post(f"{client.base_url}/v1/load_lora_adapter", json=body)
@@ -77,9 +66,7 @@ class FrozenServer:
     def use_adapter(self, name: str, number: int) -> None:
         """Lets rows of the value name an adapter that the server has read.
 
-        Args:
-            name: The adapter's.
-            number: Another one for other weights: the server keeps what it computed for a prompt, by the name.
+        Other weights have another number: the server keeps what it computed for a prompt, by the name.
         """
         self.value_client = copy.copy(self.vllm_client)
         self.value_client.model = name
@@ -95,18 +82,10 @@ class FrozenServer:
         seeds: list[int] | None = None,
         who: list[str] | None = None,
     ) -> tuple[list[list[int]], list[list[int]], None, None]:
-        """Samples as TRL's engine does, one request for the rows of each prompt.
+        """Samples as TRL's engine does, one request for the rows of each prompt, at most `num_generations`.
 
-        Args:
-            prompts: Token ids; each prompt stands as often as it is wanted.
-            images: Has to be `None`.
-            num_generations: Completions of a prompt, at most as many as one request asks for.
-            profiler: Measures the requests.
-            seeds: One for each row; those of a request follow each other.
-            who: Who samples each row, `"base"` or `"value"`; the base where left out.
-
-        Returns:
-            The prompts, the completions, and `None` twice for the log-probabilities that TRL's engine may return.
+        A prompt stands as often as it is wanted, with a seed and a sampler, `"base"` or `"value"`, for each row. The
+        seeds of a request follow each other. TRL's log-probabilities are left out.
         """
         if images is not None:
             raise ValueError("`images` are not supported by VGF rollouts; pass None.")

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from vgf_llm._compat import pad
 from vgf_llm.generation.sample import sample
 from vgf_llm.models.language_model import evaluating
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.trainer.sample.sampler import WHO, Request, Samples
+from vgf_llm.trainer.sample.sampler import WHO, Request, Sampler, Samples
 
 # Completions sampled together: a round may be a whole data set, and a cache of all its rows would not fit. A CPU gains
 # nothing from more than some hundreds, and wastes less padding on fewer of similar length.
@@ -24,13 +25,7 @@ _ROWS_ON_CPU = 256
 
 
 def prompts_in_a_row(prompts: Sequence[Sequence[int]]) -> int:
-    """The largest N such that prompts come in blocks of N equal ones.
-
-    Args:
-        prompts: Token ids, one list per row.
-
-    Returns:
-        N, a divisor of the number of rows; 1 without rows.
+    """The largest N such that prompts come in blocks of N equal ones; 1 without rows.
 
     Example:
         >>> prompts_in_a_row([[5], [5], [6], [6], [6], [6]])
@@ -39,10 +34,11 @@ def prompts_in_a_row(prompts: Sequence[Sequence[int]]) -> int:
     return math.gcd(*(len(list(run)) for _, run in itertools.groupby(prompts))) or 1
 
 
-class TransformersSampler:
+@dataclass
+class TransformersSampler(Sampler):
     """Samples with the model that trains.
 
-    Args:
+    Attributes:
         model: Gives the policy and its value, unwrapped.
         gathered: A context in which sharded weights are whole.
         pad_token_id: Fills prompts on the left.
@@ -52,22 +48,12 @@ class TransformersSampler:
             every process has to call `generate` as often as every other, whichever kinds its own rows are of.
     """
 
-    def __init__(
-        self,
-        model: Callable[[], ValuedPolicy],
-        gathered: Callable[[], AbstractContextManager[Any]],
-        *,
-        pad_token_id: int,
-        generation_kwargs: dict[str, Any],
-        pad_to_multiple_of: int | None = None,
-        most: Callable[[int], int] = lambda number: number,
-    ) -> None:
-        self.model = model
-        self.gathered = gathered
-        self.pad_token_id = pad_token_id
-        self.generation_kwargs = generation_kwargs
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.most = most
+    model: Callable[[], ValuedPolicy]
+    gathered: Callable[[], AbstractContextManager[Any]]
+    pad_token_id: int
+    generation_kwargs: dict[str, Any]
+    pad_to_multiple_of: int | None
+    most: Callable[[int], int]
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request, those of one kind together."""
@@ -93,9 +79,6 @@ class TransformersSampler:
                     if found.kl is not None:
                         kl.append(found.kl.sum(dim=-1) / found.lengths.clamp_min(1))
         return Samples(completion_ids, finished, torch.cat(kl) if kl else None)
-
-    def close(self) -> None:
-        """Does nothing: all runs in the foreground."""
 
     def _parts(self, prompt_ids: list[list[int]], device_type: str) -> list[list[int]]:
         """Splits rows into calls: those of a prompt together, prompts of similar length in one."""

@@ -16,9 +16,7 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM sets room aside f
 
 
 class ValueAdapter:
-    """The value's adapter in a temporary folder, in PEFT's format.
-
-    Other weights get another folder and number.
+    """The value's adapter in a temporary folder, in PEFT's format; other weights get another folder and number.
 
     Args:
         model: The policy with its value, unwrapped.
@@ -28,9 +26,6 @@ class ValueAdapter:
     Attributes:
         name: The same for all adapters of a run, and of no other run.
         number: How many adapters were written.
-
-    Raises:
-        ValueError: If the adapter says more than vLLM reads.
     """
 
     def __init__(self, model: ValuedPolicy, state: Callable[[bool], dict[str, Tensor]]) -> None:
@@ -60,13 +55,9 @@ class ValueAdapter:
         return Path(self._folder.name) / VALUE_ADAPTER
 
     def write(self, keep: bool = True) -> bool:
-        """Writes the adapter if its weights are not those written last.
+        """Writes the adapter if its weights are not those written last, and tells whether it did.
 
-        Args:
-            keep: Whether this process writes; the others only give their shards.
-
-        Returns:
-            Whether it was written.
+        A process that is not to `keep` it only gives its shards.
         """
         state = self.state(keep)
         known = self._written.keys() == state.keys()

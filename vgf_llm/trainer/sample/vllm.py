@@ -10,10 +10,9 @@ names the value's LoRA adapter and the candidates that it samples within.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,19 +24,16 @@ from vgf_llm._compat import vllm_client_class, vllm_generation_class
 from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.trainer.sample.explain import explained_server
-from vgf_llm.trainer.sample.sampler import Request, Samples, check_who
+from vgf_llm.trainer.keep.rounds import prompt_hash
+from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 from vgf_llm.trainer.sample.server import CANDIDATE_PROCESSOR, FrozenServer
 from vgf_llm.trainer.sample.value_adapter import ValueAdapter
 
 
-def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row: int | None = None) -> list[int]:
+def seeds(request: Request, prompt_ids: list[list[int]] | None = None) -> list[int]:
     """Returns a seed for each row; those of a group follow each other, as vLLM numbers the samples of a prompt.
 
-    Args:
-        request: The rows.
-        prompt_ids: Other rows of the same round, for engines that several processes share.
-        first_row: Number of the first of those.
+    The rows are those of the request, or `prompt_ids`: those of all processes that share an engine with this one.
 
     Example:
         >>> request = Request(["a", "a", "b"], [[5, 6], [5, 6], [7]], ["base"] * 3, 2, 0, "train", 0, 0)
@@ -45,29 +41,23 @@ def seeds(request: Request, prompt_ids: list[list[int]] | None = None, first_row
         >>> two - one, three - two == 1
         (1, False)
     """
-    rows = request.prompt_ids if prompt_ids is None else prompt_ids
+    first = request.first_row
+    if prompt_ids is None:
+        prompt_ids = request.prompt_ids
+    else:
+        first -= first % len(prompt_ids)
     found = []
-    for row, ids in enumerate(rows, start=request.first_row if first_row is None else first_row):
+    for row, ids in enumerate(prompt_ids, start=first):
         group, place = divmod(row, request.num_generations)
-        text = f"{request.seed}:{request.mode}:{request.step}:{group}:{','.join(map(str, ids))}".encode()
-        found.append(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) + place)
+        salts = (request.seed, request.mode, request.step, group)
+        found.append(prompt_hash(*salts, prompt_ids=ids, num_bytes=6) + place)
     return found
-
-
-def _shared_seeds(request: Request, processes: int, prompt_ids: list[list[int]]) -> list[int]:
-    """The seeds of prompts that some processes hand to their common engine together."""
-    rows = len(request.prompt_ids)
-    first = request.first_row // (rows * processes) * rows * processes
-    return seeds(request, prompt_ids, first)
 
 
 class PlainParameters:
     """A policy that holds the value's adapter, with the parameters and the names of its own checkpoint.
 
     TRL sends `named_parameters()` to vLLM, which knows neither the adapter nor the names that PEFT gives its base.
-
-    Args:
-        model: The policy inside its PEFT wrapper.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,59 +73,37 @@ class PlainParameters:
         return getattr(self._model, name)
 
 
+@dataclass
 class _RowsLLM:
     """A colocated `vllm.LLM` that gives every prompt parameters of its own, where TRL passes one set for all.
 
-    Args:
-        llm: The engine.
-        seeds: Gives a seed for each prompt.
-        arguments: `extra_args` of each prompt, `None` for none.
-        adapters: The `LoRARequest` of each prompt, `None` for none.
+    These are a seed, and in lists with `None` for none, `extra_args` and a `LoRARequest`.
     """
 
-    def __init__(
-        self,
-        llm: Any,
-        seeds: Callable[[list[list[int]]], list[int]],
-        arguments: list[dict[str, Any] | None] | None = None,
-        adapters: list[Any] | None = None,
-    ) -> None:
-        self._llm = llm
-        self._seeds = seeds
-        self._arguments = arguments
-        self._adapters = adapters
+    llm: Any
+    seeds: Callable[[list[list[int]]], list[int]]
+    arguments: list[dict[str, Any] | None]
+    adapters: list[Any] | None
 
     def generate(self, prompts: list[dict[str, Any]], sampling_params: Any, **kwargs: Any) -> Any:
         params = [copy.copy(sampling_params) for _ in prompts]
-        for own, seed in zip(params, self._seeds([prompt["prompt_token_ids"] for prompt in prompts]), strict=True):
+        for own, seed in zip(params, self.seeds([prompt["prompt_token_ids"] for prompt in prompts]), strict=True):
             own.seed = seed
-        for own, arguments in zip(params, self._arguments or (), strict=False):
+        for own, arguments in zip(params, self.arguments, strict=False):
             if arguments is not None:
                 own.extra_args = {**(own.extra_args or {}), **arguments}
-        if self._adapters is not None:
-            kwargs["lora_request"] = self._adapters
-        return self._llm.generate(prompts, sampling_params=params, **kwargs)
+        if self.adapters is not None:
+            kwargs["lora_request"] = self.adapters
+        return self.llm.generate(prompts, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
+        return getattr(self.llm, name)
 
 
-class VLLMSampler:
+class VLLMSampler(Sampler):
     """vLLM as a source of the base's and the value's completions: started, kept up to date where weights train, asked.
 
-    Args:
-        model: The policy with its value, unwrapped.
-        accelerator: The accelerator.
-        tokenizer: The policy's tokenizer.
-        args: The settings whose names begin with `vllm_`, and those of sampling.
-        trains_policy: Whether the policy's weights change in training.
-        step: Gives the optimisation step.
-        end_token_ids: Tokens that end a completion.
-        adapter_state: Gives the tensors of the value's adapter, as `ValueAdapter` takes them.
-
-    Raises:
-        ValueError: If rounds are to be sampled ahead with weights that the server has not got, or rounds of the value
-            by an engine that cannot have them.
+    The callables are those of `build_sampler`.
     """
 
     def __init__(
@@ -145,7 +113,6 @@ class VLLMSampler:
         tokenizer: Any,
         args: Any,
         *,
-        trains_policy: bool,
         step: Callable[[], int],
         end_token_ids: list[int],
         adapter_state: Callable[[bool], dict[str, Tensor]],
@@ -154,13 +121,13 @@ class VLLMSampler:
         self.accelerator = accelerator
         self.tokenizer = tokenizer
         self.args = args
-        self.trains_policy = trains_policy
+        self.trains_policy = args.distill_coef > 0
         self.step = step
         self.end_token_ids = end_token_ids
         self._synced_step = -1
         adapter = model.policy_adapter
         # Of a PEFT policy vLLM loads the base alone, so that even a frozen adapter is sent once.
-        self.sends_weights = trains_policy or adapter is not None
+        self.sends_weights = self.trains_policy or adapter is not None
         if args.rollout_prefetch > 0 and args.vllm_mode == "server" and self.sends_weights:
             raise ValueError(
                 f"`rollout_prefetch` ({args.rollout_prefetch}) with `vllm_mode='server'` needs a policy whose weights "
@@ -175,7 +142,7 @@ class VLLMSampler:
         transport = model.transport
         self.value_arguments = {CANDIDATES_ARGUMENT: [transport.top_k_candidates, transport.min_candidate_prob]}
         self._lora_request: Any = None
-        with self._watched(0):
+        with self._watched():
             self.engine: Any = self._start()
         self._send_adapter()  # what the engine refuses is found before anything trains
 
@@ -194,9 +161,26 @@ class VLLMSampler:
         args = self.args
         return args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
 
-    def _watched(self, step: int) -> AbstractContextManager[None]:
-        """Names the server in errors, where there is one."""
-        return explained_server(self._url, step) if self.args.vllm_mode == "server" else nullcontext()
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Turns the many errors of a server, where there is one, into two that name it and say how to go on."""
+        server, step = f"The vLLM server at {self._url}", f"at step {self.step()}"
+        try:
+            yield
+        except Exception as error:
+            if self.args.vllm_mode == "server" and isinstance(error, OSError):  # what `requests` raises is one
+                raise ConnectionError(
+                    f"{server} did not answer {step} ({error}). Start it with `trl vllm-serve --model MODEL --host "
+                    "HOST --port PORT` (its log says why if it runs), check `vllm_server_host`, `vllm_server_port` and "
+                    "`vllm_server_timeout`, and go on with `resume_from_checkpoint=True`; or leave `use_vllm` out."
+                ) from error
+            if self.args.vllm_mode == "server" and type(error) is Exception:  # TRL's, for a request that was refused
+                raise RuntimeError(
+                    f"{server} refused a request {step} ({error}). Check that it serves this policy, with a "
+                    "`--max-model-len` that prompt and `max_completion_length` fit in, and that `generation_kwargs` "
+                    "are sampling parameters of vLLM; then go on with `resume_from_checkpoint=True`."
+                ) from error
+            raise
 
     def _check_value(self) -> None:
         """Refuses values that an engine of the base cannot sample."""
@@ -285,7 +269,7 @@ class VLLMSampler:
         due = self.sends_weights and (self.trains_policy or self._synced_step == -1)
         step = self.step()
         if due and step != self._synced_step:
-            with self._watched(step):
+            with self._watched():
                 self.engine.sync_weights()
             self._synced_step = step
         self._send_adapter()
@@ -298,7 +282,7 @@ class VLLMSampler:
         written = adapter.write(not server or self.accelerator.is_main_process)
         if server:
             if written:
-                with self._watched(self.step()):
+                with self._watched():
                     self.engine.load_adapter(adapter)
             adapters = [(adapter.name, adapter.number)]
             broadcast_object_list(adapters)
@@ -317,10 +301,9 @@ class VLLMSampler:
 
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request. Runs in any thread, one call at a time."""
-        check_who(("base", "value") if self.samples_value else ("base",), request.who, "vLLM")
         self.sync()
         engine, count = self.engine, request.num_generations
-        with record_function("vgf/sample"), self._watched(self.step()):
+        with record_function("vgf/sample"), self._watched():
             if isinstance(engine, FrozenServer):
                 ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request), who=request.who)[1]
             elif self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
@@ -328,12 +311,9 @@ class VLLMSampler:
             elif self.samples_value and self.adapter is None:
                 ids = self._in_turn(request)
             else:
-                ids = self._colocated(request, partial(_shared_seeds, request, self.args.vllm_tensor_parallel_size))
+                ids = self._colocated(request, partial(seeds, request))
         longest = self.args.max_completion_length
         return Samples(ids, [len(row) < longest or row[-1] in self.end_token_ids for row in ids])
-
-    def close(self) -> None:
-        """Does nothing: all runs in the foreground."""
 
     def _colocated(self, request: Request, seeds: Callable[[list[list[int]]], list[int]]) -> list[list[int]]:
         llm, of_value = self.engine.llm, [who == "value" for who in request.who]

@@ -14,11 +14,10 @@ from typing import Any, ClassVar, cast
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from vgf_llm._compat import _BaseTrainer
@@ -46,7 +45,6 @@ from vgf_llm.models.tensor_files import (
     write_tensors,
 )
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.trainer.save.explain import explained_save
 from vgf_llm.trainer.save.sharding import is_zero3, load_deepspeed_shards, whole, whole_state_dict
 from vgf_llm.trainer.save.sigterm import SIGTERM_STATUS, SaveOnSigterm
 
@@ -141,11 +139,14 @@ class CheckpointedTrainer(_BaseTrainer):
         return os.path.join(run_dir, _STAGING) if self._staging else run_dir
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the checkpoint beside its place and moves it there once it is whole."""
-        with explained_save(self._get_output_dir(trial), self.state.global_step):
+        """Writes the checkpoint beside its place and moves it there once it is whole; errors say what is left."""
+        try:
             if self.args.should_save:
                 self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
             self._save_whole(model, trial)
+        except Exception as error:
+            error.add_note(_what_is_left(Path(self._get_output_dir(trial)).resolve(), self.state.global_step))
+            raise
 
     def _save_whole(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
@@ -154,7 +155,8 @@ class CheckpointedTrainer(_BaseTrainer):
         try:
             staged = Path(self._get_output_dir(trial)) / name
             if self.args.should_save:
-                _remove(staged.parent)  # what an interrupted save left
+                shutil.rmtree(staged.parent, ignore_errors=True)  # what an interrupted save left
+                staged.parent.unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         finally:
@@ -325,33 +327,31 @@ class CheckpointedTrainer(_BaseTrainer):
             load_weights(self.vgf_model, best, policy=self._trains_policy)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _what_is_left(folder: Path, step: int) -> str:
+    """Says what an error while a checkpoint of `folder` is written means, and how to go on."""
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    whole = (
+        f"the last whole one is {last}, from which `resume_from_checkpoint=True` goes on"
+        if last
+        else "there is no earlier one"
+    )
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / 2**20
+    return (
+        f"The checkpoint of step {step} was not written whole and does not count; {whole}. {free:.0f} MiB are free on "
+        f"the disk of {str(folder)!r}: make room, or lower `save_total_limit`."
+    )
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, Any]:
-    """Checks that a folder is a checkpoint to resume from, file by file, before anything in it is loaded.
+def check_whole(directory: Path) -> dict[str, Any]:
+    """Checks that a folder is a checkpoint to resume from, file by file, and returns what `vgf_state.json` holds.
 
-    Checksums are no signature: they tell a whole checkpoint from a mixed one, not a friend's from a stranger's. Pickled
-    files are read as tensors and plain data alone, see `load_deepspeed_shards`, and none that came later is accepted.
-
-    Args:
-        directory: The checkpoint.
-        with_optimizer: Whether optimizer and scheduler have to be in it as files of their own, as without sharding.
-
-    Returns:
-        What `vgf_state.json` holds.
-
-    Raises:
-        FileNotFoundError: If the folder or a file that belongs to it does not exist.
-        ValueError: If a file is missing, truncated, changed or of another checkpoint; the message names it.
+    Nothing else in it is loaded before. Checksums are no signature: they tell a whole checkpoint from a mixed one, not
+    a friend's from a stranger's. Pickled files are read as tensors and plain data alone, see `load_deepspeed_shards`,
+    and none that came later is accepted. Errors name the file.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"`resume_from_checkpoint` {str(directory)!r} does not exist or is no folder.")
@@ -369,9 +369,6 @@ def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, A
         )
     if state.pop("checksum", None) != _checksum(state):
         raise ValueError(f"{path} was changed after it was written; resume from another checkpoint.")
-    lacking = {OPTIMIZER_NAME, SCHEDULER_NAME} - set(state["files"]) if with_optimizer else set()
-    if lacking:
-        raise ValueError(f"{directory} holds no {' and no '.join(sorted(lacking))}; resume from another checkpoint.")
     check_files(directory, state["files"], STATE_NAME)
     model_files = VGFModelConfig.load(directory).files or {}
     check_files(directory, model_files, CONFIG_NAME)
@@ -383,17 +380,7 @@ def check_whole(directory: Path, *, with_optimizer: bool = False) -> dict[str, A
 
 
 def load_weights(model: ValuedPolicy, directory: Path, *, policy: bool) -> None:
-    """Loads the trained weights of a checkpoint into a model of the same shape.
-
-    Args:
-        model: The model.
-        directory: The checkpoint.
-        policy: Whether the policy was trained.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is truncated or of another shape.
-    """
+    """Loads the trained weights of a checkpoint, those of the policy too if it was trained, into a model."""
     load_value_head(model.value, directory)
     if model.has_value_adapter:
         load_adapter(model.policy, VALUE_ADAPTER, directory / VALUE_ADAPTER / ADAPTER_NAME)
@@ -419,10 +406,7 @@ def _load_into(model: nn.Module, directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory / 'config.json'} does not exist; the checkpoint is incomplete.")
     inner: PreTrainedModel = inner_model(model)
-    try:
-        loaded = load_whole(type(inner), directory, dtype=inner.dtype).state_dict()
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The weights in {directory} are not whole ({error}); take another checkpoint.") from error
+    loaded = load_whole(type(inner), directory, dtype=inner.dtype).state_dict()
     own = base_tensors(model)
     shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in (loaded, own)]
     if shapes[0] != shapes[1]:

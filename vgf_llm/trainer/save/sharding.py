@@ -37,16 +37,9 @@ def is_sharded(parameter: Tensor) -> bool:
 def whole_parameters(
     model: nn.Module, accelerator: Accelerator, *, gather_deepspeed3_params: bool = True, **kwargs: Any
 ) -> AbstractContextManager[Any]:
-    """Gathers sharded parameters once, for as long as the context lasts.
+    """Gathers the sharded parameters of a model, as training wrapped it, once, for as long as the context lasts.
 
-    Args:
-        model: The model as training wrapped it.
-        accelerator: The accelerator.
-        gather_deepspeed3_params: Whether ZeRO-3 gathers; if not, every forward gathers layer by layer.
-        **kwargs: Handed to TRL's `unwrap_model_for_generation`.
-
-    Returns:
-        A context.
+    Without `gather_deepspeed3_params` every forward under ZeRO-3 gathers layer by layer.
     """
     if isinstance(model, FSDPModule):
         return _kept_unsharded(model)
@@ -77,15 +70,9 @@ def _kept_unsharded(model: FSDPModule) -> Iterator[nn.Module]:
 
 
 def whole_state_dict(model: nn.Module, *, keep: bool, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Collects whole parameters on the CPU, one at a time; every process has to take part.
+    """Collects the wanted of `model.state_dict()` whole on the CPU, one at a time, tied ones as one tensor.
 
-    Args:
-        model: The model without the wrappers of training.
-        keep: Whether this process needs the result; the others only give their shards.
-        wanted: Which names are collected.
-
-    Returns:
-        Parameters and buffers under the names of `model.state_dict()`, tied ones as one tensor; empty unless `keep`.
+    Every process has to take part; one that does not `keep` the result only gives its shards, and gets nothing.
     """
     copies: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -118,14 +105,7 @@ def load_deepspeed_shards(engine: Any, directory: str) -> None:
     """Loads DeepSpeed's shards of a checkpoint, without the frozen weights that they lack.
 
     DeepSpeed unpickles them without limits, so that a foreign file could run code. Here only tensors, plain data and
-    the classes that DeepSpeed itself puts in are read.
-
-    Args:
-        engine: What DeepSpeed wrapped the model in.
-        directory: The checkpoint.
-
-    Raises:
-        pickle.UnpicklingError: If a file holds anything else.
+    the classes that DeepSpeed itself puts in are read; anything else raises `pickle.UnpicklingError`.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -20,10 +20,8 @@ SIGTERM_STATUS = 128 + signal.SIGTERM
 class SaveOnSigterm(TrainerCallback):
     """Ends training with a checkpoint at the end of the step in which SIGTERM arrived, on every process alike.
 
-    Without a save strategy the signal keeps its own meaning.
-
-    Args:
-        accelerator: The accelerator; processes agree through it, since a scheduler may signal one of them alone.
+    Processes agree through the accelerator, since a scheduler may signal one of them alone. Without a save strategy the
+    signal keeps its own meaning.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

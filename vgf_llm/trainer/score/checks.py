@@ -3,12 +3,12 @@
 
 import asyncio
 import inspect
+import itertools
 import logging
 import math
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -81,15 +81,7 @@ def check_weights(reward_weights: Sequence[float] | None, num_funcs: int) -> Ten
 
 
 def check_labels(config: Any, name: str) -> None:
-    """Refuse a classifier of several labels, of which none is said to be the reward.
-
-    Args:
-        config: The configuration of the model.
-        name: What the error calls the model.
-
-    Raises:
-        ValueError: If it has not exactly one label.
-    """
+    """Refuse a classifier of several labels, of which none is said to be the reward; errors call it `name`."""
     count = getattr(config, "num_labels", 1)
     if count != 1:
         labels = list((getattr(config, "id2label", None) or {}).values())
@@ -120,16 +112,13 @@ def unique_names(funcs: Sequence[Any]) -> list[str]:
         >>> unique_names([len, len, max])
         ['len', 'len_2', 'max']
     """
-    names = [_name(func) for func in funcs]
-    shared = [name for name, count in Counter(names).items() if count > 1]
-    taken = set(names)
-    for name in shared:
-        number = 2
-        for index in [index for index, other in enumerate(names) if other == name][1:]:
-            while f"{name}_{number}" in taken:
-                number += 1
-            names[index] = f"{name}_{number}"
-            taken.add(names[index])
+    given = [_name(func) for func in funcs]
+    shared = [name for name, count in Counter(given).items() if count > 1]
+    names: list[str] = []
+    for index, name in enumerate(given):
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        taken = {*names, *given}
+        names.append(next(other for other in numbered if other not in taken) if name in given[:index] else name)
     if shared:
         logger.warning(
             "Several reward functions are called %s; metrics name them, in their order, %s. Give a function another "
@@ -149,23 +138,10 @@ def _name(func: Any) -> str:
 
 
 def check_output(output: Any, name: str, rows: dict[str, list]) -> list[float]:
-    """Turn what a reward function returned into floats, NaN for `None`.
+    """Turn what the reward function `name` returned into one float per completion, NaN for `None`.
 
-    Args:
-        output: Sequence, array or tensor of numbers and `None`.
-        name: Name of the function.
-        rows: Arguments of the call, one value per completion; `prompts` and `completions` are shown in errors.
-
-    Returns:
-        One float per completion.
-
-    Raises:
-        ValueError: If the number of rewards is wrong, or one is NaN or infinite.
-        TypeError: If `output` is no sequence of numbers and `None`.
-
-    Example:
-        >>> check_output([1, None], "f", {"prompts": ["a", "b"], "completions": ["c", "d"]})
-        [1.0, nan]
+    `rows` are the arguments of the call, of which errors show `prompts` and `completions`. A wrong number of rewards,
+    NaN and infinity are a `ValueError`, what is no sequence of numbers and `None` is a `TypeError`.
     """
     expected = len(rows["prompts"])
     problem = f"The reward function '{name}' returned {show(output)} ({type(output).__name__})"
@@ -200,7 +176,7 @@ def _entries(output: Any) -> list[Any] | None:
     if not isinstance(output, Sequence) or isinstance(output, (str, bytes, bytearray, memoryview)):
         return None
     # What is there counts, and not what a class of the user's says of its length.
-    return list(islice(output, len(output) + 1))
+    return list(itertools.islice(output, len(output) + 1))
 
 
 def _check_reward(reward: Any, name: str, row: int, rows: dict[str, list]) -> float:

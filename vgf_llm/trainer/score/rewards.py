@@ -53,25 +53,15 @@ _RESERVED_COLUMNS = ("prompt", "completion", "completion_ids")
 class RewardRunner:
     """Scores completions with one or several reward functions.
 
-    Args:
-        reward_funcs: One reward function or a list. A string is loaded as a sequence classifier with one label.
-        reward_weights: One weight per function; `None` for `1.0` each.
-        reward_processing_classes: Tokenizers of those functions that are models, one or a list; `None` loads them.
-        model_init_kwargs: Keyword arguments of `from_pretrained` for functions given as strings.
-        trust_remote_code: Whether models and tokenizers given as strings may run code of their checkpoint.
-        chat_template_kwargs: Keyword arguments of `apply_chat_template` for models on conversational data.
-        device: Device of the returned rewards and of the inputs of models.
-        profile: Gives the context manager in which the function of a name runs.
+    The arguments are those of the trainer of the same names; `model_init_kwargs` and `trust_remote_code` apply to
+    functions given as strings, which are loaded as sequence classifiers with one label, `chat_template_kwargs` to
+    models on conversational data. Inputs of models and rewards are on `device`. `profile` gives the context manager in
+    which the function of a name runs.
 
     Attributes:
         reward_funcs: The functions, strings replaced by their models.
         reward_func_names: Names used in metrics, each once: the last part of a model id, or the name of a callable.
         reward_weights: Weights `[num_funcs]`.
-
-    Raises:
-        ValueError: If there is no function, if the number of weights or processing classes does not match, or if a
-            model has several labels or no trained head.
-        TypeError: If a function is not callable, or a module has no configuration.
 
     Example:
         >>> def length(completions, **kwargs):
@@ -126,12 +116,7 @@ class RewardRunner:
             atexit.unregister(self.close)
 
     def prepare(self, accelerator: Any, *, deepspeed: bool = False) -> None:
-        """Place those functions that are models as the accelerator places models for evaluation.
-
-        Args:
-            accelerator: The trainer's `accelerate.Accelerator`.
-            deepspeed: Whether the run uses DeepSpeed.
-        """
+        """Place those functions that are models as the accelerator places models for evaluation."""
         for index, func in enumerate(self.reward_funcs):
             if isinstance(func, PreTrainedModel):
                 self.reward_funcs[index] = (
@@ -141,15 +126,7 @@ class RewardRunner:
                 )
 
     def check_columns(self, column_names: Sequence[str]) -> None:
-        """Refuse a dataset without a column that a function asks for by name, and a function that takes too little.
-
-        Args:
-            column_names: Columns of the training dataset.
-
-        Raises:
-            ValueError: If a column is missing, naming the function, the column and the columns there are.
-            TypeError: If a function does not accept all that it is called with.
-        """
+        """Refuse a dataset without a column that a function asks for by name, and a function that takes too little."""
         given = {*_CALL_ARGUMENTS, *(name for name in column_names if name not in _RESERVED_COLUMNS)}
         for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
             required, accepted = keywords_of(func)
@@ -177,30 +154,20 @@ class RewardRunner:
     ) -> Tensor:
         """Call every reward function on the completions of this process.
 
-        Args:
-            inputs: Dataset rows, one per completion; columns beside the prompt become keyword arguments.
-            prompts: Prompts, texts or lists of messages, one per completion.
-            completions: Completions, texts or lists of messages.
-            completion_ids_list: Token ids of the completions.
-            trainer_state: The trainer's state.
-            log_extra: Adds a column to the logged completions.
-            log_metric: Logs a number.
+        `inputs` are the dataset rows, one per completion, whose columns beside the prompt become keyword arguments.
+        Prompts and completions are texts or lists of messages. Errors of a function, and of what it returns, name it
+        and show the prompt.
 
         Returns:
             Rewards `[rows, num_funcs]` in float32, NaN where a function returned `None`; not gathered.
-
-        Raises:
-            RuntimeError: If a function raised; the cause is chained, and the prompt shown.
-            ValueError: If a function returned the wrong number of rewards, or NaN or infinity.
-            TypeError: If a function returned something else than a list of numbers and `None`.
         """
         columns = [name for name in inputs[0] if name not in _RESERVED_COLUMNS]
         rows: dict[str, list] = {name: [example.get(name) for example in inputs] for name in columns}
         rows |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
         shared = {
             "trainer_state": trainer_state,
-            "log_extra": log_extra or _ignore,
-            "log_metric": log_metric or _ignore,
+            "log_extra": log_extra or (lambda column, values: None),
+            "log_metric": log_metric or (lambda name, value: None),
         }
         rewards = torch.full((len(prompts), len(self.reward_funcs)), math.nan, device=self.device)
         waiting = []
@@ -301,18 +268,9 @@ class RewardRunner:
 
 
 def load_reward_model(name: str, num_labels: int | None = 1, **init_kwargs: Any) -> PreTrainedModel:
-    """Load a sequence classifier whose head was trained.
+    """Load a sequence classifier whose head was trained, with `num_labels` labels or, for `None`, as many as it has.
 
-    Args:
-        name: A folder or a hub id.
-        num_labels: Labels of the classifier; `None` for as many as it has.
-        **init_kwargs: Keyword arguments of `from_pretrained`.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If the checkpoint is a classifier of other labels, or lacks weights that a classifier has.
+    A checkpoint of a classifier of other labels, and one that lacks weights of a classifier, is a `ValueError`.
     """
     kept = {key: init_kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in init_kwargs}
     config = AutoConfig.from_pretrained(name, **kept)
@@ -329,31 +287,17 @@ def load_reward_model(name: str, num_labels: int | None = 1, **init_kwargs: Any)
     return model
 
 
-def combine(rewards_per_func: Tensor, reward_weights: Tensor | Sequence[float] | None = None) -> Tensor:
-    """Add the weighted rewards of the functions, leaving out those that returned `None`.
+def combine(rewards_per_func: Tensor, reward_weights: Tensor) -> Tensor:
+    """Add the weighted rewards `[rows, num_funcs]` of the functions, leaving out NaN, of those that returned `None`.
 
-    Args:
-        rewards_per_func: Rewards `[rows, num_funcs]`, NaN for `None`.
-        reward_weights: Weights `[num_funcs]`; `None` for `1.0` each.
-
-    Returns:
-        Rewards `[rows]`, NaN for rows that no function scored.
-
-    Raises:
-        ValueError: If the number of weights does not match.
+    Rows that no function scored are NaN.
 
     Example:
-        >>> combine(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), [1.0, 0.5]).tolist()
+        >>> combine(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), torch.tensor([1.0, 0.5])).tolist()
         [2.0, 1.5]
     """
-    weights = torch.ones(rewards_per_func.shape[1]) if reward_weights is None else torch.as_tensor(reward_weights)
-    if weights.shape != rewards_per_func.shape[1:]:
-        raise ValueError(
-            f"`reward_weights` has shape {tuple(weights.shape)}, but there are {rewards_per_func.shape[1]} reward "
-            "functions. Give one weight per function."
-        )
     unscored = rewards_per_func.isnan().all(dim=1)
-    return (rewards_per_func * weights.to(rewards_per_func)).nansum(dim=1).masked_fill(unscored, math.nan)
+    return (rewards_per_func * reward_weights.to(rewards_per_func)).nansum(dim=1).masked_fill(unscored, math.nan)
 
 
 def _conversation(prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -378,7 +322,3 @@ def _describe_failure(name: str, error: BaseException, rows: dict[str, list]) ->
     count, first = len(rows["prompts"]), show(rows["prompts"][0])
     shown = f"{type(error).__name__}: {error}"
     return f"The reward function '{name}' raised {shown}. First prompt of the batch of {count}: {first}"
-
-
-def _ignore(*args: Any) -> None:
-    """Take the place of a logging function that was not given."""
