@@ -5,6 +5,7 @@ vgf version
 vgf train --model_name_or_path MODEL --dataset_name DATA --reward_funcs accuracy_reward --output_dir PATH
 vgf info PATH
 vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
+vgf demo PATH
 vgf export PATH OUT
 vgf serve PATH --port 8000
 """
@@ -113,6 +114,18 @@ def _parser(*, generates: bool) -> argparse.ArgumentParser:
     _add_model_options(export)
     export.set_defaults(run=_export, device="cpu")
 
+    demo = commands.add_parser("demo", help="open a page that answers prompts at budgets of your own (gradio)")
+    demo.add_argument("path", help="folder or hub id of a VGF model")
+    demo.add_argument("--prompt", default="", help="what stands in the page's box at first")
+    server = demo.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="address that it listens on (default: %(default)s)")
+    server.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    server.add_argument("--share", action="store_true", help="make a public link, through servers of gradio")
+    _add_sampling_options(demo)
+    _add_prompt_options(demo.add_argument_group("prompt"))
+    _add_model_options(demo, device=True)
+    demo.set_defaults(run=_demo)
+
     generate = commands.add_parser("generate", help="answer a prompt")
     if generates:
         _add_generate_options(generate)
@@ -126,38 +139,46 @@ def _add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
     transport = {name: (option.kind, option.text) for name, option in TRANSPORT_OPTIONS.items()}
     _add_options(generate.add_argument_group("transport, the model's own where left out"), transport)
-    sampling = generate.add_argument_group("sampling, the policy's generation_config where left out")
-    _add_options(sampling, _SAMPLING_OPTIONS)
+    sampling = _add_sampling_options(generate)
     sampling.add_argument("--greedy", action="store_true", help="take the most likely token instead of sampling")
     sampling.add_argument("--seed", type=int, help="seed of the sampling; the same seed gives the same responses")
     output = generate.add_argument_group("input and output")
-    output.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
-    output.add_argument("--system_prompt", help="first message of the chat")
-    output.add_argument(
-        "--chat_template_kwargs",
-        type=_json_object,
-        metavar="JSON",
-        help="switches of the chat template, such as '{\"enable_thinking\": false}'",
-    )
+    _add_prompt_options(output)
     output.add_argument(
         "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
     )
     shown = output.add_mutually_exclusive_group()
     shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
     shown.add_argument("--stream", action="store_true", help="print tokens as they come; one particle")
-    _add_model_options(generate).add_argument(
-        "--device", help="where the model runs (default: cuda where there is one, else cpu)"
-    )
+    _add_model_options(generate, device=True)
     generate.set_defaults(run=_generate)
 
 
-def _add_model_options(command: argparse.ArgumentParser) -> Any:
+def _add_sampling_options(command: argparse.ArgumentParser) -> Any:
+    sampling = command.add_argument_group("sampling, the policy's generation_config where left out")
+    _add_options(sampling, _SAMPLING_OPTIONS)
+    return sampling
+
+
+def _add_prompt_options(group: Any) -> None:
+    group.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+    group.add_argument("--system_prompt", help="first message of the chat")
+    group.add_argument(
+        "--chat_template_kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help="switches of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+
+
+def _add_model_options(command: argparse.ArgumentParser, *, device: bool = False) -> None:
     model = command.add_argument_group("model")
     model.add_argument("--base_model", help="policy, for a folder without its weights")
     model.add_argument("--tokenizer", help="tokenizer, for a folder without one")
     model.add_argument("--dtype", default="auto", help="dtype of the weights (default: as saved)")
     model.add_argument("--trust_remote_code", action="store_true", help="run code that ships with the model")
-    return model
+    if device:
+        model.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
 
 
 def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
@@ -282,6 +303,7 @@ def _generate(args: argparse.Namespace) -> None:
     from transformers import TextStreamer
 
     from vgf_llm.generation.options import TRANSPORT_FIELDS
+    from vgf_llm.generation.prompts import unknown_tokens_note
     from vgf_llm.models import VGFModelConfig
 
     transport = _given(args, TRANSPORT_FIELDS)
@@ -289,12 +311,11 @@ def _generate(args: argparse.Namespace) -> None:
         replace(VGFModelConfig.load(args.path).transport, **transport)
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
-    inputs = _encode(args, tokenizer).to(model.device)
-    options = {**transport, **_given(args, _SAMPLING_OPTIONS)}
-    options.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
-    if model.generation_config.pad_token_id is None:
-        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-        options["pad_token_id"] = eos if pad is None else pad
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    inputs = _encode(args, tokenizer, prompt).to(model.device)
+    if note := unknown_tokens_note(tokenizer, inputs["input_ids"][0].tolist()):
+        print(f"vgf: warning: {note}", file=sys.stderr)
+    options = {**transport, **_sampling(args, model, tokenizer)}
     if args.seed is not None:
         torch.manual_seed(args.seed)
     output: Any = model.generate(
@@ -315,6 +336,14 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _sampling(args: argparse.Namespace, model: "VGFModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    options = {"max_new_tokens": _MAX_NEW_TOKENS, **_given(args, _SAMPLING_OPTIONS)}
+    if model.generation_config.pad_token_id is None:
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        options["pad_token_id"] = eos if pad is None else pad
+    return options
 
 
 def _load_model(args: argparse.Namespace) -> "VGFModel":
@@ -355,10 +384,9 @@ def _load_tokenizer(args: argparse.Namespace, model: "VGFModel") -> "PreTrainedT
     return AutoTokenizer.from_pretrained(origin, padding_side="left", trust_remote_code=args.trust_remote_code)
 
 
-def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> Any:
+def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> Any:
     from jinja2 import TemplateError
 
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt:
         raise ValueError("`prompt` is empty; there is nothing to answer.")
     if args.raw or tokenizer.chat_template is None:
@@ -403,6 +431,24 @@ def _print_particles(output: Any, tokenizer: "PreTrainedTokenizerBase", prompt_l
         # Whole responses whose tokens were not decoded have no distribution to measure.
         kl = "" if output.kl is None else f", KL to the base {float(output.kl[0, index].sum()):.3f} nats"
         print(f"[{index}] value {float(output.values[0, index]):.3f}{kl}{mark}\n{text}\n")
+
+
+# demo
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from vgf_llm.demo import Comparison, build_page, import_gradio, launch
+
+    import_gradio()  # whether it is there is known before weights are read
+    model = _load_model(args)
+    tokenizer = _load_tokenizer(args, model)
+    comparison = Comparison(
+        model,
+        tokenizer,
+        lambda prompt: _encode(args, tokenizer, prompt).to(model.device),
+        **_sampling(args, model, tokenizer),
+    )
+    launch(build_page(comparison, Path(args.path).resolve().name, args.prompt), host=args.host, port=args.port, share=args.share)
 
 
 if __name__ == "__main__":

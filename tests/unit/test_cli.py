@@ -132,6 +132,13 @@ def test_generate_prints_what_the_model_says(saved: Path, capsys: pytest.Capture
     assert out == tokenizer.decode(sequences[0, 2:], skip_special_tokens=True) + "\n"
 
 
+def test_generate_warns_of_unknown_tokens(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "generate", saved, "w8 whales w9", *SAMPLE)
+    assert status == 0 and out and err.count("\n") == 1
+    assert err.startswith("vgf: warning: 1 of the prompt's 3 tokens are unknown to the tokenizer (<unk>)")
+    assert run(capsys, "generate", saved, "w8 w9", *SAMPLE)[2] == ""
+
+
 def test_the_seed_decides_and_the_budget_matters(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", saved, "w8 w9", *SAMPLE, "--num_particles", "4", "--selection", "none"]
     first, again = run(capsys, *command), run(capsys, *command)
