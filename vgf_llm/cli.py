@@ -448,7 +448,12 @@ def _demo(args: argparse.Namespace) -> None:
         lambda prompt: _encode(args, tokenizer, prompt).to(model.device),
         **_sampling(args, model, tokenizer),
     )
-    launch(build_page(comparison, Path(args.path).resolve().name, args.prompt), host=args.host, port=args.port, share=args.share)
+    launch(
+        build_page(comparison, Path(args.path).resolve().name, args.prompt),
+        host=args.host,
+        port=args.port,
+        share=args.share,
+    )
 
 
 if __name__ == "__main__":
