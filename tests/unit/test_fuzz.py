@@ -24,7 +24,7 @@ from tests.trainer import tiny
 from vgf_llm import VGFConfig, VGFModel
 from vgf_llm.models import SequenceValue, TransportConfig, build_value
 from vgf_llm.models.tensor_files import file_digest
-from vgf_llm.trainer.choose.pairs import tokenized_pairs, with_prompts
+from vgf_llm.trainer.choose.logged import grouped, tokenized
 from vgf_llm.trainer.choose.prompts import check_dataset, check_prompts, tokenize_prompts
 from vgf_llm.trainer.score.rewards import RewardRunner
 
@@ -299,12 +299,12 @@ def test_pairs_are_read_or_refused_by_row_and_column(chosen, rejected, prompts):
     dataset = Dataset.from_dict(pairs)
     limits = {"eos_token_ids": [tiny.EOS], "max_completion_length": None, "max_prompt_length": None}
     try:
-        found = with_prompts(dataset)
+        found = grouped(dataset, 2)
     except (TypeError, ValueError) as error:
         assert "of the preference pairs" in str(error) and str(error).startswith("Row ")
         assert any(f"`{name}`" in str(error) for name in ("prompt", "chosen", "rejected"))
     else:
-        assert all(row[name] for row in found for name in ("prompt", "chosen", "rejected"))
+        assert all(row["prompt"] and all(row["completions"]) and row["rewards"] == [1.0, 0.0] for row in found)
         try:
             check_dataset(found)
         except TypeError as error:
@@ -312,11 +312,11 @@ def test_pairs_are_read_or_refused_by_row_and_column(chosen, rejected, prompts):
             return
         stream = found.to_iterable_dataset()
         try:
-            rows = list(tokenized_pairs(stream, tiny.tokenizer(chat=True), chat_template_kwargs={}, **limits))
+            rows = list(tokenized(stream, tiny.tokenizer(chat=True), chat_template_kwargs={}, **limits))
         except ValueError as error:
-            assert "A prompt of a preference pair has no tokens" in str(error)
+            assert "A prompt of logged completions has no tokens" in str(error)
         else:
-            assert all(row[name][-1] == tiny.EOS for row in rows for name in ("chosen_ids", "rejected_ids"))
+            assert all(ids[-1] == tiny.EOS for row in rows for ids in row["completion_ids"])
 
 
 # Saved folders
