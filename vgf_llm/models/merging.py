@@ -18,8 +18,7 @@ def merging_obstacle(model: ValuedPolicy) -> str | None:
     if not model.value.needs_logits:
         return (
             f"A {model.value.parametrization!r} value is no ratio of two models, so that no model stands behind it. "
-            "Heads on the policy's own features are served with `vgf serve`; any value can be distilled in training "
-            "(`distill_coef > 0`)."
+            "Any value is served with `vgf serve`, and can be distilled in training (`distill_coef > 0`)."
         )
     if model.ref_model is not None or model.policy_adapter is not None:
         return (
@@ -60,10 +59,7 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
     obstacle = merging_obstacle(model)
     if obstacle is not None:
         raise ValueError(obstacle)
-    if model.value_model is not None:
-        merged = copy.deepcopy(inner_model(model.value_model))
-    else:
-        merged = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
+    merged = merge_backbone(model)
     own = model.generation_config
     merged.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
@@ -75,6 +71,14 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
         top_k=model.transport.top_k_candidates,
         epsilon_cutoff=model.transport.min_candidate_prob or None,
     )
+    return merged
+
+
+def merge_backbone(model: ValuedPolicy) -> PreTrainedModel:
+    """Returns a copy of the model that the value reads: its own, or the policy with the value's adapter merged in."""
+    if model.value_model is not None:
+        return copy.deepcopy(inner_model(model.value_model))
+    merged: PreTrainedModel = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
     return merged
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
-from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head
+from vgf_llm.models.merging import merge_backbone
+from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head, load_vgf_model
 from vgf_llm.models.tensor_files import check_files
 from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.serving.pair import ARCHITECTURE, LOGITS_KEY, VALUE_MODEL_KEY, check_same_shape
 from vgf_llm.serving.transport import check_servable
 
 PROCESSOR = "vgf_llm.serving.engine:VGFLogitsProcessor"
+RATIO_PROCESSOR = "vgf_llm.serving.engine:VGFRatioLogitsProcessor"
 MODEL_KEY = "vgf_model"  # of vLLM's `additional_config`
 _VALUE_FILES = {CONFIG_NAME, VALUE_HEAD_NAME, VALUE_MODEL_DIR, REF_MODEL_DIR, "value"}
 _TRAINING_SUFFIXES = (".pt", ".pth", ".bin")
@@ -27,7 +31,7 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not whole, or the value cannot run inside one engine step.
+        ValueError: If a file is not whole, or an engine cannot compute the model's transport.
     """
     directory = Path(path)
     config = VGFModelConfig.load(directory)
@@ -40,7 +44,12 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
         head_hidden_size=config.head_hidden_size,
         reward_kind=config.reward_kind,
     )
-    check_servable(value, config.transport, config.backbone)
+    check_servable(config.transport)
+    if value.needs_logits and (directory / REF_MODEL_DIR).exists():
+        raise ValueError(
+            f"The policy in {str(directory)!r} was trained itself, so that its log_ratio value reads a third "
+            "model, the reference. The policy is a plain model, which vLLM serves without transport."
+        )
     load_value_head(value, directory)
     return value.eval().requires_grad_(False), config
 
@@ -78,6 +87,18 @@ def policy_view(path: str | Path, view: str | Path) -> str:
     return str(target)
 
 
+def value_folder(path: str | Path, view: str | Path, config: VGFModelConfig) -> str:
+    """Returns the folder of the model that a value reads; a value's adapter is merged into one below `view`.
+
+    Merging takes the memory of two policies for the time of this call, and the room of one on the disk of `view`.
+    """
+    if config.backbone == "model":
+        return str(Path(path).resolve() / VALUE_MODEL_DIR)
+    merged = Path(view) / VALUE_MODEL_DIR
+    merge_backbone(load_vgf_model(ValuedPolicy, path)).save_pretrained(merged)
+    return str(merged)
+
+
 def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
     """Returns the arguments of `vllm.LLM` that serve a saved model with transport.
 
@@ -86,21 +107,28 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
         view: An empty folder that lives as long as the engine; see `policy_view`.
 
     Returns:
-        `model`, `logits_processors`, `additional_config` and `logprobs_mode`, and `revision` where the policy is loaded
-        from its origin at a known commit.
+        `model`, `logits_processors`, `additional_config` and `logprobs_mode`; `revision` where the policy is loaded
+        from its origin at a known commit; `hf_overrides` for a value that reads a model of its own, see
+        `vgf_llm.serving.pair`.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the model cannot be served; the message says why and what can.
     """
-    _, config = load_served_value(path)  # its errors belong here, not into the engine's process
+    value, config = load_served_value(path)  # its errors belong here, not into the engine's process
     model = policy_view(path, view)
-    elsewhere = model != str(view)
-    return {
+    arguments: dict[str, Any] = {
         "model": model,
-        **({"revision": config.base_model_revision} if elsewhere and config.base_model_revision else {}),
-        "logits_processors": [PROCESSOR],
+        "logits_processors": [RATIO_PROCESSOR if value.needs_logits else PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.
         "logprobs_mode": "processed_logprobs",
     }
+    if model != str(view) and config.base_model_revision:
+        arguments["revision"] = config.base_model_revision
+    if config.backbone != "policy":
+        folder = value_folder(path, view, config)
+        check_same_shape(model, folder, arguments.get("revision"))
+        arguments["hf_overrides"] = {"architectures": [ARCHITECTURE]}
+        arguments["additional_config"] |= {VALUE_MODEL_KEY: folder, LOGITS_KEY: value.needs_logits}
+    return arguments
