@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
-from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head
+from vgf_llm.models.merging import merge_value
+from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head, load_vgf_model
 from vgf_llm.models.tensor_files import check_files
 from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.serving.pair import ARCHITECTURE, VALUE_MODEL_KEY, check_same_shape
 from vgf_llm.serving.transport import check_servable
 
 PROCESSOR = "vgf_llm.serving.engine:VGFLogitsProcessor"
+RATIO_PROCESSOR = "vgf_llm.serving.engine:VGFRatioLogitsProcessor"
 MODEL_KEY = "vgf_model"  # of vLLM's `additional_config`
 _VALUE_FILES = {CONFIG_NAME, VALUE_HEAD_NAME, VALUE_MODEL_DIR, REF_MODEL_DIR, "value"}
 _TRAINING_SUFFIXES = (".pt", ".pth", ".bin")
@@ -41,6 +45,11 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
         reward_kind=config.reward_kind,
     )
     check_servable(value, config.transport, config.backbone)
+    if value.needs_logits and (directory / REF_MODEL_DIR).exists():
+        raise ValueError(
+            f"The policy in {str(directory)!r} was trained itself, so that its log_ratio value needs a third model, the "
+            "reference. The policy is a plain model, which vLLM serves without transport."
+        )
     load_value_head(value, directory)
     return value.eval().requires_grad_(False), config
 
@@ -78,6 +87,18 @@ def policy_view(path: str | Path, view: str | Path) -> str:
     return str(target)
 
 
+def value_folder(path: str | Path, view: str | Path, config: VGFModelConfig) -> str:
+    """Returns the folder of the model behind a `log_ratio` value; a value's adapter is merged into one below `view`.
+
+    Merging takes the memory of two policies for the time of this call, and the room of one on the disk of `view`.
+    """
+    if config.backbone == "model":
+        return str(Path(path).resolve() / VALUE_MODEL_DIR)
+    merged = Path(view) / VALUE_MODEL_DIR
+    merge_value(load_vgf_model(ValuedPolicy, path)).save_pretrained(merged)
+    return str(merged)
+
+
 def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
     """Returns the arguments of `vllm.LLM` that serve a saved model with transport.
 
@@ -86,19 +107,30 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
         view: An empty folder that lives as long as the engine; see `policy_view`.
 
     Returns:
-        `model`, `logits_processors`, `additional_config` and `logprobs_mode`, and `revision` where the policy is loaded
-        from its origin at a known commit.
+        `model`, `logits_processors`, `additional_config` and `logprobs_mode`; `revision` where the policy is loaded
+        from its origin at a known commit; `hf_overrides` for a `log_ratio` value, see `vgf_llm.serving.pair`.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the model cannot be served; the message says why and what can.
     """
-    _, config = load_served_value(path)  # its errors belong here, not into the engine's process
+    value, config = load_served_value(path)  # its errors belong here, not into the engine's process
     model = policy_view(path, view)
-    elsewhere = model != str(view)
+    own = {"revision": config.base_model_revision} if model != str(view) and config.base_model_revision else {}
+    if value.needs_logits:
+        of_value = value_folder(path, view, config)
+        check_same_shape(model, of_value, own.get("revision"))
+        return {
+            "model": model,
+            **own,
+            "hf_overrides": {"architectures": [ARCHITECTURE]},
+            "logits_processors": [RATIO_PROCESSOR],
+            "additional_config": {MODEL_KEY: str(Path(path).resolve()), VALUE_MODEL_KEY: of_value},
+            "logprobs_mode": "processed_logprobs",
+        }
     return {
         "model": model,
-        **({"revision": config.base_model_revision} if elsewhere and config.base_model_revision else {}),
+        **own,
         "logits_processors": [PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.

@@ -1,8 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """vLLM's side of serving: a V1 logits processor that moves each request's row by its own budget.
 
-vLLM names classes as `module:name` and looks the name up when the engine starts. `VGFLogitsProcessor` is made at that
-moment, so that this module can be imported, documented and tested where vLLM is not installed.
+vLLM names classes as `module:name` and looks the name up when the engine starts. `VGFLogitsProcessor`, and
+`VGFRatioLogitsProcessor` for `log_ratio` values, are made at that moment, so that this module can be imported,
+documented and tested where vLLM is not installed.
 """
 
 from functools import cache
@@ -13,17 +14,17 @@ from torch import Tensor
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.serving.artefacts import MODEL_KEY, load_served_value
 from vgf_llm.serving.plugin import CAPTURED, register
-from vgf_llm.serving.transport import ServedRequest, ServedTransport, read_request
+from vgf_llm.serving.transport import ServedRequest, ServedTransport, check_not_scored, read_request
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VGFLogitsProcessor":
-        return _processor_class()
+    if name in ("VGFLogitsProcessor", "VGFRatioLogitsProcessor"):
+        return _processor_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @cache
-def _processor_class() -> type:
+def _processor_class(name: str) -> type:
     from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
     register()
@@ -34,6 +35,8 @@ def _processor_class() -> type:
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
             """Refuses bad parameters while the request is still the client's."""
+            if name == "VGFRatioLogitsProcessor":
+                check_not_scored(sampling_params.extra_args)
             read_request(sampling_params.extra_args, TransportConfig())
 
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
@@ -61,18 +64,12 @@ def _processor_class() -> type:
             """Moves the batch's logits `[R, V]`."""
             return apply_captured(self.served, logits, self.requests)
 
-    VGFLogitsProcessor.__module__, VGFLogitsProcessor.__qualname__ = __name__, "VGFLogitsProcessor"
+    VGFLogitsProcessor.__module__, VGFLogitsProcessor.__qualname__ = __name__, name
     return VGFLogitsProcessor
 
 
 def apply_captured(served: ServedTransport, logits: Tensor, requests: dict[int, ServedRequest]) -> Tensor:
-    """Moves a batch `[R, V]` by the hidden states that its logits came from."""
+    """Moves a batch `[R, V]` by what its logits came from."""
     if all(request.is_plain for request in requests.values()):
         return logits
-    if CAPTURED.hidden is None:
-        raise RuntimeError(
-            "The engine made logits without the layer that the plugin watches. Check that `VLLM_PLUGINS` is unset or "
-            "names `vgf`, and that vgf-llm is installed in the engine's environment."
-        )
-    embedding = CAPTURED.embedding(served.vocab_size) if served.needs_embedding else None
-    return served.apply(logits, CAPTURED.hidden, requests, embedding)
+    return served.apply(logits, CAPTURED.features(served.value, served.vocab_size), requests)

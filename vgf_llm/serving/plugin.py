@@ -1,8 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""The `vllm.general_plugins` entry point: keeps the hidden states that a step's logits come from.
+"""The `vllm.general_plugins` entry point: keeps what a value reads of the step that the engine is in.
 
 A logits processor of vLLM sees logits and token ids. Every model of vLLM makes its logits in one layer, which is given
-the hidden states and the output embedding; that layer's `forward` is wrapped, in every process that vLLM starts.
+the hidden states and the output embedding; that layer's `forward` is wrapped, in every process that vLLM starts. The
+logits of a `log_ratio` value are left by a model that is made known to vLLM here.
 """
 
 import functools
@@ -11,13 +12,39 @@ from typing import Any
 
 from torch import Tensor
 
+from vgf_llm.models.value import StateFeatures, ValueModel
+
 
 @dataclass
 class Captured:
-    """What the last call of the logits layer was given: hidden states `[R, D]` and the engine's output embedding."""
+    """What a value reads of the last step.
+
+    Attributes:
+        hidden: `[R, D]`, what the logits layer was given.
+        lm_head: The engine's output embedding.
+        value_logits: `[R, V]`, of the model behind a `log_ratio` value.
+        ref_logits: `[R, V]`, of the policy beside it, as they were before the engine changed them.
+    """
 
     hidden: Tensor | None = None
     lm_head: Any = None
+    value_logits: Tensor | None = None
+    ref_logits: Tensor | None = None
+
+    def features(self, value: ValueModel, vocab_size: int) -> StateFeatures:
+        """Returns what `value` reads; raises RuntimeError if the engine left nothing."""
+        if value.needs_logits and self.value_logits is not None and self.ref_logits is not None:
+            return StateFeatures(
+                value_logits=self.value_logits[:, :vocab_size], ref_logits=self.ref_logits[:, :vocab_size]
+            )
+        if value.needs_logits or self.hidden is None:
+            raise RuntimeError(
+                "The engine made logits without the layer that the plugin watches. Check that `VLLM_PLUGINS` is unset "
+                "or names `vgf`, that vgf-llm is installed in the engine's environment, and that no `hf_overrides` of "
+                "your own replace those of `engine_arguments`."
+            )
+        embedding = self.embedding(vocab_size) if value.parametrization == "bilinear" else None
+        return StateFeatures(hidden=self.hidden, embedding=embedding)
 
     def embedding(self, vocab_size: int) -> Tensor:
         """Returns E `[V, D]`; refused where this process holds a part of it, or a quantised form."""
@@ -35,10 +62,15 @@ CAPTURED = Captured()
 
 
 def register() -> None:
-    """Wraps vLLM's logits layer; calling it again changes nothing."""
+    """Wraps vLLM's logits layer and makes the model known; calling it again changes nothing."""
+    from vllm import ModelRegistry
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
+    from vgf_llm.serving.pair import ARCHITECTURE, PolicyAndValueForCausalLM
+
     wrap_forward(LogitsProcessor)
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, PolicyAndValueForCausalLM)
 
 
 def wrap_forward(layer: type) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vgf_llm.models.config import VGFModelConfig
 from vgf_llm.serving.artefacts import engine_arguments
 
 
@@ -19,13 +20,14 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
 
     Options of `engine` come last and win; without a `--host` among them the server listens on this machine alone.
     """
-    arguments = engine_arguments(path, view)
+    VGFModelConfig.load(path)
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed in this environment. On a machine with a GPU: pip install 'vgf-llm[vllm]'. Without "
             "one, `vgf generate` answers prompts, and scripts/setup_vllm_cpu.sh of the repository builds vLLM's CPU "
             "version for tests."
         )
+    arguments = engine_arguments(path, view)
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", arguments["model"]),
@@ -34,6 +36,7 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
         *("--logits-processors", *arguments["logits_processors"]),
         *("--additional-config", json.dumps(arguments["additional_config"])),
         *("--logprobs-mode", arguments["logprobs_mode"]),
+        *(("--hf-overrides", json.dumps(arguments["hf_overrides"])) if "hf_overrides" in arguments else ()),
         *("--host", "127.0.0.1"),  # vLLM's own default is every interface, without a key
         *engine,
     ]

@@ -1,7 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Transport of a serving engine's batch: rows of different requests, each with a budget of its own.
 
-The engine hands over the logits of a decode step and the hidden states they came from. Rows of one budget move together
+The engine hands over the logits of a decode step and what the value reads of it. Rows of one budget move together
 through the processor that `VGFModel.generate` uses; rows without a budget are not touched. Nothing here imports vLLM.
 """
 
@@ -52,8 +52,8 @@ class ServedRequest:
 class _Rows:
     """The features of some rows of a batch, where `TransportProcessor` asks a tap for them."""
 
-    def __init__(self, hidden: Tensor, embedding: Tensor | None) -> None:
-        self._features = StateFeatures(hidden=hidden, embedding=embedding)
+    def __init__(self, features: StateFeatures) -> None:
+        self._features = features
 
     def features(self, input_ids: Tensor | None, policy_logps: Tensor | None = None) -> StateFeatures:
         """Returns the features `[R, ...]`."""
@@ -64,7 +64,7 @@ class ServedTransport:
     """Moves the logits of a batch of requests by the value of a saved model.
 
     Args:
-        value: A value that reads the policy's own hidden state.
+        value: A value that reads the policy's own hidden state, or logits of a model beside it.
         defaults: The transport that requests start from.
         vocab_size: V of the policy.
 
@@ -76,8 +76,8 @@ class ServedTransport:
         >>> from vgf_llm.models.value import build_value
         >>> value = build_value("vocab", width=4, vocab_size=6)
         >>> served = ServedTransport(value, TransportConfig(transport_steps=0), vocab_size=6)
-        >>> logits, hidden = torch.zeros(2, 6), torch.ones(2, 4)
-        >>> moved = served.apply(logits, hidden, {1: served.request({"transport_steps": 4})})
+        >>> logits, features = torch.zeros(2, 6), StateFeatures(hidden=torch.ones(2, 4))
+        >>> moved = served.apply(logits, features, {1: served.request({"transport_steps": 4})})
         >>> bool((moved[0] == logits[0]).all())
         True
     """
@@ -89,13 +89,10 @@ class ServedTransport:
         # Particles are requests of their own here (`n` of the API), and clients select among them.
         self.defaults = replace(defaults, num_particles=1, selection="none")
 
-    @property
-    def needs_embedding(self) -> bool:
-        """Whether the value reads the output embedding E."""
-        return self.value.parametrization == "bilinear"
-
     def request(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
         """Reads a request's own parameters; see `read_request`."""
+        if self.value.needs_logits:
+            check_not_scored(extra_args)
         return read_request(extra_args, self.defaults, vocab_size=self.vocab_size)
 
     def admitted(self, extra_args: Mapping[str, Any] | None) -> ServedRequest:
@@ -111,61 +108,80 @@ class ServedTransport:
             return ServedRequest(replace(self.defaults, transport_steps=0))
 
     @torch.no_grad()
-    def apply(
-        self, logits: Tensor, hidden: Tensor, requests: Mapping[int, ServedRequest], embedding: Tensor | None = None
-    ) -> Tensor:
+    def apply(self, logits: Tensor, features: StateFeatures, requests: Mapping[int, ServedRequest]) -> Tensor:
         """Moves the rows whose requests have a budget.
 
         Args:
             logits: `[R, V]`; changed in place, as engines do.
-            hidden: `[R, D]`, the hidden states that the logits came from.
+            features: What the value reads, `[R, ...]`: hidden states, or logits of its model and of the policy.
             requests: The request of each row; a row without one is not touched.
-            embedding: `[V, D]`, the output embedding, for a bilinear value.
 
         Returns:
             `logits`.
 
         Raises:
-            ValueError: If the rows of `logits` and `hidden` do not match.
+            ValueError: If the rows of `logits` and `features` do not match.
         """
         active = {row: request for row, request in requests.items() if not request.is_plain and row < logits.shape[0]}
         if not active:
             return logits
-        if hidden.shape[0] != logits.shape[0]:
+        read = features.hidden if features.value_logits is None else features.value_logits
+        if read is None or read.shape[0] != logits.shape[0]:
             raise ValueError(
-                f"`hidden` has {hidden.shape[0]} rows for {logits.shape[0]} rows of logits: the engine did not compute "
-                "them in one call. Speculative decoding is not supported with transport; switch it off."
+                f"`features` has {0 if read is None else read.shape[0]} rows for {logits.shape[0]} rows of logits: the "
+                "engine did not compute them in one call. Speculative decoding is not supported with transport; "
+                "switch it off."
             )
         groups: dict[tuple[Any, ...], list[int]] = {}
         for row, request in active.items():
             if request.score_token is None:
                 groups.setdefault(astuple(request.transport), []).append(row)
             else:
-                logits[row] = self._scored(logits[row], hidden[row], embedding, request.score_token)
+                logits[row] = self._scored(logits[row], _select(features, [row]), request.score_token)
         for members in groups.values():
             rows = torch.tensor(members, device=logits.device)
-            logits[rows] = self._transport(logits[rows], hidden[rows], embedding, active[members[0]].transport)
+            logits[rows] = self._transport(logits[rows], _select(features, members), active[members[0]].transport)
         return logits
 
-    def _transport(
-        self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, transport: TransportConfig
-    ) -> Tensor:
-        rows: Any = _Rows(hidden, embedding)
+    def _transport(self, logits: Tensor, features: StateFeatures, transport: TransportConfig) -> Tensor:
+        rows: Any = _Rows(features)
         processor = TransportProcessor(self.value, transport, rows, record=False)
         # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
         moved = logits.clone()
         moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]
         return moved
 
-    def _scored(self, logits: Tensor, hidden: Tensor, embedding: Tensor | None, token: int) -> Tensor:
+    def _scored(self, logits: Tensor, features: StateFeatures, token: int) -> Tensor:
         """Two tokens that differ by the value's raw score, so that their log-probabilities carry it to the client."""
-        features = StateFeatures(hidden=hidden.unsqueeze(0), embedding=embedding)
         score = self.value.scores(features, torch.tensor([[token]], device=logits.device))[0, 0]
         result = torch.full_like(logits, -torch.inf)
         # A value that is no number must not reach the sampler of the whole batch.
         result[token] = score.to(logits.dtype).nan_to_num()
         result[score_partner(token)] = 0.0
         return result
+
+
+def _select(features: StateFeatures, rows: list[int]) -> StateFeatures:
+    """The features of some rows."""
+
+    def own(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[torch.tensor(rows, device=tensor.device)]
+
+    return replace(
+        features,
+        hidden=own(features.hidden),
+        value_logits=own(features.value_logits),
+        ref_logits=own(features.ref_logits),
+    )
+
+
+def check_not_scored(extra_args: Mapping[str, Any] | None) -> None:
+    """Raises ValueError for a request that asks for the score of a `log_ratio` value."""
+    if (extra_args or {}).get(SCORE_TOKEN) is not None:
+        raise ValueError(
+            f"`{SCORE_TOKEN}` cannot be set for a log_ratio value: its score is a sum over all tokens of a response, "
+            "and a request has the last one's alone. `VGFModel.score` returns it."
+        )
 
 
 def read_request(
@@ -223,23 +239,15 @@ def _check_budget(transport: TransportConfig) -> None:
 def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
     """Raises ValueError for what one engine step cannot compute; the message names the alternatives.
 
-    That is a value that needs a second forward for each token (`backbone` as `vgf_config.json` names it), interacting
+    That is a head on features of its own adapter or model (`backbone` as `vgf_config.json` names it), interacting
     particles, and defaults beyond what requests may ask for.
     """
-    alternatives = (
-        "Distil the transported policy into weights (`distill_coef > 0`) and serve those, or train a head on the "
-        "policy's own features (`value_parametrization='vocab'` or 'bilinear' with `value_backbone='policy'`)."
-    )
-    if value.needs_logits:
+    if backbone != "policy" and not value.needs_logits:
         raise ValueError(
-            "A log_ratio value needs a second forward for each token, with its adapter or its own model, which an "
-            "engine step cannot do beside the policy's. Its transport at L * epsilon = 1 is a plain model, though: "
-            f"`vgf export PATH OUT` writes it, and `vllm serve OUT` serves it. {alternatives}"
-        )
-    if backbone != "policy":
-        raise ValueError(
-            f"This value reads features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a second "
-            f"forward for each token. {alternatives}"
+            f"This value is a head on features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a "
+            "second forward for each token. Distil the transported policy into weights (`distill_coef > 0`) and serve "
+            "those, or train a log_ratio value, or a head on the policy's own features "
+            "(`value_parametrization='vocab'` or 'bilinear' with `value_backbone='policy'`)."
         )
     if transport.interaction:
         raise ValueError("`interaction=True` couples the particles of a prompt, which are separate requests here.")
