@@ -60,10 +60,7 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
     obstacle = merging_obstacle(model)
     if obstacle is not None:
         raise ValueError(obstacle)
-    if model.value_model is not None:
-        merged = copy.deepcopy(inner_model(model.value_model))
-    else:
-        merged = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
+    merged = merge_backbone(model)
     own = model.generation_config
     merged.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
@@ -75,6 +72,14 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
         top_k=model.transport.top_k_candidates,
         epsilon_cutoff=model.transport.min_candidate_prob or None,
     )
+    return merged
+
+
+def merge_backbone(model: ValuedPolicy) -> PreTrainedModel:
+    """Returns a copy of the model that the value reads: its own, or the policy with the value's adapter merged in."""
+    if model.value_model is not None:
+        return copy.deepcopy(inner_model(model.value_model))
+    merged: PreTrainedModel = copy.deepcopy(model.policy).merge_and_unload(adapter_names=[VALUE_ADAPTER])
     return merged
 
 

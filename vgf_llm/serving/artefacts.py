@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
-from vgf_llm.models.merging import merge_value
+from vgf_llm.models.merging import merge_backbone
 from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head, load_vgf_model
 from vgf_llm.models.tensor_files import check_files
 from vgf_llm.models.value import ValueModel, build_value
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.serving.pair import ARCHITECTURE, VALUE_MODEL_KEY, check_same_shape
+from vgf_llm.serving.pair import ARCHITECTURE, LOGITS_KEY, VALUE_MODEL_KEY, check_same_shape
 from vgf_llm.serving.transport import check_servable
 
 PROCESSOR = "vgf_llm.serving.engine:VGFLogitsProcessor"
@@ -31,7 +31,7 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not whole, or the value cannot run inside one engine step.
+        ValueError: If a file is not whole, or an engine cannot compute the model's transport.
     """
     directory = Path(path)
     config = VGFModelConfig.load(directory)
@@ -44,11 +44,11 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
         head_hidden_size=config.head_hidden_size,
         reward_kind=config.reward_kind,
     )
-    check_servable(value, config.transport, config.backbone)
+    check_servable(config.transport)
     if value.needs_logits and (directory / REF_MODEL_DIR).exists():
         raise ValueError(
-            f"The policy in {str(directory)!r} was trained itself, so that its log_ratio value needs a third model, the "
-            "reference. The policy is a plain model, which vLLM serves without transport."
+            f"The policy in {str(directory)!r} was trained itself, so that its log_ratio value reads a third "
+            "model, the reference. The policy is a plain model, which vLLM serves without transport."
         )
     load_value_head(value, directory)
     return value.eval().requires_grad_(False), config
@@ -88,14 +88,14 @@ def policy_view(path: str | Path, view: str | Path) -> str:
 
 
 def value_folder(path: str | Path, view: str | Path, config: VGFModelConfig) -> str:
-    """Returns the folder of the model behind a `log_ratio` value; a value's adapter is merged into one below `view`.
+    """Returns the folder of the model that a value reads; a value's adapter is merged into one below `view`.
 
     Merging takes the memory of two policies for the time of this call, and the room of one on the disk of `view`.
     """
     if config.backbone == "model":
         return str(Path(path).resolve() / VALUE_MODEL_DIR)
     merged = Path(view) / VALUE_MODEL_DIR
-    merge_value(load_vgf_model(ValuedPolicy, path)).save_pretrained(merged)
+    merge_backbone(load_vgf_model(ValuedPolicy, path)).save_pretrained(merged)
     return str(merged)
 
 
@@ -108,7 +108,8 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
 
     Returns:
         `model`, `logits_processors`, `additional_config` and `logprobs_mode`; `revision` where the policy is loaded
-        from its origin at a known commit; `hf_overrides` for a `log_ratio` value, see `vgf_llm.serving.pair`.
+        from its origin at a known commit; `hf_overrides` for a value that reads a model of its own, see
+        `vgf_llm.serving.pair`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -116,23 +117,18 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
     """
     value, config = load_served_value(path)  # its errors belong here, not into the engine's process
     model = policy_view(path, view)
-    own = {"revision": config.base_model_revision} if model != str(view) and config.base_model_revision else {}
-    if value.needs_logits:
-        of_value = value_folder(path, view, config)
-        check_same_shape(model, of_value, own.get("revision"))
-        return {
-            "model": model,
-            **own,
-            "hf_overrides": {"architectures": [ARCHITECTURE]},
-            "logits_processors": [RATIO_PROCESSOR],
-            "additional_config": {MODEL_KEY: str(Path(path).resolve()), VALUE_MODEL_KEY: of_value},
-            "logprobs_mode": "processed_logprobs",
-        }
-    return {
+    arguments: dict[str, Any] = {
         "model": model,
-        **own,
-        "logits_processors": [PROCESSOR],
+        "logits_processors": [RATIO_PROCESSOR if value.needs_logits else PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.
         "logprobs_mode": "processed_logprobs",
     }
+    if model != str(view) and config.base_model_revision:
+        arguments["revision"] = config.base_model_revision
+    if config.backbone != "policy":
+        folder = value_folder(path, view, config)
+        check_same_shape(model, folder, arguments.get("revision"))
+        arguments["hf_overrides"] = {"architectures": [ARCHITECTURE]}
+        arguments["additional_config"] |= {VALUE_MODEL_KEY: folder, LOGITS_KEY: value.needs_logits}
+    return arguments

@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""A policy and the model behind its `log_ratio` value as one model of vLLM, which reads every token with both.
+"""A policy and the model that its value reads as one model of vLLM, which reads every token with both.
 
 A request stays one request: its cache blocks hold the keys and values of both models. So whatever the engine does to
 requests (prefill in chunks, a shared prefix, preemption, an abort) it does to both models at once.
@@ -18,13 +18,14 @@ from vgf_llm.models.tensor_files import read_json
 from vgf_llm.serving.plugin import CAPTURED
 
 ARCHITECTURE = "PolicyAndValueForCausalLM"
-VALUE_MODEL_KEY = "vgf_value_model"  # of vLLM's `additional_config`
+# Of vLLM's `additional_config`: the folder of the value's model, and whether the value reads its logits.
+VALUE_MODEL_KEY, LOGITS_KEY = "vgf_value_model", "vgf_value_logits"
 _VALUE_PREFIX = "vgf_value."
 _LOAD_FORMATS = ("auto", "hf", "safetensors")  # the others read one folder of weights alone
 
 
 class PolicyAndValueForCausalLM(nn.Module):
-    """Two models of one architecture; `compute_logits` gives the policy's and leaves the value's in `CAPTURED`.
+    """Two models of one architecture: logits are the policy's, and what the value reads is left in `CAPTURED`.
 
     Args:
         vllm_config: The engine's configuration; its `additional_config` names the value's folder.
@@ -42,6 +43,7 @@ class PolicyAndValueForCausalLM(nn.Module):
         super().__init__()
         _check_engine(vllm_config)
         folder = vllm_config.additional_config[VALUE_MODEL_KEY]
+        self.reads_logits: bool = vllm_config.additional_config[LOGITS_KEY]
         architectures = read_json(Path(folder) / "config.json")["architectures"]
 
         def build(name: str) -> nn.Module:
@@ -72,11 +74,13 @@ class PolicyAndValueForCausalLM(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Maps `[R, 2 D]` to the policy's logits `[R, V]`."""
-        of_policy, of_value = hidden_states.chunk(2, dim=-1)
-        CAPTURED.value_logits = self.value.compute_logits(of_value.contiguous())  # type: ignore[operator]
-        logits: Tensor | None = self.policy.compute_logits(of_policy.contiguous())  # type: ignore[operator]
-        # The engine writes into what it is given: a grammar's mask, a logit bias.
-        CAPTURED.ref_logits = None if logits is None else logits.clone()
+        of_policy, of_value = (half.contiguous() for half in hidden_states.chunk(2, dim=-1))
+        if self.reads_logits:
+            CAPTURED.value_logits = self.value.compute_logits(of_value)  # type: ignore[operator]
+        logits: Tensor | None = self.policy.compute_logits(of_policy)  # type: ignore[operator]
+        CAPTURED.hidden = of_value  # in place of the policy's
+        if self.reads_logits and logits is not None:
+            CAPTURED.ref_logits = logits.clone()  # the engine writes into the others: a grammar's mask, a logit bias
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -106,7 +110,7 @@ def _check_engine(vllm_config: Any) -> None:
     }
     for name, asked in refused.items():
         if asked:
-            raise ValueError(f"A log_ratio value is not served with {name}. Leave it out.")
+            raise ValueError(f"A value with an adapter or a model of its own is not served with {name}. Leave it out.")
 
 
 def _check_layout(model: nn.Module) -> None:
@@ -114,8 +118,9 @@ def _check_layout(model: nn.Module) -> None:
 
     if has_inner_state(model) or supports_multimodal(model):
         raise ValueError(
-            f"{type(model).__name__} keeps a state of its own or reads more than text, and a log_ratio value is served "
-            "for decoders with attention over text alone. `vgf export` writes a plain model at L * epsilon = 1."
+            f"{type(model).__name__} keeps a state of its own or reads more than text. Values with an adapter or a "
+            "model of their own are served for decoders with attention over text alone; `vgf export` writes a "
+            "log_ratio value as a plain model at L * epsilon = 1."
         )
 
 
@@ -126,6 +131,6 @@ def check_same_shape(policy: str, value: str | Path, revision: str | None) -> No
         found = [getattr(config, name, None) for config in (mine, other)]
         if found[0] != found[1]:
             raise ValueError(
-                f"The policy has `{name}` {found[0]!r} and the model of its value {found[1]!r}. vLLM serves a "
-                "log_ratio value whose model is an adapter on the policy or a copy of it."
+                f"The policy has `{name}` {found[0]!r} and the model of its value {found[1]!r}. A value with a model "
+                "of its own is served if that began as a copy of the policy."
             )

@@ -2,8 +2,8 @@
 """The `vllm.general_plugins` entry point: keeps what a value reads of the step that the engine is in.
 
 A logits processor of vLLM sees logits and token ids. Every model of vLLM makes its logits in one layer, which is given
-the hidden states and the output embedding; that layer's `forward` is wrapped, in every process that vLLM starts. The
-logits of a `log_ratio` value are left by a model that is made known to vLLM here.
+the hidden states and the output embedding; that layer's `forward` is wrapped, in every process that vLLM starts. What
+a value with an adapter or a model of its own reads is left by a model that is made known to vLLM here.
 """
 
 import functools
@@ -20,7 +20,7 @@ class Captured:
     """What a value reads of the last step.
 
     Attributes:
-        hidden: `[R, D]`, what the logits layer was given.
+        hidden: `[R, D]`, what the logits layer was given, or states of the value's own model in their place.
         lm_head: The engine's output embedding.
         value_logits: `[R, V]`, of the model behind a `log_ratio` value.
         ref_logits: `[R, V]`, of the policy beside it, as they were before the engine changed them.

@@ -64,12 +64,12 @@ class ServedTransport:
     """Moves the logits of a batch of requests by the value of a saved model.
 
     Args:
-        value: A value that reads the policy's own hidden state, or logits of a model beside it.
+        value: The value.
         defaults: The transport that requests start from.
         vocab_size: V of the policy.
 
     Raises:
-        ValueError: If the value cannot run inside one engine step.
+        ValueError: If an engine step cannot compute the defaults.
 
     Example:
         >>> from vgf_llm.models.config import TransportConfig
@@ -83,7 +83,7 @@ class ServedTransport:
     """
 
     def __init__(self, value: ValueModel, defaults: TransportConfig, *, vocab_size: int) -> None:
-        check_servable(value, defaults)
+        check_servable(defaults)
         self.value = value
         self.vocab_size = vocab_size
         # Particles are requests of their own here (`n` of the API), and clients select among them.
@@ -236,19 +236,10 @@ def _check_budget(transport: TransportConfig) -> None:
     _check(_BUDGET, "transport_steps` * `step_size", transport.transport_steps * transport.step_size)
 
 
-def check_servable(value: ValueModel, transport: TransportConfig, backbone: str = "policy") -> None:
-    """Raises ValueError for what one engine step cannot compute; the message names the alternatives.
-
-    That is a head on features of its own adapter or model (`backbone` as `vgf_config.json` names it), interacting
-    particles, and defaults beyond what requests may ask for.
+def check_servable(transport: TransportConfig) -> None:
+    """Raises ValueError for defaults that one engine step cannot compute: spaces of whole responses, interaction of
+    particles, and what is beyond what requests may ask for.
     """
-    if backbone != "policy" and not value.needs_logits:
-        raise ValueError(
-            f"This value is a head on features of its own {'adapter' if backbone == 'lora' else 'model'}, which is a "
-            "second forward for each token. Distil the transported policy into weights (`distill_coef > 0`) and serve "
-            "those, or train a log_ratio value, or a head on the policy's own features "
-            "(`value_parametrization='vocab'` or 'bilinear' with `value_backbone='policy'`)."
-        )
     if transport.interaction:
         raise ValueError("`interaction=True` couples the particles of a prompt, which are separate requests here.")
     if transport.space != "logit":

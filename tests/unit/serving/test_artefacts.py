@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.layouts import VOCAB, tiny_model, vgf_model
+from tests.layouts import VOCAB, prompts, tiny_model, vgf_model
 from vgf_llm.cli import main
-from vgf_llm.models import TransportConfig, build_value
+from vgf_llm.models import StateFeatures, TransportConfig, build_value
+from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import output_weight
 from vgf_llm.serving import ServedTransport, best_of, engine_arguments, load_served_value, policy_view, score
 from vgf_llm.serving.engine import apply_captured
+from vgf_llm.serving.pair import PolicyAndValueForCausalLM, check_same_shape
 from vgf_llm.serving.plugin import CAPTURED, Captured, wrap_forward
 from vgf_llm.serving.server import server_command
 from vgf_llm.serving.transport import read_request
@@ -74,11 +76,41 @@ def test_a_policy_elsewhere_is_served_at_its_commit(saved, monkeypatch):
     assert "revision" not in engine_arguments(path, view)
 
 
-@pytest.mark.parametrize(("parametrization", "backbone"), [("log_ratio", "lora"), ("vocab", "lora"), ("vocab", "copy")])
-def test_values_with_a_forward_of_their_own_are_refused(tmp_path, parametrization, backbone):
-    vgf_model(tiny_model("llama"), parametrization, backbone).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"second forward for each token.*distill_coef"):
+@pytest.mark.parametrize(
+    ("parametrization", "backbone"), [("log_ratio", "lora"), ("log_ratio", "copy"), ("vocab", "lora")]
+)
+def test_the_engine_is_given_the_value_s_model(tmp_path, parametrization, backbone):
+    model, view = vgf_model(tiny_model("llama"), parametrization, backbone), tmp_path / "view"
+    model.save_pretrained(tmp_path / "model")
+    view.mkdir()
+    arguments = engine_arguments(tmp_path / "model", view)
+    assert arguments["model"] == str(view)
+    assert arguments["hf_overrides"] == {"architectures": ["PolicyAndValueForCausalLM"]}
+    assert arguments["additional_config"]["vgf_value_logits"] == (parametrization == "log_ratio")
+    ratio = "Ratio" if parametrization == "log_ratio" else ""
+    assert arguments["logits_processors"] == [f"vgf_llm.serving.engine:VGF{ratio}LogitsProcessor"]
+    merged = type(tiny_model("llama")).from_pretrained(arguments["additional_config"]["vgf_value_model"]).eval()
+    ids, mask = prompts()
+    with torch.no_grad(), adapter_rows(model.policy, *model.value_blocks()[-1:]):
+        own = model.policy if backbone == "lora" else model.value_model
+        found, expected, plain = (m(ids, attention_mask=mask).logits[:, -1] for m in (merged, own, tiny_model("llama")))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+
+
+def test_a_trained_policy_under_a_log_ratio_value_is_refused(tmp_path):
+    model = vgf_model(tiny_model("llama"), "log_ratio", "lora", ref_model=tiny_model("llama"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"was trained itself.*a third model"):
         engine_arguments(tmp_path, tmp_path / "view")
+
+
+def test_a_value_model_of_another_shape_is_refused(saved):
+    _, path, view = saved
+    view.mkdir()
+    tiny_model("qwen2").save_pretrained(view)
+    with pytest.raises(ValueError, match=r"`architectures` \['LlamaForCausalLM'\] and .*began as a copy"):
+        check_same_shape(str(path), view, None)
 
 
 def test_the_command_of_the_server(saved, monkeypatch):
@@ -140,6 +172,44 @@ def test_the_logits_layer_leaves_its_input(monkeypatch):
         CAPTURED.embedding(VOCAB + 1)
 
 
+class EngineModel(nn.Module):
+    """What vLLM's models have that the two of a value are asked for."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.head = nn.Linear(4, VOCAB, bias=False)
+
+    def forward(self, input_ids, positions):
+        return torch.ones(len(input_ids), 4)
+
+    def compute_logits(self, hidden):
+        return self.head(hidden)
+
+    def load_weights(self, weights):
+        found = dict(weights)
+        self.load_state_dict(found)
+        return set(found)
+
+
+def test_policy_and_value_as_one_model(monkeypatch):
+    monkeypatch.setattr("vgf_llm.serving.pair.CAPTURED", captured := Captured())
+    both = PolicyAndValueForCausalLM.__new__(PolicyAndValueForCausalLM)
+    nn.Module.__init__(both)
+    both.policy, both.value, both.reads_logits = EngineModel(0), EngineModel(1), True
+    policy, value = torch.randn(VOCAB, 4), torch.randn(VOCAB, 4)
+    with pytest.raises(ValueError, match="no weights of the value"):
+        both.load_weights([("head.weight", policy)])
+    loaded = both.load_weights([("head.weight", policy), ("vgf_value.head.weight", value)])
+    assert loaded == {"policy.head.weight", "value.head.weight"}
+    ids = torch.tensor([3, 5])
+    logits = both.compute_logits(both(ids, ids))
+    logits[:] = -torch.inf  # as an engine may
+    features = captured.features(build_value("log_ratio", width=4, vocab_size=VOCAB), VOCAB - 1)
+    assert torch.allclose(features.ref_logits, policy.sum(1).expand(2, -1)[:, :-1])
+    assert torch.allclose(features.value_logits, value.sum(1).expand(2, -1)[:, :-1])
+
+
 def test_the_engine_s_batch_is_moved_by_what_was_captured(saved, monkeypatch):
     model, path, _ = saved
     value, config = load_served_value(path)
@@ -156,7 +226,8 @@ def test_the_engine_s_batch_is_moved_by_what_was_captured(saved, monkeypatch):
     captured = Captured(hidden, SimpleNamespace(weight=torch.cat([output_weight(model.policy).detach()] * 2)))
     monkeypatch.setattr("vgf_llm.serving.engine.CAPTURED", captured)
     found = apply_captured(serving, logits.clone(), requests)
-    expected = serving.apply(logits.clone(), hidden, requests, output_weight(model.policy).detach())
+    features = StateFeatures(hidden=hidden, embedding=output_weight(model.policy).detach())
+    expected = serving.apply(logits.clone(), features, requests)
     assert torch.equal(found, expected)
     assert torch.equal(found[0], logits[0])
 

@@ -18,19 +18,22 @@ BUDGET = {"transport_steps": 8, "step_size": 0.5, "top_k_candidates": 12, "min_c
 
 
 def step_of(model):
-    """Token ids, logits and hidden states of one decode step of the policy's own forward."""
+    """Token ids, logits and features of one decode step of the policy's own forward."""
     ids, mask = prompts()
     with torch.no_grad():
         logits = model.policy(ids, attention_mask=mask).logits[:, -1].float()
         hidden = last_hidden_states(model.policy, ids, mask, position_ids=torch.arange(5).expand(3, 5))[:, -1]
-    return ids, logits, hidden
+    features = StateFeatures(hidden=hidden, embedding=output_weight(model.policy))
+    if model.value.needs_logits:
+        features = StateFeatures(value_logits=torch.randn_like(logits), ref_logits=logits)
+    return ids, logits, features
 
 
 class Tap:
     """Gives the features of that step."""
 
-    def __init__(self, model, hidden):
-        self.found = StateFeatures(hidden=hidden, embedding=output_weight(model.policy))
+    def __init__(self, features):
+        self.found = features
 
     def features(self, input_ids, policy_logps=None):
         return self.found
@@ -40,29 +43,31 @@ def served(model, **transport):
     return ServedTransport(model.value, replace(model.transport, **transport), vocab_size=VOCAB)
 
 
-@pytest.mark.parametrize("parametrization", ["vocab", "bilinear"])
+@pytest.mark.parametrize("parametrization", ["vocab", "bilinear", "log_ratio"])
 @pytest.mark.parametrize("budget", [BUDGET, {**BUDGET, "alpha": 0.7, "max_kl": 0.2}, {**BUDGET, "min_entropy": 1.0}])
 def test_it_is_the_processor_of_generate(parametrization, budget):
-    model = vgf_model(tiny_model("llama"), parametrization)
-    ids, logits, hidden = step_of(model)
-    processor = TransportProcessor(model.value, TransportConfig(**budget), Tap(model, hidden))
+    torch.manual_seed(0)
+    backbone = "lora" if parametrization == "log_ratio" else "policy"
+    model = vgf_model(tiny_model("llama"), parametrization, backbone)
+    ids, logits, features = step_of(model)
+    processor = TransportProcessor(model.value, TransportConfig(**budget), Tap(features))
     expected = processor(ids, logits.clone())
     serving = served(model, transport_steps=0)
     requests = {row: serving.request(budget) for row in range(3)}
-    found = serving.apply(logits.clone(), hidden, requests, output_weight(model.policy))
+    found = serving.apply(logits.clone(), features, requests)
     assert torch.equal(found, expected)
     assert not torch.equal(found, logits)
 
 
 def test_every_row_has_its_own_budget():
     model = vgf_model(tiny_model("llama"), "vocab")
-    _, logits, hidden = step_of(model)
+    _, logits, features = step_of(model)
     serving = served(model, transport_steps=0)
     budgets = [{**BUDGET, "step_size": 0.1}, {"transport_steps": 0}, {**BUDGET, "top_k_candidates": 3}]
     requests = {row: serving.request(budget) for row, budget in enumerate(budgets)}
-    together = serving.apply(logits.clone(), hidden, requests)
+    together = serving.apply(logits.clone(), features, requests)
     for row in range(3):
-        alone = serving.apply(logits[[row]].clone(), hidden[[row]], {0: requests[row]})
+        alone = serving.apply(logits[[row]].clone(), StateFeatures(hidden=features.hidden[[row]]), {0: requests[row]})
         assert torch.allclose(alone[0], together[row])
     assert (together[2] > -torch.inf).sum() == 3
 
@@ -70,9 +75,9 @@ def test_every_row_has_its_own_budget():
 @pytest.mark.parametrize("extra", [None, {}, {"transport_steps": 0}, {"somebody_elses": 1}])
 def test_budget_zero_is_bit_identical(extra):
     model = vgf_model(tiny_model("llama"), "vocab")
-    _, logits, hidden = step_of(model)
+    _, logits, features = step_of(model)
     serving = served(model, transport_steps=0)
-    found = serving.apply(logits.clone(), hidden, {1: serving.request(extra), 2: serving.request(BUDGET)})
+    found = serving.apply(logits.clone(), features, {1: serving.request(extra), 2: serving.request(BUDGET)})
     assert torch.equal(found[:2], logits[:2])
     assert not torch.equal(found[2], logits[2])
 
@@ -86,13 +91,13 @@ def test_the_model_s_own_budget_is_the_default():
 
 def test_columns_beyond_the_vocabulary_stay():
     model = vgf_model(tiny_model("llama"), "vocab")
-    _, logits, hidden = step_of(model)
+    _, logits, features = step_of(model)
     serving = served(model)
     # Whatever an engine keeps in its padding, it is no candidate and takes no probability from the tokens.
     for filling in (-torch.inf, 0.0, 50.0):
         padded = torch.cat([logits, torch.full((3, 24), filling)], dim=1)
-        found = serving.apply(padded.clone(), hidden, {0: serving.request(BUDGET)})
-        alone = serving.apply(logits.clone(), hidden, {0: serving.request(BUDGET)})
+        found = serving.apply(padded.clone(), features, {0: serving.request(BUDGET)})
+        alone = serving.apply(logits.clone(), features, {0: serving.request(BUDGET)})
         assert torch.equal(found[:, VOCAB:], padded[:, VOCAB:])
         assert torch.equal(found[:, :VOCAB], alone)
 
@@ -100,11 +105,11 @@ def test_columns_beyond_the_vocabulary_stay():
 @pytest.mark.parametrize("token", [0, 7])
 def test_a_score_travels_as_two_log_probabilities(token):
     model = vgf_model(tiny_model("llama"), "vocab")
-    _, logits, hidden = step_of(model)
+    _, logits, features = step_of(model)
     serving = served(model, transport_steps=0)
     requests = {1: serving.request({"vgf_score_token": token})}
-    log_probs = serving.apply(logits.clone(), hidden, requests)[1].log_softmax(-1)
-    expected = model.value.head(hidden[1], torch.tensor([token]))[0]
+    log_probs = serving.apply(logits.clone(), features, requests)[1].log_softmax(-1)
+    expected = model.value.head(features.hidden[1], torch.tensor([token]))[0]
     assert torch.allclose(log_probs[token] - log_probs[score_partner(token)], expected, atol=1e-6)
     # For 0/1 rewards it is the log-probability of success itself.
     assert torch.allclose(log_probs[token], torch.nn.functional.logsigmoid(expected), atol=1e-6)
@@ -153,7 +158,7 @@ def test_whatever_is_accepted_is_computed(name, defaults):
             except ValueError as error:
                 assert any(f"`{field}" in str(error) for field in given), error
                 continue
-            moved = serving.apply(torch.randn(2, VOCAB) * 20, torch.randn(2, 4), {0: request})
+            moved = serving.apply(torch.randn(2, VOCAB) * 20, StateFeatures(hidden=torch.randn(2, 4)), {0: request})
             assert not moved.isnan().any() and (moved > -torch.inf).any(dim=-1).all(), given
 
 
@@ -169,14 +174,14 @@ def test_what_only_the_model_can_refuse_is_answered_without_transport(caplog):
 def test_a_score_that_is_no_number_does_not_reach_the_sampler():
     value = build_value("vocab", width=4, vocab_size=VOCAB)
     serving = ServedTransport(value, TransportConfig(), vocab_size=VOCAB)
-    found = serving.apply(torch.zeros(1, VOCAB), torch.full((1, 4), torch.nan), {0: serving.request({SCORE_TOKEN: 3})})
+    features = StateFeatures(hidden=torch.full((1, 4), torch.nan))
+    found = serving.apply(torch.zeros(1, VOCAB), features, {0: serving.request({SCORE_TOKEN: 3})})
     assert not found.isnan().any()
 
 
 @pytest.mark.parametrize(
     ("parametrization", "transport", "message"),
     [
-        ("log_ratio", {}, "second forward for each token.*distill_coef"),
         ("vocab", {"interaction": True}, "`interaction=True` couples"),
         ("vocab", {"space": "sequence_logit"}, "`space` must be 'logit'"),
         ("vocab", {"transport_steps": 4096}, r"`transport_steps` must be an integer in \[0, 1024\], got 4096"),
@@ -190,7 +195,13 @@ def test_what_an_engine_step_cannot_do_is_refused(parametrization, transport, me
         )
 
 
+def test_a_log_ratio_value_has_no_score_of_one_token():
+    serving = ServedTransport(build_value("log_ratio", width=4, vocab_size=VOCAB), TransportConfig(), vocab_size=VOCAB)
+    with pytest.raises(ValueError, match=r"`vgf_score_token` cannot be set for a log_ratio value.*VGFModel.score"):
+        serving.request({SCORE_TOKEN: 3})
+
+
 def test_rows_that_do_not_match_are_refused():
     serving = ServedTransport(build_value("vocab", width=4, vocab_size=VOCAB), TransportConfig(), vocab_size=VOCAB)
-    with pytest.raises(ValueError, match="`hidden` has 3 rows for 2 rows of logits"):
-        serving.apply(torch.zeros(2, VOCAB), torch.zeros(3, 4), {0: serving.request(BUDGET)})
+    with pytest.raises(ValueError, match="`features` has 3 rows for 2 rows of logits"):
+        serving.apply(torch.zeros(2, VOCAB), StateFeatures(hidden=torch.zeros(3, 4)), {0: serving.request(BUDGET)})
