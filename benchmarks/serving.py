@@ -3,7 +3,8 @@
 
 Two engines of one policy (random weights, a Llama shape) live in one process and answer the same prompts with the same
 number of new tokens, in turns (plain, budget 0, budget L, plain, ...). Every figure is a ratio within a turn; the table
-gives the median and the range over the turns. HTTP, which both would pay alike, is left out.
+gives the median and the range over the turns. HTTP, which both would pay alike, is left out. Where the value reads a
+model of its own, plain vLLM also answers every prompt twice, which is as many rows through one model.
 
     .venv-vllm/bin/python -m benchmarks.serving            # in the environment of scripts/setup_vllm_cpu.sh
 """
@@ -14,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM
 
-from benchmarks.decode import SIZES, build_model, build_policy
+from benchmarks.decode import ROWS, SIZES, build_model, build_policy
 from vgf_llm.serving import engine_arguments
 
 # vLLM reads these when it is imported.
@@ -40,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model_size", choices=SIZES, default="60m", help="a Llama of this shape, random weights")
-    parser.add_argument("--row", choices=("vocab", "bilinear"), default="vocab", help="the value; see docs/serving.md")
+    rows = [name for name, (_, _, control) in ROWS.items() if control is None]
+    parser.add_argument("--row", choices=rows, default="vocab", help="the value; see docs/serving.md")
     parser.add_argument("--batch_size", type=int, default=8, help="requests at a time")
     parser.add_argument("--transport_steps", type=int, default=8)
     parser.add_argument("--prompt_tokens", type=int, default=32)
@@ -74,7 +76,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]
         "enforce_eager": True,
         "dtype": "float32",
         "max_model_len": args.prompt_tokens + args.new_tokens,
-        "max_num_seqs": args.batch_size,
+        "max_num_seqs": 2 * args.batch_size,
         "enable_prefix_caching": False,
         "skip_tokenizer_init": True,
     }
@@ -85,26 +87,30 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]
     ids = torch.randint(3, vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
     prompts = [{"prompt_token_ids": row} for row in ids.tolist()]
 
-    def seconds(engine: Any, **budget: int) -> float:
+    def seconds(engine: Any, times: int = 1, **budget: int) -> float:
         params = SamplingParams(
             max_tokens=args.new_tokens, ignore_eos=True, detokenize=False, temperature=1.0, extra_args=budget or None
         )
         start = time.perf_counter()
-        outputs = engine.generate(prompts, params, use_tqdm=False)
+        outputs = engine.generate(prompts * times, params, use_tqdm=False)
         elapsed = time.perf_counter() - start
         assert all(len(output.outputs[0].token_ids) == args.new_tokens for output in outputs)
         return elapsed
 
-    turns: dict[str, list[float]] = {"plain": [], "budget 0": [], f"budget {args.transport_steps}": []}
+    calls: dict[str, Callable[[], float]] = {
+        "plain": lambda: seconds(plain),
+        "plain, every prompt twice": lambda: seconds(plain, times=2),
+        "budget 0": lambda: seconds(served, transport_steps=0),
+        f"budget {args.transport_steps}": lambda: seconds(served, transport_steps=args.transport_steps),
+    }
+    if ROWS[args.row][1] == "policy":
+        del calls["plain, every prompt twice"]
+    turns: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(args.pairs + 1):
-        found = (
-            seconds(plain),
-            seconds(served, transport_steps=0),
-            seconds(served, transport_steps=args.transport_steps),
-        )
-        if turn > 0:
-            for times, value in zip(turns.values(), found, strict=True):
-                times.append(value)
+        for name, call in calls.items():
+            elapsed = call()
+            if turn > 0:
+                turns[name].append(elapsed)
     return turns
 
 

@@ -104,7 +104,7 @@ def _parser(*, generates: bool) -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     serve = commands.add_parser("serve", help="serve a model with transport over an OpenAI-compatible endpoint (vLLM)")
-    serve.add_argument("path", help="folder of a VGF model whose value is a head on the policy's own features")
+    serve.add_argument("path", help="folder of a VGF model")
     serve.add_argument("engine", nargs=argparse.REMAINDER, help="options of vLLM's server, such as --port 8000")
     serve.set_defaults(run=_serve)
 
@@ -283,8 +283,8 @@ def _export(args: argparse.Namespace) -> None:
     found = VGFModelConfig.load(args.path).parametrization if Path(args.path).is_dir() else "log_ratio"
     if found != "log_ratio":
         raise ValueError(
-            f"`path` {args.path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve heads "
-            "on the policy's own features with `vgf serve`, or distil in training (`distill_coef > 0`)."
+            f"`path` {args.path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve this "
+            "one with `vgf serve`, or distil in training (`distill_coef > 0`)."
         )
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)

@@ -18,8 +18,7 @@ def merging_obstacle(model: ValuedPolicy) -> str | None:
     if not model.value.needs_logits:
         return (
             f"A {model.value.parametrization!r} value is no ratio of two models, so that no model stands behind it. "
-            "Heads on the policy's own features are served with `vgf serve`; any value can be distilled in training "
-            "(`distill_coef > 0`)."
+            "Any value is served with `vgf serve`, and can be distilled in training (`distill_coef > 0`)."
         )
     if model.ref_model is not None or model.policy_adapter is not None:
         return (

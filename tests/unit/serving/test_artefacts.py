@@ -19,7 +19,7 @@ from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import output_weight
 from vgf_llm.serving import ServedTransport, best_of, engine_arguments, load_served_value, policy_view, score
 from vgf_llm.serving.engine import apply_captured
-from vgf_llm.serving.pair import PolicyAndValueForCausalLM, check_same_shape
+from vgf_llm.serving.pair import PolicyAndValueForCausalLM, _check_engine, check_same_shape
 from vgf_llm.serving.plugin import CAPTURED, Captured, wrap_forward
 from vgf_llm.serving.server import server_command
 from vgf_llm.serving.transport import read_request
@@ -190,6 +190,33 @@ class EngineModel(nn.Module):
         found = dict(weights)
         self.load_state_dict(found)
         return set(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"load_config": {"load_format": "dummy"}}, "`load_format` 'dummy'.*auto, hf, safetensors"),
+        ({"model_config": {"quantization": "fp8", "enable_prompt_embeds": False}}, "`quantization`"),
+        ({"model_config": {"quantization": None, "enable_prompt_embeds": True}}, "`enable_prompt_embeds`"),
+        ({"speculative_config": {"method": "ngram"}}, "`speculative_config`"),
+        ({"parallel_config": {"pipeline_parallel_size": 2}}, "`pipeline_parallel_size` above 1"),
+    ],
+)
+def test_engines_that_cannot_run_two_models_are_refused(asked, name):
+    plain = {
+        "load_config": {"load_format": "auto"},
+        "model_config": {"quantization": None, "enable_prompt_embeds": False},
+        "speculative_config": None,
+        "parallel_config": {"pipeline_parallel_size": 1},
+    }
+
+    def engine(settings):
+        return SimpleNamespace(**{key: item and SimpleNamespace(**item) for key, item in settings.items()})
+
+    _check_engine(engine(plain))
+    config = engine({**plain, **asked})
+    with pytest.raises(ValueError, match=f"is not served with {name}"):
+        _check_engine(config)
 
 
 def test_policy_and_value_as_one_model(monkeypatch):
