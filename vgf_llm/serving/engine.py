@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.serving.artefacts import MODEL_KEY, load_served_value
-from vgf_llm.serving.plugin import CAPTURED, register
+from vgf_llm.serving.captured import CAPTURED
+from vgf_llm.serving.plugin import register
 from vgf_llm.serving.transport import ServedRequest, ServedTransport, check_not_scored, read_request
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from vgf_llm.models.tensor_files import read_json
-from vgf_llm.serving.plugin import CAPTURED
+from vgf_llm.serving.captured import CAPTURED
 
 ARCHITECTURE = "PolicyAndValueForCausalLM"
 # Of vLLM's `additional_config`: the folder of the value's model, and whether the value reads its logits.

@@ -18,9 +18,10 @@ from vgf_llm.models import StateFeatures, TransportConfig, build_value
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.language_model import output_weight
 from vgf_llm.serving import ServedTransport, best_of, engine_arguments, load_served_value, policy_view, score
+from vgf_llm.serving.captured import CAPTURED, Captured
 from vgf_llm.serving.engine import apply_captured
 from vgf_llm.serving.pair import PolicyAndValueForCausalLM, _check_engine, check_same_shape
-from vgf_llm.serving.plugin import CAPTURED, Captured, wrap_forward
+from vgf_llm.serving.plugin import wrap_forward
 from vgf_llm.serving.server import server_command
 from vgf_llm.serving.transport import read_request
 
