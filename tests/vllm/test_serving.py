@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import pytest
@@ -28,10 +28,10 @@ from tests.trainer import tiny
 from vgf_llm.cli import main
 from vgf_llm.serving import best_of, engine_arguments, score
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINE = {"enforce_eager": True, "dtype": "float32", "max_model_len": 64, "max_num_seqs": 8, "seed": 0}
-ENGINE["kv_cache_memory_bytes"] = 2**26  # engines of one process keep theirs
+ENGINE["kv_cache_memory_bytes"] = 2**26  # an engine keeps its cache as long as its process lives
 PROMPTS = [[1, 5, 9], [1, 7, 4, 11], [1, 20], [1, 13, 6]]
 BUDGETS = [
     {"transport_steps": 0},
@@ -45,6 +45,7 @@ LENGTH = 10
 @pytest.fixture(scope="module", autouse=True)
 def environment():
     os.environ.update(SETTINGS)
+    del os.environ["VLLM_CPU_KVCACHE_SPACE"]  # it would win over `kv_cache_memory_bytes`
 
 
 def policy():
@@ -229,10 +230,13 @@ def endpoint(path, tmp_path, *more):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--port", port, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", 8, *more]
+    options = ["--port", port, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", 8]
+    options += ["--kv-cache-memory-bytes", ENGINE["kv_cache_memory_bytes"], *more]
     command = [sys.executable, "-m", "vgf_llm.cli", "serve", path, *options]
     log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=os.environ.copy())
+    server = subprocess.Popen(
+        list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=os.environ.copy(), start_new_session=True
+    )
     try:
         for _ in range(240):
             assert server.poll() is None, (tmp_path / "server.log").read_text()[-3000:]
@@ -246,8 +250,12 @@ def endpoint(path, tmp_path, *more):
         yield port
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(timeout=60)
-        log.close()
+        try:
+            server.wait(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)  # server and engine are processes of their own
+            log.close()
 
 
 @pytest.mark.parametrize("saved", [("vocab", "policy"), ("bilinear", "policy"), ("vocab", "lora")], indirect=True)
