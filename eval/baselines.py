@@ -13,15 +13,17 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
+from eval.iterated import Rounds, RoundsTrainer
 from eval.sampling import Draw, Samples, sample
 from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm._compat import online_dpo_classes
 from vgf_llm.models import TransportConfig, VGFModel, build_value
 from vgf_llm.models.merging import save_merged
+from vgf_llm.trainer.config import fit_round
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def train_online_dpo(job: Job) -> None:
         cache_implementation="static" if job.static_cache else None,
     )
     trainer = trainer_class(
-        model=AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs),
-        ref_model=AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs),
+        model=_load_base(job),
+        ref_model=_load_base(job),
         reward_funcs=job.task.gold,
         args=args,
         train_dataset=job.task.problems,
@@ -171,6 +173,50 @@ def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) 
     trainer = trainer_class(model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer)
     trainer.train()
     _save(trainer, job)
+
+
+def train_iterated_rft(job: Job, **overrides: Any) -> None:
+    """Rejection-sampling fine-tuning in the rounds of VGF's recipe (expert iteration); `overrides` win over it.
+
+    Prompts, replay, steps and the optimizer's settings are the recipe's, all but the learning rate. What differs from
+    VGF is what an SFT trainer does: the trained model samples from all tokens, the loss is TRL's mean over tokens, and
+    no prompt is held out.
+    """
+    args = vgf_settings(job, **overrides)
+    fit_round(args, job.task.problems)
+    base, tuned = (VGFModel(_load_base(job)).eval() for _ in range(2))
+
+    def sampler(who: str, task: Task, num_samples: int, number: int) -> Samples:
+        if who != "base":
+            tuned.policy.load_state_dict(trainer.model.state_dict())
+        model = base if who == "base" else tuned
+        draw = Draw(f"{who}, round {number}", {"do_sample": True})
+        return _sample(model, replace(job, task=task), draw, num_samples)
+
+    rounds = Rounds(args, job.task, job.tokenizer, sampler)
+    taken = ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2",
+             "gradient_accumulation_steps")  # fmt: skip
+    trainer = RoundsTrainer(
+        rounds,
+        model=job.base,
+        args=SFTConfig(
+            **{**job.settings(), **{name: getattr(args, name) for name in taken}},
+            num_train_epochs=1,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            model_init_kwargs=job.model_init_kwargs,
+        ),
+        train_dataset=Dataset.from_dict({"step": range(rounds.num_steps)}),
+        processing_class=job.tokenizer,
+    )
+    trainer.train()
+    print(f"{rounds.num_tokens} sampled tokens, {rounds.prompts.solved_fraction:.3f} of the prompts solved", flush=True)
+    _save(trainer, job)
+
+
+def train_iterated_rft_no_base(job: Job) -> None:
+    """The same, every completion by the model that trains."""
+    train_iterated_rft(job, num_base_generations=0)
 
 
 def train_vgf(job: Job, **overrides: Any) -> None:
@@ -231,9 +277,7 @@ def train_vgf_on_rft(job: Job) -> None:
         tuned = AutoModelForCausalLM.from_pretrained(folder)
     if job.vgf_config is None:
         raise ValueError("`vgf_config` is missing: VGF's settings come from its recipe's YAML file.")
-    settings = recipe_settings(job.vgf_config, job.num_generations)
-    known = {item.name for item in fields(TransportConfig)}
-    transport = TransportConfig(**{name: value for name, value in settings.items() if name in known})
+    transport = recipe_transport(job.vgf_config, job.num_generations)
     base = AutoModelForCausalLM.from_pretrained(job.base)
     value = build_value("log_ratio", width=base.config.hidden_size, vocab_size=base.config.vocab_size)
     model = VGFModel(base, value, value_model=tuned, transport=transport)
@@ -292,17 +336,30 @@ def recipe_settings(path: Path, num_generations: int) -> dict[str, Any]:
     return settings
 
 
+def recipe_transport(path: Path, num_generations: int) -> TransportConfig:
+    """Reads the transport of a recipe's YAML file, as `recipe_settings` does."""
+    known = {item.name for item in fields(TransportConfig)}
+    settings = recipe_settings(path, num_generations)
+    return TransportConfig(**{name: value for name, value in settings.items() if name in known})
+
+
 def sample_base(job: Job) -> Samples:
     """Samples the completions of the offline methods from the base."""
-    model = VGFModel(AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs)).eval()
+    return _sample(VGFModel(_load_base(job)).eval(), job, Draw("base", {"do_sample": True}), job.num_generations)
+
+
+def _load_base(job: Job) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(job.base, **job.model_init_kwargs)
+
+
+def _sample(model: VGFModel, job: Job, draw: Draw, num_samples: int) -> Samples:
     cache = {"cache_implementation": "static", "disable_compile": True} if job.static_cache else {}
-    draw = Draw("base", {"do_sample": True})
     return sample(
         model,
         job.tokenizer,
         job.task,
         draw,
-        num_samples=job.num_generations,
+        num_samples=num_samples,
         seed=job.seed,
         with_likelihood=False,  # nothing that trains on them reads it, and what it takes would count as training
         **cache,
@@ -393,6 +450,7 @@ class Trainable:
         passes: The option of the command line that lists how many passes over its completions are tried; `None` for
             methods that make one, or as many as their recipe says.
         swept_as: The method whose chosen learning rate it takes, where it contains one.
+        scheduled: Whether its rounds are those of VGF's recipe, though it has no value.
     """
 
     label: str
@@ -403,6 +461,12 @@ class Trainable:
     offline: bool = False
     passes: str | None = None
     swept_as: str | None = None
+    scheduled: bool = False
+
+    @property
+    def reads_recipe(self) -> bool:
+        """Whether it takes settings from the recipe's YAML file."""
+        return self.has_value or self.scheduled
 
     def settings_text(self, rate: float | None, passes: int | None) -> str:
         """Writes what a sweep varies: the learning rate and, of methods that have them, the passes."""
@@ -430,5 +494,14 @@ TRAINABLE = {
     "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4, 1e-3)),
     "rft": Trainable(
         "rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True, passes="offline_epochs"
+    ),
+    "iterated_rft": Trainable(
+        "iterated rejection-sampling SFT, VGF's schedule", train_iterated_rft, (3e-4, 7e-4, 1.5e-3), scheduled=True
+    ),
+    "iterated_rft_no_base": Trainable(
+        "iterated rejection-sampling SFT, no base samples",
+        train_iterated_rft_no_base,
+        scheduled=True,
+        swept_as="iterated_rft",
     ),
 }

@@ -106,7 +106,8 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
     """
     if args.recipe not in RECIPES:
         raise ValueError(f"`--recipe` must be one of {', '.join(RECIPES)}; got {args.recipe!r}.")
-    names = list(METHODS) if args.methods == ["all"] else list(dict.fromkeys(args.methods))
+    every = args.methods == ["all"]
+    names = list(METHODS) if every else list(dict.fromkeys(args.methods))
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"`--methods` must be among {', '.join(METHODS)}, or all; got {', '.join(unknown)}.")
@@ -125,8 +126,16 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
         raise ValueError(
             f"`--batch_size` {args.batch_size} must be a multiple of `--num_generations` {args.num_generations}."
         )
-    if any(name in TRAINABLE and TRAINABLE[name].has_value for name in names):
-        recipe_settings(config, args.num_generations)
+    if any(name in TRAINABLE and TRAINABLE[name].reads_recipe for name in names):
+        settings = recipe_settings(config, args.num_generations)
+        scheduled = [name for name in names if name in TRAINABLE and TRAINABLE[name].scheduled]
+        if scheduled and settings.get("prompt_selection") != "unsolved":
+            if not every:
+                raise ValueError(
+                    f"`--methods` {', '.join(scheduled)} trains on successes, prompts without one first, and {config} "
+                    "does not set `prompt_selection: unsolved`. Leave it out, or name a recipe that does."
+                )
+            names = [name for name in names if name not in scheduled]
     if args.write_reference and args.recipe != "embedded_math":
         raise ValueError("`--write_reference` is for --recipe embedded_math, whose recipe prints it.")
     return names
@@ -271,7 +280,7 @@ class Comparison:
 
     def _mark(self, name: str) -> str | None:
         """Returns what tells settings of VGF apart."""
-        if name == UNTRAINED or not TRAINABLE[name].has_value:
+        if name == UNTRAINED or not TRAINABLE[name].reads_recipe:
             return None
         return hashlib.sha256(self.vgf_config.read_bytes()).hexdigest()[:16]
 

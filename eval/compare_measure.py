@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from eval.baselines import TRAINABLE, recipe_init_kwargs
+from eval.baselines import TRAINABLE, recipe_init_kwargs, recipe_transport
 from eval.methods import Method, PlanOptions, abilities, plan
 from eval.sampling import Samples, sample
 from eval.scaling import choose_steps, measure
@@ -19,8 +19,10 @@ from vgf_llm.models.merging import merging_obstacle
 
 # The base itself, all of whose rows are measured in one run.
 UNTRAINED = "base"
-# What follows the key of a method for rows of the plain model behind its value, and what limits that one's candidates.
+# What follows the key of a method for rows of the plain model behind its value, what limits that one's candidates, and
+# what follows for rows of a policy that is limited likewise.
 EXPORTED = ", exported"
+LIMITED = ", likely tokens"
 CANDIDATE_DEFAULTS = ("top_k", "epsilon_cutoff")
 Rows = dict[str, Any]
 
@@ -89,6 +91,11 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
     if not method.has_value or method.distilled:
         policy = _policy(problems, name, folder)
         found[name] = _rows(problems, policy, folder, _plain_methods(policy, problems.test, (votes,), (1.0,)), seed)
+    if method.scheduled:
+        transport = recipe_transport(problems.vgf_config, problems.args.num_generations)
+        limits = {"top_k": transport.top_k_candidates, "epsilon_cutoff": transport.min_candidate_prob}
+        plain = _plain_methods(policy, problems.test, (votes,), (1.0,), limits)
+        found[f"{name}{LIMITED}"] = _rows(problems, policy, folder, plain, seed)
     if not method.has_value:
         return found
     model = VGFModel.from_pretrained(folder, **recipe_init_kwargs(problems.vgf_config))

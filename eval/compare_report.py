@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eval import plots
 from eval.baselines import TRAINABLE
-from eval.compare_measure import EXPORTED
-from eval.metrics import mean_and_error, paired_difference
+from eval.compare_measure import EXPORTED, LIMITED
+from eval.metrics import difference_over_runs, mean_and_error, paired_difference
 from eval.report import Row
 
 Run = Mapping[str, Any]
@@ -123,7 +123,7 @@ def render(
 
 
 def _label(name: str, labels: Mapping[str, str]) -> str:
-    plain = name.removesuffix(" + transport").removesuffix(EXPORTED)
+    plain = name.removesuffix(" + transport").removesuffix(EXPORTED).removesuffix(LIMITED)
     return labels.get(plain, plain) + name[len(plain) :]
 
 
@@ -206,19 +206,22 @@ def _best_table(rows: Sequence[Entry], labels: Mapping[str, str], score_name: st
         top = max((entry for entry in rows if entry.method == name), key=lambda entry: float(entry.over_seeds.mean()))
         cells = [_label(name, labels), top.mode, f"{float(top.over_seeds.mean()):.3f}"]
         for mode in columns:
-            shared = [run["seed"] for run in own[mode].runs if run["seed"] in [r["seed"] for r in top.runs]]
-            pair = (_of_seeds(own[mode], shared), _of_seeds(top, shared))
-            found = paired_difference(*pair)
+            ours, theirs = _of_shared_seeds(own[mode], top)
+            if len(ours) == 0:
+                cells.append("no seed in common")
+                continue
+            found = paired_difference(ours.mean(dim=0), theirs.mean(dim=0))
             ratio = f" ({found.mean / found.standard_error:+.1f})" if found.standard_error > 0 else ""
             cells.append(f"{found.mean:+.3f} ± {found.standard_error:.3f}{ratio}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _of_seeds(entry: Entry, seeds: Sequence[int]) -> Tensor:
-    """`[B]`, the mean over some seeds."""
-    rows = [row for row, run in zip(entry.scores, entry.runs, strict=True) if run["seed"] in seeds]
-    return torch.stack(rows).mean(dim=0)
+def _of_shared_seeds(first: Entry, second: Entry) -> tuple[Tensor, Tensor]:
+    """`[S, B]` of both over the seeds that both have, in order."""
+    places = [{run["seed"]: place for place, run in enumerate(entry.runs)} for entry in (first, second)]
+    shared = sorted(places[0].keys() & places[1].keys())
+    return first.scores[[places[0][seed] for seed in shared]], second.scores[[places[1][seed] for seed in shared]]
 
 
 def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
@@ -227,20 +230,26 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
     if best is None:
         return ""
     lines = [
-        f"{_label(best, labels)} minus each other method in the same decoding, paired over problems:",
+        f"{_label(best, labels)} minus each other method in the same decoding: the difference paired over problems, "
+        "and over the training runs of each seed:",
         "",
-        "| minus | decoding | difference | 95% interval | in s.e. |",
-        "|---|---|---|---|---|",
+        "| minus | decoding | difference | 95% interval over problems | in s.e. | 95% interval over seeds |",
+        "|---|---|---|---|---|---|",
     ]
     own = {entry.mode: entry for entry in rows if entry.method == best}
     for entry in rows:
         if entry.method == best or entry.mode not in own:
             continue
-        found = paired_difference(own[entry.mode].over_seeds, entry.over_seeds)
+        ours, theirs = _of_shared_seeds(own[entry.mode], entry)
+        if len(ours) == 0:
+            continue
+        found = paired_difference(ours.mean(dim=0), theirs.mean(dim=0))
         ratio = f"{found.mean / found.standard_error:+.1f}" if found.standard_error > 0 else ""
+        over = difference_over_runs(ours.mean(dim=1), theirs.mean(dim=1))
+        seeds = f"{over.low:+.3f} to {over.high:+.3f}" if len(ours) > 1 else ""
         lines.append(
             f"| {_label(entry.method, labels)} | {entry.mode} | {found.mean:+.3f} | {found.low:+.3f} to "
-            f"{found.high:+.3f} | {ratio} |"
+            f"{found.high:+.3f} | {ratio} | {seeds} |"
         )
     return "\n".join(lines)
 

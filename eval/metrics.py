@@ -74,6 +74,30 @@ def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95
     return Interval(mean, error, mean - reach, mean + reach)
 
 
+def difference_over_runs(first: Tensor, second: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Compares two methods with training runs as the unit, so that the interval holds what seeds change.
+
+    Args:
+        first: `[S]`, the score of each run.
+        second: `[S]`, of the runs of the same seeds in the same order.
+        confidence: Of the interval, by Student's t with S - 1 degrees of freedom.
+
+    Returns:
+        The mean of `first - second` with its paired standard error and interval, which are NaN for a single run.
+
+    Raises:
+        ValueError: For scores of different seeds, or a confidence outside (0, 1).
+
+    Example:
+        >>> result = difference_over_runs(torch.tensor([3.0, 5.0, 4.0]), torch.tensor([1.0, 1.0, 1.0]))
+        >>> round(result.mean, 2), round(result.low, 2), round(result.high, 2)
+        (3.0, 0.52, 5.48)
+    """
+    found = paired_difference(first, second, confidence=confidence)
+    reach = _student_quantile(confidence, len(first) - 1) * found.standard_error if len(first) > 1 else math.nan
+    return Interval(found.mean, found.standard_error, found.mean - reach, found.mean + reach)
+
+
 def bootstrap_interval(
     per_problem: Tensor, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
@@ -231,3 +255,12 @@ def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {confidence!r}.")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _student_quantile(confidence: float, degrees: int) -> float:
+    """The t that Student's variable stays within: with t = sqrt(n) tan(a), a has a density of cos(a)^(n - 1)."""
+    count = 200_000
+    angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / 2 / count)
+    mass = angles.cos().pow(degrees - 1).cumsum(0)
+    place = int(torch.searchsorted(mass, confidence * mass[-1]))
+    return math.sqrt(degrees) * math.tan(float(angles[place]))
