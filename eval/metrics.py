@@ -259,8 +259,7 @@ def _quantile(confidence: float) -> float:
 
 def _student_quantile(confidence: float, degrees: int) -> float:
     """The t that Student's variable stays within: with t = sqrt(n) tan(a), a has a density of cos(a)^(n - 1)."""
-    count = 200_000
-    angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / 2 / count)
-    mass = angles.cos().pow(degrees - 1).cumsum(0)
+    count, width = 1_000_000, math.pi / 2_000_000
+    mass = ((torch.arange(count, dtype=torch.float64) + 0.5) * width).cos().pow(degrees - 1).cumsum(0)
     place = int(torch.searchsorted(mass, confidence * mass[-1]))
-    return math.sqrt(degrees) * math.tan(float(angles[place]))
+    return math.sqrt(degrees) * math.tan((place + 1) * width)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from eval import baselines, compare, compare_report
 from eval.baselines import TRAINABLE, Job, best_samples, preference_pairs, vgf_settings
-from eval.compare_measure import EXPORTED
+from eval.compare_measure import EXPORTED, LIMITED
 from eval.sampling import Samples
 from eval.tasks import Task, TaskOptions, load_task
 from vgf_llm.models import VGFModel
@@ -150,7 +150,8 @@ def test_the_report_averages_seeds_and_pairs_problems() -> None:
     # Per problem over seeds: VGF 1, 1, .5, 1; GRPO .5, 1, 0, 0.
     assert "| VGF | greedy | 0.875 ± 0.125 | 0.750 to 1.000 |" in text
     assert "| GRPO (TRL) | greedy | 0.375 ± 0.239 | 0.250 to 0.500 | 0.001 |" in text
-    assert "| GRPO (TRL) | greedy | +0.500 | +0.100 to +0.900 | +2.4 |" in text
+    # Per seed VGF .75 and 1, GRPO .5 and .25: .25 and .75 apart, with one degree of freedom.
+    assert "| GRPO (TRL) | greedy | +0.500 | +0.100 to +0.900 | +2.4 | -2.677 to +3.677 |" in text
     assert "| GRPO (TRL) | 0.0001 | 0.200 ± 0.100 | 10 (wall) |" in text
     assert "32 sampled completions" in text
     assert "| GRPO (TRL) | greedy | 0.375 |" not in text  # one transported sample was not measured
@@ -173,6 +174,22 @@ def test_rows_of_an_exported_model_stand_under_their_method() -> None:
     text = compare_report.render([exported, RUNS[2]], labels, SETTINGS, "python -m eval.compare", "accuracy")
     assert "| VGF, exported | greedy | 0.750 ± 0.250 |" in text
     assert "| VGF, exported | greedy | +0.000 |" in text
+
+
+def test_rows_among_likely_tokens_stand_under_their_method_and_need_a_seed_in_common() -> None:
+    cell = run("iterated_rft", 0, [0.0, 1.0, 1.0, 0.0])["rows"]["iterated_rft"]["greedy"]
+    limited = run("iterated_rft", 0, [1.0, 1.0, 0.0, 0.0], rate=1e-3)
+    limited["rows"][f"iterated_rft{LIMITED}"] = {"greedy": cell}
+    other = run("dpo", 5, [0.0] * 4, rate=1e-3)
+    for made in (RUNS[0], limited, other):
+        made["rows"][made["method"]]["sampled"] = made["rows"][made["method"]]["greedy"]
+    labels = {name: method.label for name, method in TRAINABLE.items()}
+    text = compare_report.render([RUNS[0], limited, other], labels, SETTINGS, "command", "accuracy")
+    label = TRAINABLE["iterated_rft"].label
+    assert f"| {label}, likely tokens | greedy | 0.500 ± 0.289 |" in text
+    assert f"| {label} | greedy | +0.250 |" in text
+    assert "| DPO (TRL) | greedy | 0.000 | no seed in common |" in text
+    assert "| DPO (TRL) | greedy | +0" not in text
 
 
 def test_one_transported_sample_meets_the_highest_row_of_every_baseline() -> None:
@@ -232,12 +249,15 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, caps
         ({"batch_size": 6}, "must be a multiple of `--num_generations` 4"),
         ({"vgf_config": tmp_path / "no.yaml"}, "no.yaml, which does not exist"),
         ({"vgf_config": two, "methods": ["vgf"], "num_generations": 3, "batch_size": 6}, "does not divide the 3"),
+        ({"methods": ["iterated_rft"]}, "tiny.yaml does not set `prompt_selection: unsolved`"),
         ({"output_dir": tmp_path / "done"}, "holds another comparison (recipe: None there"),
     ]
     for options, message in cases:
         assert compare.main(arguments(tmp_path / "out", config, **{"methods": ["grpo"], **options})) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "models").exists()
+    every = compare.check_arguments(compare.parse(arguments(tmp_path / "out", config, methods=["all"])))
+    assert every == [name for name in compare.METHODS if not name.startswith("iterated")]
 
 
 def test_a_comparison_goes_on_where_it_stopped(
@@ -311,13 +331,16 @@ def test_passes_reach_the_trainer(method: str, trainer: str, tmp_path: Path, mon
     assert (settings.num_iterations if method == "grpo" else settings.num_train_epochs) == 3
 
 
+@pytest.mark.parametrize(("method", "rate"), [("vgf", None), ("iterated_rft", 1e-3)])
 def test_runs_of_other_vgf_settings_are_not_reused(
-    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+    method: str, rate: float | None, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = arguments(tmp_path / "out", config, methods=["vgf"])
+    config.write_text(yaml.safe_dump({**TINY, "prompt_selection": "unsolved"}), encoding="utf-8")
+    argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3])
     compare.Comparison(compare.parse(argv))
-    stale = {**run("vgf", 0, [1.0] * 4), "vgf_config": "of another file"}
-    (tmp_path / "out" / "runs" / "vgf-seed0.json").write_text(json.dumps(stale), encoding="utf-8")
+    stale = {**run(method, 0, [1.0] * 4, rate=rate), "vgf_config": "of another file"}
+    name = f"{method}-seed0.json" if rate is None else f"{method}-lr{rate:g}-seed0.json"
+    (tmp_path / "out" / "runs" / name).write_text(json.dumps(stale), encoding="utf-8")
     assert compare.main(argv) == 1
     assert "was made with other settings than" in capsys.readouterr().err
 
@@ -345,8 +368,10 @@ def test_what_fine_tuning_changed_can_be_the_value(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in TRAINABLE if "rft" not in name])
+@pytest.mark.parametrize("method", [name for name in TRAINABLE if name not in ("rft", "vgf_on_rft")])
 def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config: Path) -> None:
+    if TRAINABLE[method].scheduled:
+        config.write_text(yaml.safe_dump({**TINY, "prompt_selection": "unsolved"}), encoding="utf-8")
     once = {"offline_epochs": [1], "num_iterations": [1]}
     argv = arguments(tmp_path / "out", config, methods=[method], learning_rates=[1e-3], **once)
     if TRAINABLE[method].swept_as is not None:
@@ -363,3 +388,4 @@ def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config
         assert runs[0]["steps"] in (1, 2)
     alone = TRAINABLE[method].has_value and not TRAINABLE[method].distilled
     assert (f"{method}{EXPORTED}" in runs[0]["rows"]) == alone
+    assert (f"{method}{LIMITED}" in runs[0]["rows"]) == TRAINABLE[method].scheduled

@@ -10,6 +10,7 @@ import torch
 from eval.metrics import (
     best_of_n_kl,
     bootstrap_interval,
+    difference_over_runs,
     distinct_n,
     mean_and_error,
     paired_difference,
@@ -48,6 +49,18 @@ def test_paired_difference_refuses_other_problems() -> None:
         paired_difference(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match="`confidence` must be between 0 and 1, got 1"):
         paired_difference(torch.zeros(2), torch.zeros(2), confidence=1)
+
+
+@pytest.mark.parametrize(("runs", "quantile"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (31, 2.0423)])
+def test_few_runs_widen_the_interval(runs: int, quantile: float) -> None:
+    first = torch.arange(runs, dtype=torch.float64)
+    found = difference_over_runs(first + 2, torch.zeros(runs, dtype=torch.float64))
+    error = float(first.std()) / math.sqrt(runs)
+    assert found.mean == pytest.approx(2 + (runs - 1) / 2)
+    assert (found.mean - found.low, found.high - found.mean) == (pytest.approx(quantile * error, rel=1e-4),) * 2
+    alone = difference_over_runs(torch.tensor([0.5]), torch.tensor([0.25]))
+    assert alone.mean == 0.25
+    assert math.isnan(alone.low)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
