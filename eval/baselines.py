@@ -194,13 +194,15 @@ def train_iterated_rft(job: Job, **overrides: Any) -> None:
         return _sample(model, replace(job, task=task), draw, num_samples)
 
     rounds = Rounds(args, job.task, job.tokenizer, sampler)
-    taken = ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2",
+    taken = ("lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
              "gradient_accumulation_steps")  # fmt: skip
     trainer = RoundsTrainer(
         rounds,
         model=job.base,
         args=SFTConfig(
             **{**job.settings(), **{name: getattr(args, name) for name in taken}},
+            # VGF's loss is a sum over tokens, which is clipped in every step; TRL's, a mean, would be in none.
+            max_grad_norm=args.max_grad_norm / job.task.max_new_tokens,
             num_train_epochs=1,
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
