@@ -314,7 +314,7 @@ def test_pairs_are_read_or_refused_by_row_and_column(chosen, rejected, prompts):
         try:
             rows = list(tokenized(stream, tiny.tokenizer(chat=True), chat_template_kwargs={}, **limits))
         except ValueError as error:
-            assert "A prompt of logged completions has no tokens" in str(error)
+            assert str(error).startswith("A prompt of logged completions ")
         else:
             assert all(ids[-1] == tiny.EOS for row in rows for ids in row["completion_ids"])
 

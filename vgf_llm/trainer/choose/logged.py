@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template, is_conversational, maybe_extract_prompt
 
@@ -254,6 +255,12 @@ def _completion(prompt: Any, completion: Any, where: str) -> Any:
 def _pair_group(row: dict[str, Any], index: int) -> dict[str, Any]:
     """A preference pair; without a prompt, the one that both responses begin with, as in TRL."""
     pair = {name: row[name] for name in ("prompt", *PAIR) if row.get(name) is not None}
+    prompt = pair.get("prompt", "")
+    problem = None if isinstance(prompt, str) else problem_of_messages(prompt)
+    if problem:
+        raise TypeError(
+            f"Row {index} of the preference pairs: {problem}, got {str(prompt)[:80]} ({type(prompt).__name__})."
+        )
     for name in PAIR:
         response = pair.get(name)
         if isinstance(response, str) and is_conversational({"prompt": pair.get("prompt")}):
@@ -375,14 +382,20 @@ def _encode(
     prompt, completions = group["prompt"], group["completions"]
     if isinstance(prompt, list):
         check_chat_template(tokenizer, template_kwargs)
-        rendered = [
-            apply_chat_template(
-                {"prompt": plain_messages(prompt), "completion": plain_messages(completion)},
-                tokenizer,
-                **template_kwargs,
-            )
-            for completion in completions
-        ]
+        try:
+            rendered = [
+                apply_chat_template(
+                    {"prompt": plain_messages(prompt), "completion": plain_messages(completion)},
+                    tokenizer,
+                    **template_kwargs,
+                )
+                for completion in completions
+            ]
+        except (ValueError, TemplateError) as error:  # TRL knows few roles for the last message, a template its own
+            raise ValueError(
+                f"A prompt of logged completions cannot be written as the chat template wants it ({error}): "
+                f"{str(group)[:200]}. Correct the roles, or filter such rows out."
+            ) from error
         # A template may write more behind the prompt than is in front of every completion.
         start = min((texts["prompt"] for texts in rendered), key=len)
         texts = [(texts["prompt"] + texts["completion"])[len(start) :] for texts in rendered]
