@@ -252,6 +252,16 @@ def test_a_rollout_function_may_say_which_completions_were_cut(tmp_path):
     assert all(group.rewards.isnan().tolist() == [False, True] * 2 for group in run.rounds.fresh)
 
 
+def test_a_completion_of_a_rollout_function_was_cut_unless_it_ends_in_an_end_token(tmp_path):
+    def given(prompts, trainer):
+        rows = [[7, tiny.EOS], [tiny.EOS, 7], [7], [tiny.EOS]]  # one goes on behind an end token, as turns do
+        return {**tiny.fixed_rollout(prompts, trainer), "completion_ids": rows * (len(prompts) // 4)}
+
+    run = tiny.trainer(tmp_path, rollout_func=given, mask_truncated_completions=True, max_steps=1)
+    run.train()
+    assert all(group.rewards.isnan().tolist() == [False, True, True, False] for group in run.rounds.fresh)
+
+
 def test_reference_logprobs_of_a_rollout_function_spare_the_pass(tmp_path, monkeypatch):
     def given(prompts, trainer):
         output, told = tiny.fixed_rollout(prompts, trainer), []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.trainer import tiny
+from tests.trainer import engines, tiny
 from tests.trainer.engines import FakeClient, FakeEngine, FakeSession, completion, stand_in
 from vgf_llm._compat import vllm_generation_class
 from vgf_llm.models.sampling import Sampling
@@ -90,6 +90,15 @@ def test_every_completion_has_a_seed_of_its_own(tmp_path):
 
 def request_of(prompts, first_row):
     return Request(["text"] * len(prompts), prompts, ["base"] * len(prompts), 4, first_row, "train", 3, 0)
+
+
+def test_a_completion_of_the_greatest_length_was_cut_unless_it_ends_in_an_end_token(tmp_path, monkeypatch):
+    run = tiny.trainer(tmp_path, use_vllm=True, rollout_policy="base", max_completion_length=3)
+    answers = [[7, 8, 9], [7, 8, tiny.EOS], [7, 8], [tiny.EOS]]  # the third may have met a stop string
+    rows = iter(answers)
+    monkeypatch.setattr(engines, "completion", lambda *args: next(rows))
+    samples = run.sampler(request_of([[5]] * 4, 0))
+    assert samples.completion_ids == answers and samples.finished == [False, True, True, True]
 
 
 VALUE = {"use_vllm": True, "value_holdout_ratio": 0.0}
