@@ -14,7 +14,6 @@ number of new tokens, both sampled from the full distribution. The table gives t
 import argparse
 import copy
 import functools
-import json
 import statistics
 import sys
 import time
@@ -30,7 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import sizes
-from benchmarks.harness import hardware, load_baseline
+from benchmarks.harness import hardware, load_baseline, write_json
 from benchmarks.sizes import SIZES
 from vgf_llm.models import VGFModel, build_value
 
@@ -243,8 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{name}: {rows[-1].median:.3f}")
     console.print(table(rows, args))
     result = report(rows, args)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     failures = check(result, baseline)
     for failure in failures:
         console.print(f"[red]{failure}")

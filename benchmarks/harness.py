@@ -6,6 +6,7 @@ than one. `wall` is what a user waits; `cpu` counts the seconds that this proces
 moves when other jobs run. On a GPU only `wall` is meaningful.
 """
 
+import argparse
 import functools
 import json
 import math
@@ -178,3 +179,9 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Writes a report, if a file is named for it."""
     if path is not None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_seconds(args: argparse.Namespace, seconds: Mapping[str, Any]) -> None:
+    """Writes the seconds of every turn beside what was asked for, if `args.json` names a file."""
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    write_json(args.json, {"settings": settings, "seconds": seconds})

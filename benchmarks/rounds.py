@@ -9,7 +9,6 @@ Every turn changes the adapter first, so that it is sent again. The engine does 
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import hardware, measure
+from benchmarks.harness import hardware, measure, write_seconds
 from benchmarks.serving import SETTINGS
 from benchmarks.sizes import SIZES, build_policy
 from benchmarks.train_step import tokenizer
@@ -109,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         medians = [f"{statistics.median(times):.2f}" for times in (wall, cpu, ratios)]
         shown.add_row(name, *medians, f"{min(ratios):.2f} to {max(ratios):.2f}")
     Console().print(shown)
-    if args.json is not None:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps({"settings": settings, "seconds": found}, indent=1) + "\n", encoding="utf-8")
+    write_seconds(args, found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ model of its own, plain vLLM also answers every prompt twice, which is as many r
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from rich.table import Table
 from transformers import LlamaForCausalLM
 
 from benchmarks.decode import CLOCKS, ROWS, SIZES, build_model, build_policy
+from benchmarks.harness import write_seconds
 from vgf_llm.serving import engine_arguments
 
 # vLLM reads these when it is imported.
@@ -131,9 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         shown.add_row(name, f"{tokens / statistics.median(times):.1f}", f"{statistics.median(ratios):.2f}", spread)
     Console().print(shown)
-    if args.json is not None:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps({"settings": settings, "seconds": turns}, indent=1) + "\n", encoding="utf-8")
+    write_seconds(args, turns)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import compress
+from itertools import compress, groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -237,7 +237,7 @@ class VGFTrainer(CheckpointedTrainer):
                 "VGFTrainer does not run under nn.DataParallel, which is used when one process sees several GPUs. "
                 "Start it with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
             )
-        self._finish_setup(rollout_func)
+        self._finish_setup()
 
     def _grouped_for_evaluation(self, dataset: Any, args: VGFConfig) -> Any:
         return logged.grouped(dataset, cast(int, args.num_generations_eval or args.num_generations), "eval_dataset")
@@ -312,9 +312,9 @@ class VGFTrainer(CheckpointedTrainer):
             prompts=prompts,
         )
 
-    def _finish_setup(self, rollout_func: RolloutFunc | None) -> None:
+    def _finish_setup(self) -> None:
         """Sets up the parts that need the accelerator."""
-        args, accelerator = self.args, self.accelerator
+        args, accelerator, rollout_func = self.args, self.accelerator, self.rollout_func
         if self.vgf_model.ref_model is not None:
             self.vgf_model.ref_model.to(accelerator.device)
         self.reward_runner.prepare(accelerator, deepspeed=self.is_deepspeed_enabled)
@@ -336,7 +336,6 @@ class VGFTrainer(CheckpointedTrainer):
             seed=args.seed,
             num_processes=accelerator.num_processes,
         )
-        self._samples_elsewhere = rollout_func is not None
         set_seed(args.seed, device_specific=True)  # processes must not sample the same completions
         self.sampler = build_sampler(
             args,
@@ -587,7 +586,7 @@ class VGFTrainer(CheckpointedTrainer):
                     batch.input_ids,
                     batch.attention_mask,
                     batch.num_tokens,
-                    group_size=_runs(prompt_ids[rows]),
+                    group_size=[len(list(run)) for _, run in groupby(prompt_ids[rows])],
                     samplings=objective.sampling_of(objective.kind),
                     sampler=batch.sampler,
                 )
@@ -644,11 +643,11 @@ class VGFTrainer(CheckpointedTrainer):
         metrics.set(mode, "num_tokens", self.state.num_input_tokens_seen)
         metrics.add_lengths(mode, lengths, truncated)
         metrics.add_rewards(mode, per_func, rewards, request.num_generations)
-        of_base = 0 if self._samples_elsewhere else self.schedule.base_generations
+        of_base = 0 if self.rollout_func else self.schedule.base_generations
         if mode == "train" and of_base > 0:
             sampled = rewards.view(-1, request.num_generations)[:, of_base:]
             metrics.add("train", "rollout/reward", sampled.nanmean().item())
-        if self.schedule.samples_from == "transport" and not self._samples_elsewhere:
+        if self.schedule.samples_from == "transport" and not self.rollout_func:
             # Every process has such rows, or none has: a sum and a count may be gathered.
             kl = torch.zeros(0) if samples.kl is None else samples.kl.float().cpu()
             both = torch.tensor([float(kl.sum()), float(len(kl))], device=accelerator.device)
@@ -946,14 +945,3 @@ class VGFTrainer(CheckpointedTrainer):
         self._step = state["step"]
         self._rounds_without_reward = state["rounds_without_reward"]
         self._pass = None
-
-
-def _runs(prompts: list[list[int]]) -> list[int]:
-    """Numbers of adjacent rows with equal prompts."""
-    sizes: list[int] = []
-    for row, prompt in enumerate(prompts):
-        if row and prompt == prompts[row - 1]:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-    return sizes

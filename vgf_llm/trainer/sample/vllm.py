@@ -25,6 +25,7 @@ from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT
 from vgf_llm.models.language_model import inner_model
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.trainer.keep.rounds import prompt_hash
+from vgf_llm.trainer.sample.arguments import sampling_settings
 from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 from vgf_llm.trainer.sample.server import CANDIDATE_PROCESSOR, FrozenServer
 from vgf_llm.trainer.sample.value_adapter import ValueAdapter
@@ -210,19 +211,12 @@ class VLLMSampler(Sampler):
 
     def _start(self) -> Any:
         args = self.args
-        sampling = {
-            "repetition_penalty": args.repetition_penalty,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "generation_kwargs": args.generation_kwargs,
-        }
+        sampling = {**sampling_settings(args), "generation_kwargs": args.generation_kwargs}
         if args.vllm_mode == "colocate" or self.sends_weights:
             return self._trl_engine(sampling)
         client = vllm_client_class()(
             base_url=self._url, group_port=args.vllm_group_port, connection_timeout=args.vllm_server_timeout
         )
-        sampling["min_p"] = args.min_p or 0.0
         sampling["max_tokens"] = args.max_completion_length
         sampling["structured_outputs_regex"] = args.vllm_structured_outputs_regex
         server = FrozenServer(client, {**sampling, "logprobs": None}, self.value_arguments)
@@ -258,7 +252,6 @@ class VLLMSampler(Sampler):
             enable_sleep_mode=args.vllm_enable_sleep_mode,
             model_impl=args.vllm_model_impl,
             trust_remote_code=args.trust_remote_code,
-            min_p=args.min_p,
             max_completion_length=args.max_completion_length,
             logprobs=None,
             **sampling,
@@ -302,12 +295,13 @@ class VLLMSampler(Sampler):
     def __call__(self, request: Request) -> Samples:
         """Samples the rows of a request. Runs in any thread, one call at a time."""
         self.sync()
-        engine, count = self.engine, request.num_generations
+        engine = self.engine
         with record_function("vgf/sample"), self._watched():
             if isinstance(engine, FrozenServer):
+                count = request.num_generations
                 ids = engine.generate(request.prompt_ids, None, count, seeds=seeds(request), who=request.who)[1]
             elif self.args.vllm_mode == "server":  # it shares the server's random state, as in TRL
-                ids = engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
+                ids = self._generate(request)
             elif self.samples_value and self.adapter is None:
                 ids = self._in_turn(request)
             else:
@@ -321,11 +315,13 @@ class VLLMSampler(Sampler):
         adapters = None if self.adapter is None else [self._lora_request if own else None for own in of_value]
         self.engine.llm = _RowsLLM(llm, seeds, arguments, adapters)
         try:
-            return self.engine.generate(
-                prompts=request.prompt_ids, images=None, num_generations=request.num_generations
-            )[1]
+            return self._generate(request)
         finally:
             self.engine.llm = llm
+
+    def _generate(self, request: Request) -> list[list[int]]:
+        count = request.num_generations
+        return self.engine.generate(prompts=request.prompt_ids, images=None, num_generations=count)[1]
 
     def _in_turn(self, request: Request) -> list[list[int]]:
         """Samples with the base's weights, then with those of the value's own model in their place."""
