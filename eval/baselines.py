@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
-from eval.iterated import Rounds, RoundsTrainer
+from eval.iterated import Rounds, RoundsTrainer, UnsolvedFirstTrainer
 from eval.sampling import Draw, Samples, sample
 from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
@@ -127,6 +127,11 @@ def _policy_gradient(trainer_class: Any, config_class: Any, job: Job) -> None:
     _save(trainer, job)
 
 
+def train_grpo_unsolved_first(job: Job) -> None:
+    """GRPO on prompts in the order of VGF's recipe: those without a success first, then the least tried."""
+    _policy_gradient(UnsolvedFirstTrainer, GRPOConfig, job)
+
+
 def train_online_dpo(job: Job) -> None:
     """Online DPO: two completions per prompt and epoch, so that the epochs make up the number of completions."""
     config_class, trainer_class = online_dpo_classes()
@@ -157,12 +162,27 @@ def train_dpo(job: Job) -> None:
     _offline(DPOTrainer, DPOConfig, job, preference_pairs(job.task, job.samples or sample_base(job)))
 
 
+def train_iterated_dpo(job: Job, rounds: int = 4, epochs: int = 2) -> None:
+    """DPO in rounds: pairs among samples of the policy so far, on prompts of their own; the reference is the base."""
+    job, reference, current = replace(job, passes=epochs), _load_base(job), job.base
+    size = len(job.task.problems) // rounds
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(rounds):
+            last = index == rounds - 1
+            end = len(job.task.problems) if last else (index + 1) * size
+            part = replace(job, base=current, task=job.task.select(range(index * size, end)), seed=job.seed + index)
+            part = replace(part, directory=job.directory if last else Path(folder) / str(index))
+            pairs = preference_pairs(part.task, sample_base(part))
+            _offline(DPOTrainer, DPOConfig, part, pairs, ref_model=reference)
+            current = str(part.directory)
+
+
 def train_rft(job: Job) -> None:
     """Rejection-sampling fine-tuning: supervised training on the best of the base's own samples."""
     _offline(SFTTrainer, SFTConfig, job, best_samples(job.task, job.samples or sample_base(job)))
 
 
-def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) -> None:
+def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset, **arguments: Any) -> None:
     args = config_class(
         **job.settings(),
         per_device_train_batch_size=max(1, job.batch_size // 2),
@@ -170,7 +190,9 @@ def _offline(trainer_class: Any, config_class: Any, job: Job, dataset: Dataset) 
         max_length=None,
         model_init_kwargs=job.model_init_kwargs,
     )
-    trainer = trainer_class(model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer)
+    trainer = trainer_class(
+        model=job.base, args=args, train_dataset=dataset, processing_class=job.tokenizer, **arguments
+    )
     trainer.train()
     _save(trainer, job)
 
@@ -224,6 +246,26 @@ def train_iterated_rft_no_base(job: Job) -> None:
 def train_vgf(job: Job, **overrides: Any) -> None:
     """VGF with the recipe's settings; `overrides` win over them."""
     _train_vgf(job, job.task.problems, job.task.gold, vgf_settings(job, **overrides))
+
+
+def train_guided_features(job: Job) -> None:
+    """A scorer of prefixes on the base's frozen features, which tilts its next tokens (FUDGE, Controlled Decoding).
+
+    It learns the log-odds of success after every token from samples of the base, each prompt taken once.
+    """
+    _train_guided(job, value_backbone="policy")
+
+
+def train_guided_lora(job: Job) -> None:
+    """The same scorer on features under a LoRA adapter."""
+    _train_guided(job, value_backbone="lora")
+
+
+def _train_guided(job: Job, **overrides: Any) -> None:
+    reads = {"num_generations": job.num_generations, "prompt_selection": "dataset", "rollout_policy": "base"}
+    args = vgf_settings(job, value_parametrization="vocab", learning_rate=job.learning_rate, **reads, **overrides)
+    args.num_train_epochs = 1 / args.rollout_fraction
+    _train_vgf(job, job.task.problems, job.task.gold, args)
 
 
 def train_vgf_logged(job: Job) -> None:
@@ -492,8 +534,20 @@ TRAINABLE = {
     ),
     "grpo": Trainable("GRPO (TRL)", train_grpo, (1e-4, 3e-4, 1e-3), passes="num_iterations"),
     "rloo": Trainable("RLOO (TRL)", train_rloo, (1e-4, 3e-4, 1e-3), passes="num_iterations"),
+    "grpo_unsolved_first": Trainable(
+        "GRPO (TRL), unsolved prompts first",
+        train_grpo_unsolved_first,
+        (1e-4, 3e-4, 1e-3),
+        passes="num_iterations",
+        scheduled=True,
+    ),
     "dpo": Trainable("DPO (TRL)", train_dpo, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), offline=True, passes="offline_epochs"),
     "online_dpo": Trainable("Online DPO (TRL)", train_online_dpo, (3e-5, 1e-4, 3e-4, 1e-3)),
+    "iterated_dpo": Trainable("iterated DPO (TRL), 4 rounds", train_iterated_dpo, (3e-5, 1e-4, 3e-4, 1e-3)),
+    "guided_features": Trainable(
+        "guided decoding (FUDGE), frozen features", train_guided_features, (1e-3, 3e-3, 1e-2), has_value=True
+    ),
+    "guided_lora": Trainable("guided decoding (FUDGE), LoRA", train_guided_lora, (3e-4, 1e-3, 3e-3), has_value=True),
     "rft": Trainable(
         "rejection-sampling SFT (TRL)", train_rft, (3e-4, 1e-3, 3e-3), offline=True, passes="offline_epochs"
     ),

@@ -89,6 +89,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         "of them decides")  # fmt: skip
     parser.add_argument("--num_iterations", type=int, nargs="+", default=[1, 2, 4],
                         help="of grpo and rloo: updates with each batch of completions, swept likewise")  # fmt: skip
+    parser.add_argument("--test_sweeps", action="store_true",
+                        help="measure a sweep's runs on test problems too, as points of the frontier")  # fmt: skip
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
@@ -132,7 +134,7 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
         if scheduled and settings.get("prompt_selection") != "unsolved":
             if not every:
                 raise ValueError(
-                    f"`--methods` {', '.join(scheduled)} trains on successes, prompts without one first, and {config} "
+                    f"`--methods` {', '.join(scheduled)} takes prompts without a success first, and {config} "
                     "does not set `prompt_selection: unsolved`. Leave it out, or name a recipe that does."
                 )
             names = [name for name in names if name not in scheduled]
@@ -235,7 +237,8 @@ class Comparison:
         scores: dict[tuple[float | None, int | None], float] = {}
 
         def score(rate: float | None, count: int | None) -> None:
-            mean, error = self.run(name, self.args.seeds[0], rate, count, tested=False)["validation"]
+            run = self.run(name, self.args.seeds[0], rate, count, tested=self.args.test_sweeps)
+            mean, error = run["validation"]
             tried = method.settings_text(rate, count)
             print(f"{method.label}, lr {tried}: {mean:.3f} ± {error:.3f} on validation problems", flush=True)
             scores[rate, count] = mean
@@ -357,6 +360,7 @@ def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
     path = Path(args.output_dir) / "results.md"
     path.write_text(text, encoding="utf-8")
     compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
+    compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
     if args.write_reference:
         write_json(GRPO_REFERENCE, compare_report.grpo_reference(runs, command))
     return text

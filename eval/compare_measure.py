@@ -103,6 +103,10 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
     options = PlanOptions(steps=(chosen["steps"],), num_particles=(1, votes))
     space = f"vgf_{able.spaces[0]}"
     modes = _transported_methods(plan([space], able, options), votes)
+    # The whole curve of one training: a sampled response at every budget.
+    budgets = plan([space], able, replace(options, steps=problems.args.steps, num_particles=(1,)))
+    curve = [row for row in budgets if row.draw.options.get("do_sample")]
+    modes |= {f"sampled, L={row.steps}": replace(row, draws=options.num_particles[-1]) for row in curve}
     if able.has_proxy:
         several = plan([space], able, replace(options, steps=(chosen["steps_best_of"],)))
         by_value = next(method for method in several if method.selection == "value")
@@ -116,7 +120,8 @@ def test(problems: Problems, name: str, folder: Path, seed: int, chosen: dict[st
     if merging_obstacle(model) is None:
         exported = _beside_base(problems, model.merge_value())
         sampling = {name: getattr(exported.generation_config, name) for name in CANDIDATE_DEFAULTS}
-        plain = _plain_methods(exported, problems.test, (votes,), (1.0,), sampling)
+        # Cooled, it is the control of budgets beyond L * epsilon = 1.
+        plain = _plain_methods(exported, problems.test, (votes,), (0.5, 0.7, 1.0), sampling)
         found[f"{name}{EXPORTED}"] = _rows(problems, exported, folder, plain, seed)
     return found
 

@@ -117,6 +117,7 @@ def render(
         _score_table(rows, labels, score_name),
         _best_table(rows, labels, score_name),
         _difference_table(rows, labels),
+        _frontier_table(runs, labels, score_name),
         _sweep_table(runs, labels),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -252,6 +253,91 @@ def _difference_table(rows: Sequence[Entry], labels: Mapping[str, str]) -> str:
             f"{found.high:+.3f} | {ratio} | {seeds} |"
         )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """One sampled response of a method, against its divergence to the base.
+
+    Attributes:
+        points: In order of divergence; a budget, a temperature or a setting of the sweep each.
+        trainings: How many trainings gave the points, per seed.
+        seconds: Of all of them, per seed; `None` for the base.
+    """
+
+    points: tuple[Row, ...]
+    trainings: int
+    seconds: float | None
+
+
+def frontiers(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, Frontier]:
+    """Collects the frontier of every method whose divergence was measured, by its name in tables.
+
+    A value gives a point for every budget from one training, and the model behind it one for every temperature; a
+    policy gives one for every setting that was trained and measured on test problems.
+    """
+    found: dict[str, Frontier] = {}
+    tested = [run for run in runs if run["rows"]]
+    for method in dict.fromkeys(run["method"] for run in tested):
+        own = [run for run in tested if run["method"] == method]
+        for name in dict.fromkeys(name for run in own for name in run["rows"]):
+            if name not in (method, f"{method}{EXPORTED}"):  # what else is measured with it is no frontier of its own
+                continue
+            points = []
+            settings = list(dict.fromkeys(map(_swept, own)))
+            for setting in settings:
+                same = [run for run in own if _swept(run) == setting]
+                cells = [run["rows"].get(name, {}) for run in same]
+                modes = [mode for mode in cells[0] if mode.startswith("sampled")]
+                if any(mode.startswith("sampled, L=") for mode in modes):
+                    modes.remove("sampled")  # one of them, at the budget that validation chose
+                points += [_point(mode, setting, method, [cell[mode] for cell in cells if mode in cell])
+                           for mode in modes]  # fmt: skip
+            known = sorted((row for row in points if row.kl is not None), key=lambda row: row.kl or 0.0)
+            costs = [run.get("train_cpu_seconds") or run["train_seconds"] for run in own if run["completions"]]
+            seeds = len({run["seed"] for run in own})
+            if known:
+                seconds = sum(costs) / seeds if costs else None
+                found[_label(name, labels)] = Frontier(tuple(known), len(settings), seconds)
+    return found
+
+
+def _point(mode: str, setting: tuple[float | None, int | None], method: str, cells: Sequence[Run]) -> Row:
+    scores = torch.tensor([cell["scores"] for cell in cells], dtype=torch.float64).mean(dim=0)
+    kl = None if any(cell["kl"] is None for cell in cells) else sum(cell["kl"] for cell in cells) / len(cells)
+    mean, error = mean_and_error(scores)
+    swept = TRAINABLE[method].settings_text(*setting) if method in TRAINABLE else ""
+    detail = mode.removeprefix("sampled").removeprefix(", ") or swept or "T=1"
+    tokens, seconds = (sum(cell[key] for cell in cells) / len(cells) for key in ("tokens", "seconds"))
+    return Row(detail, mean, error, tokens, seconds, kl=kl)
+
+
+def _frontier_table(runs: Sequence[Run], labels: Mapping[str, str], score_name: str) -> str:
+    lines = [
+        f"{score_name.capitalize()} of one sampled response against its KL divergence to the base, in nats per "
+        "response, in order of divergence:",
+        "",
+        f"| method | points: KL, {score_name} | trainings | training |",
+        "|---|---|---|---|",
+    ]
+    for label, frontier in frontiers(runs, labels).items():
+        points = "; ".join(f"{row.method}: {row.kl:.2f}, {row.score:.3f}" for row in frontier.points)
+        trained = frontier.seconds is not None
+        cells = [
+            label,
+            points,
+            str(frontier.trainings) if trained else "",
+            f"{frontier.seconds:.0f}" if trained else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 4 else ""
+
+
+def plot_frontier(runs: Sequence[Run], labels: Mapping[str, str], path: Path, score_name: str) -> None:
+    """Draws the frontiers of all methods in one figure."""
+    groups = {label: frontier.points for label, frontier in frontiers(runs, labels).items()}
+    if groups:
+        plots.plot_frontier(groups, path, "One sampled response", score_name)
 
 
 def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:

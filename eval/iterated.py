@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""What iterated rejection-sampling SFT trains on: the rounds of a VGF recipe, for TRL's `SFTTrainer`.
+"""Baselines in the schedule of a VGF recipe: rounds for TRL's `SFTTrainer`, the order of prompts for its `GRPOTrainer`.
 
 The schedule is VGF's own code (`vgf_llm.trainer.choose`, `vgf_llm.trainer.keep`), which never sees a model. Loss and
 optimizer are TRL's.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from eval.sampling import Samples
 from eval.tasks import Task
@@ -138,6 +138,24 @@ class RoundsTrainer(SFTTrainer):
             batch_size=None,
             collate_fn=lambda row: self.data_collator(self.rounds.rows(row["step"])),
         )
+
+
+class UnsolvedFirstTrainer(GRPOTrainer):
+    """TRL's trainer on prompts that have no success yet, before others; one process."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.prompts = UnsolvedFirst(len(self.train_dataset), self.args.seed)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._chosen = self.prompts.choose(len(inputs) // self.num_generations)
+        rows = [self.train_dataset[index] for index in self._chosen]
+        return super()._generate_and_score_completions([row for row in rows for _ in range(self.num_generations)])
+
+    def _calculate_rewards(self, *args: Any) -> Any:
+        rewards = super()._calculate_rewards(*args)
+        self.prompts.record(self._chosen, rewards.view(-1, self.num_generations))
+        return rewards
 
 
 def _successes(group: RolloutGroup) -> list[int]:

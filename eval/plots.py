@@ -204,6 +204,38 @@ def plot_gold_and_proxy(
         plt.close(figure)
 
 
+def plot_frontier(
+    groups: Mapping[str, Sequence[Row]], path: str | Path, title: str, score_name: str = "accuracy"
+) -> None:
+    """Draws the score over the square root of the divergence to the base, a line for each method.
+
+    Args:
+        groups: Rows with `kl` in order of it, by method. Those that start with `VGF` are drawn filled, others hollow.
+        path: The PNG.
+        title: The title.
+        score_name: What the score is called.
+    """
+    plt = _pyplot()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8.4, 5.0), layout="constrained")
+        for (label, rows), style in zip(groups.items(), _group_styles(groups), strict=True):
+            axes.errorbar(
+                [math.sqrt(max(row.kl or 0.0, 0.0)) for row in rows],
+                [row.score for row in rows],
+                yerr=[row.standard_error for row in rows],
+                linewidth=1.2,
+                elinewidth=0.9,
+                capsize=2,
+                label=label,
+                **style,
+            )
+        label = r"$\sqrt{\mathrm{KL}}$ to the base, nats per response"
+        axes.set(xlabel=label, ylabel=score_name, title=title)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure.savefig(path)
+        plt.close(figure)
+
+
 def plot_costs(
     groups: Mapping[str, Sequence[Row]],
     path: str | Path,

@@ -196,6 +196,16 @@ class ValuedPolicy(nn.Module):
         self.transport = transport or TransportConfig()
         self.set_trainable()
 
+    def __getattr__(self, name: str) -> Any:
+        """Finds layers that only the policy has, such as `lm_head`, as PEFT's wrapper finds its base model's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = getattr(self._modules.get("policy"), name, None)
+            if not isinstance(found, nn.Module):
+                raise
+            return found
+
     # What kind of model this is
 
     @property

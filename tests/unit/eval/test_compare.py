@@ -207,6 +207,35 @@ def test_one_transported_sample_meets_the_highest_row_of_every_baseline() -> Non
     assert "10 (wall)" in compare_report.render(RUNS, labels, SETTINGS, "command", "accuracy")
 
 
+def test_a_frontier_has_every_budget_of_a_value_and_every_training_of_a_policy(tmp_path: Path) -> None:
+    def cell(scores: list[float], kl: float | None) -> dict[str, Any]:
+        return {"scores": scores, "seconds": 1.0, "tokens": 5.0, "kl": kl, "proxy": None}
+
+    made = [run("vgf", seed, [1.0]) for seed in (0, 1)]
+    for row, kl in zip(made, (4.0, 2.0), strict=True):
+        budgets = {"sampled, L=1": cell([0.5, 0.0], kl / 2), "sampled, L=2": cell([1.0, 0.5], kl)}
+        row["rows"] = {
+            "vgf": {"greedy": cell([1.0, 1.0], 9.0), "sampled": cell([1.0, 0.5], kl), **budgets},
+            "base, chosen by VGF's value": {"sampled": cell([0.0, 0.0], 0.1)},
+            f"vgf{EXPORTED}": {"sampled, T=0.5": cell([1.0, 0.0], 3.5), "sampled": cell([1.0, 0.0], 3.0)},
+        }
+    for rate, kl in ((1e-3, 8.0), (1e-4, 0.5)):
+        made.append({**run("grpo", 0, [1.0], rate=rate), "rows": {"grpo": {"sampled": cell([0.0, 1.0], kl)}}})
+    made.append({**run("grpo", 0, [1.0], rate=1e-2), "rows": {}})  # a sweep's run that no test problem saw
+    labels = {name: method.label for name, method in TRAINABLE.items()}
+    found = compare_report.frontiers(made, labels)
+    assert list(found) == ["VGF", "VGF, exported", "GRPO (TRL)"]
+    points = {name: [(row.method, row.kl, row.score) for row in each.points] for name, each in found.items()}
+    assert points["VGF"] == [("L=1", 1.5, 0.25), ("L=2", 3.0, 0.75)]
+    assert points["VGF, exported"] == [("T=1", 3.0, 0.5), ("T=0.5", 3.5, 0.5)]
+    assert [point[:2] for point in points["GRPO (TRL)"]] == [("0.0001", 0.5), ("0.001", 8.0)]
+    assert [(each.trainings, each.seconds) for each in found.values()] == [(1, 10.0), (1, 10.0), (2, 20.0)]
+    text = compare_report.render(made, labels, SETTINGS, "command", "accuracy")
+    assert "| GRPO (TRL) | 0.0001: 0.50, 0.500; 0.001: 8.00, 0.500 | 2 | 20 |" in text
+    compare_report.plot_frontier(made, labels, tmp_path / "frontier.png", "accuracy")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_comparison_is_drawn_and_kept_as_reference(tmp_path: Path) -> None:
     labels = {name: method.label for name, method in TRAINABLE.items()}
     compare_report.plot(RUNS, labels, tmp_path / "plot.png", "accuracy")
@@ -257,7 +286,8 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, caps
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "models").exists()
     every = compare.check_arguments(compare.parse(arguments(tmp_path / "out", config, methods=["all"])))
-    assert every == [name for name in compare.METHODS if not name.startswith("iterated")]
+    scheduled = ["grpo_unsolved_first", "iterated_rft", "iterated_rft_no_base"]
+    assert every == [name for name in compare.METHODS if name not in scheduled]
 
 
 def test_a_comparison_goes_on_where_it_stopped(
@@ -387,5 +417,5 @@ def test_every_method_trains_and_is_measured(method: str, tmp_path: Path, config
     if TRAINABLE[method].has_value:
         assert runs[0]["steps"] in (1, 2)
     alone = TRAINABLE[method].has_value and not TRAINABLE[method].distilled
-    assert (f"{method}{EXPORTED}" in runs[0]["rows"]) == alone
+    assert (f"{method}{EXPORTED}" in runs[0]["rows"]) == (alone and not method.startswith("guided"))
     assert (f"{method}{LIMITED}" in runs[0]["rows"]) == TRAINABLE[method].scheduled

@@ -353,6 +353,17 @@ def test_embeddings_are_the_policys() -> None:
     assert model.get_output_embeddings() is model.policy.lm_head
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_layers_that_only_the_policy_has_are_found_and_nothing_else_of_it(wrap: bool) -> None:
+    policy = lora_policy() if wrap else tiny_model("llama")
+    model = VGFModel(policy, backbone="lora")
+    assert isinstance(model.lm_head, torch.nn.Linear) and model.lm_head is model.get_output_embeddings()
+    assert "lm_head.weight" not in dict(model.named_parameters())  # found, not held a second time
+    for name in ("peft_config", "hf_device_map", "name_or_path"):
+        with pytest.raises(AttributeError, match=f"'VGFModel' object has no attribute '{name}'"):
+            getattr(model, name)
+
+
 class Detached(LlamaForCausalLM):
     """A layout whose logits are not made of its backbone's hidden states alone."""
 
