@@ -274,7 +274,7 @@ def _table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 def _export(args: argparse.Namespace) -> None:
     from vgf_llm.models import VGFModelConfig
-    from vgf_llm.models.merging import save_merged
+    from vgf_llm.models.merging import save_plain
 
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -288,7 +288,7 @@ def _export(args: argparse.Namespace) -> None:
         )
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
-    save_merged(model, tokenizer, out)
+    save_plain(model.merge_value(), tokenizer, out)
     print(
         f"{out}: the model behind the value, which is transport at L * epsilon = 1, in one forward per token. "
         "AutoModelForCausalLM and vLLM load it; other budgets need the VGF model."
