@@ -21,13 +21,14 @@ def _shape(
     }
 
 
-# Llama shapes, and those that Qwen publishes in config.json of Qwen/Qwen2.5-0.5B and Qwen/Qwen2.5-7B.
+# Llama shapes, and those that Qwen publishes in config.json of Qwen/Qwen2.5-0.5B, -1.5B and -7B.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": _shape(64, 16, 32, 2, 2, 1),
     "25m": _shape(16_000, 384, 1024, 8, 6, 3),
     "60m": _shape(32_000, 512, 1408, 8, 8, 4),
     "130m": _shape(32_000, 768, 2048, 12, 12, 4),
     "qwen2.5-0.5b": _shape(151_936, 896, 4864, 24, 14, 2, tie_word_embeddings=True),
+    "qwen2.5-1.5b": _shape(151_936, 1536, 8960, 28, 12, 2, tie_word_embeddings=True),
     "qwen2.5-7b": _shape(152_064, 3584, 18_944, 28, 28, 4),
 }
 

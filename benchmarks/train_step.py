@@ -322,11 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = list(dict.fromkeys(run for row in args.rows for run in ROWS[row][:2]))
     results: dict[str, list[dict[str, Any]]] = {run: [] for run in runs}
     with tempfile.TemporaryDirectory() as folder:
-        policy = build_policy(args.size, "cpu", args.dtype)
+        policy = build_policy(args.size, args.device, args.dtype)
         policy.save_pretrained(folder)
         tokenizer(policy.config.vocab_size).save_pretrained(folder)
         console.print(f"{type(policy).__name__}, {policy.num_parameters() / 1e6:.1f}M parameters")
         del policy
+        torch.cuda.empty_cache()  # the runs have the device to themselves
         for _ in range(args.turns):
             for run in runs:
                 results[run].append(train_apart(run, args, Path(folder)))

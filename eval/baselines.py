@@ -22,7 +22,7 @@ from eval.tasks import Task
 from vgf_llm import VGFConfig, VGFTrainer
 from vgf_llm._compat import online_dpo_classes
 from vgf_llm.models import TransportConfig, VGFModel, build_value
-from vgf_llm.models.merging import save_merged
+from vgf_llm.models.merging import save_plain
 from vgf_llm.trainer.config import fit_round
 
 
@@ -307,7 +307,7 @@ def train_vgf_exported_twice(job: Job) -> None:
     """Two iterations without distilling: the model behind the first half's value is the base of the second half's."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as policy:
         train_vgf(replace(job.half(0), directory=Path(first)))
-        save_merged(VGFModel.from_pretrained(first), job.tokenizer, policy)
+        save_plain(VGFModel.from_pretrained(first).merge_value(), job.tokenizer, policy)
         train_vgf(replace(job.half(1), base=policy))
 
 

@@ -38,6 +38,14 @@ _SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
     "top_p": (float, "nucleus, applied after transport"),
     "top_k": (int, "most likely tokens kept after transport"),
 }
+# Fields of TRL's DistillationConfig; those left out have the defaults of `vgf_llm.export.distil_budget`.
+_DISTILLATION_OPTIONS: dict[str, tuple[type, str]] = {
+    "max_steps": (int, "steps (default: 200; 0 only measures)"),
+    "learning_rate": (float, "of the LoRA that learns it (default: 1e-4)"),
+    "per_device_train_batch_size": (int, "prompts of a step (default: 16)"),
+    "max_completion_length": (int, "longest response, in tokens (default: TRL's)"),
+    "seed": (int, "seed (default: TRL's)"),
+}
 # What loading and generation raise on bad input; anything else is a bug, and its traceback is wanted.
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 _TRAINING_DATA = ("value_buffer", "value_round")  # beside the model in a checkpoint
@@ -111,8 +119,13 @@ def _parser(*, generates: bool) -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the model behind a log_ratio value as a plain model")
     export.add_argument("path", help="folder or hub id of a VGF model with a log_ratio value")
     export.add_argument("out", help="folder to write, new or empty; transformers and vLLM load it")
-    _add_model_options(export)
-    export.set_defaults(run=_export, device="cpu")
+    export.add_argument("--budget", type=float, default=1.0, help="L * epsilon of the model (default: 1)")
+    distil = export.add_argument_group("distillation to budgets other than 1")
+    distil.add_argument("--prompts", help="JSON lines with a field `prompt`, or a hub dataset with that column")
+    distil.add_argument("--reward_funcs", nargs="+", help="as of `vgf train`; the report has the mean reward too")
+    _add_options(distil, _DISTILLATION_OPTIONS)
+    _add_model_options(export, device=True)
+    export.set_defaults(run=_export)
 
     demo = commands.add_parser("demo", help="open a page that answers prompts at budgets of your own (gradio)")
     demo.add_argument("path", help="folder or hub id of a VGF model")
@@ -274,7 +287,7 @@ def _table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 def _export(args: argparse.Namespace) -> None:
     from vgf_llm.models import VGFModelConfig
-    from vgf_llm.models.merging import save_merged
+    from vgf_llm.models.merging import save_plain
 
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -286,12 +299,40 @@ def _export(args: argparse.Namespace) -> None:
             f"`path` {args.path!r} has a {found} value, and only a log_ratio value has a model behind it. Serve this "
             "one with `vgf serve`, or distil in training (`distill_coef > 0`)."
         )
+    settings = _given(args, _DISTILLATION_OPTIONS)
+    if args.prompts is None:
+        if not 0 <= args.budget <= 1 or settings or args.reward_funcs:
+            unused = [
+                f"--{name}" for name in ("reward_funcs", *_DISTILLATION_OPTIONS) if getattr(args, name) is not None
+            ]
+            raise ValueError(
+                f"`--budget` {args.budget:g}{''.join(f', `{name}`' for name in unused)}: distillation needs "
+                "`--prompts`. Without them the budget is from 0 to 1, and no option of distillation has an effect."
+            )
+        args.device = args.device or "cpu"  # nothing runs
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
-    save_merged(model, tokenizer, out)
+    what = "the model behind the value, which is transport at L * epsilon = 1"
+    if args.prompts is not None:
+        from vgf_llm.export import distil_budget, load_prompts
+        from vgf_llm.train import load_reward_func
+
+        rewards = [load_reward_func(name) for name in args.reward_funcs or ()] or None
+        plain, *found = distil_budget(
+            model, tokenizer, args.budget, load_prompts(args.prompts), reward_funcs=rewards, **settings
+        )
+        for name, distance in zip(("before", "after"), found, strict=True):
+            reward = "" if distance.reward is None else f", mean reward {distance.reward:.3f}"
+            print(f"{name} distillation: KL from transport {distance.kl:.4f} nats per token{reward}")
+        what = f"transport at L * epsilon = {args.budget:g}, distilled"
+    else:
+        plain = model.merge_value(args.budget)
+        if args.budget < 1:
+            what = f"weights {args.budget:g} of the way to the model behind the value: near transport, not equal to it"
+    save_plain(plain, tokenizer, out)
     print(
-        f"{out}: the model behind the value, which is transport at L * epsilon = 1, in one forward per token. "
-        "AutoModelForCausalLM and vLLM load it; other budgets need the VGF model."
+        f"{out}: {what}, in one forward per token. AutoModelForCausalLM and vLLM load it; other budgets need the VGF "
+        "model."
     )
 
 

@@ -47,6 +47,6 @@ class VGFModel(ValuedPolicy, PushToHubMixin):
         """Loads what `save_pretrained` wrote. See `vgf_llm.models.saving.load_vgf_model`."""
         return load_vgf_model(cls, pretrained_model_name_or_path, **kwargs)
 
-    def merge_value(self) -> PreTrainedModel:
+    def merge_value(self, budget: float = 1.0) -> PreTrainedModel:
         """Returns the plain model behind a log-ratio value. See `vgf_llm.models.merging.merge_value`."""
-        return merge_value(self)
+        return merge_value(self, budget)

@@ -7,6 +7,8 @@ DeepSpeed compiles a communication library on the first launch (about a minute, 
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.launch import check_resumed, check_same_training, finish, start
@@ -17,7 +19,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.timeou
 # ZeRO-3 is where everything differs; ZeRO-2 shows that optimiser and gradients may be sharded too.
 QUICK = {
     "zero2": ["distilled_lora", "uneven_likelihood", "uneven_torn_pairs", "uneven_heads"],
-    "zero3": ["log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs", *UNEVEN, "uneven_ungathered"],
+    "zero3": [
+        *("log_ratio", "bilinear", "from_disk", "sequence", "sequence_pairs", "vllm"),
+        *(*UNEVEN, "uneven_ungathered"),
+    ],
 }
 OTHERS = {"zero3": ["gathers", "torn_sampling"]}
 
@@ -72,6 +77,13 @@ def test_zero3_gathers_once_for_a_whole_rollout(quick):
 
 def test_two_processes_sample_a_group_that_they_share(quick):
     assert (quick["zero3"] / "torn_sampling.json").read_text() == '"sampled"'
+
+
+def test_every_process_hands_its_engine_the_whole_adapter_of_each_round(quick):
+    expected = load_file(quick["one"] / "vllm-sent-0.safetensors")
+    assert {name.split(".")[0] for name in expected} == {"0", "1", "2", "3", "4"}
+    for rank in range(2):
+        torch.testing.assert_close(load_file(quick["zero3"] / f"vllm-sent-{rank}.safetensors"), expected)
 
 
 @pytest.fixture(scope="module")

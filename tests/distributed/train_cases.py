@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed.device_mesh
 import torch.distributed.fsdp
@@ -26,6 +27,7 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.trainer import tiny
+from tests.trainer.engines import stand_in
 from vgf_llm import VGFTrainer
 from vgf_llm.models import VGFModel, build_value
 from vgf_llm.models.language_model import inner_model
@@ -118,6 +120,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
 }
 CASES.update(UNEVEN)
+# Rounds of base and value through a stand-in for vLLM, whose completions follow from the seed of a row and its adapter.
+CASES["vllm"] = (16, {"rollout_func": None, "use_vllm": True, "vllm_mode": "colocate", "replay_ratio": 0.5})
 # The weights of ZeRO-3 stay shards while completions are sampled and scored.
 CASES["uneven_ungathered"] = (8, {**UNEVEN["uneven_pairs"][1], "ds3_gather_for_generation": False})
 # Where the optimiser's state is offloaded, accelerate puts Adam in the place of any other.
@@ -131,6 +135,8 @@ RESUMED = ("sequence",)
 def build(name: str, directory: Path, num_processes: int, **overrides: Any) -> VGFTrainer:
     """The trainer of a case."""
     total, settings = {**CASES, **OFFLOADED}[name]
+    if settings.get("use_vllm"):
+        stand_in(pytest.MonkeyPatch())
     if settings.get("model") == "saved":
         settings = {**settings, "model": str(directory / "base")}  # written before the processes start
     if settings.get("train_dataset") == "pairs":
@@ -182,6 +188,10 @@ def train(name: str, directory: Path, num_processes: int, resume: bool = False, 
         raise SystemExit(f"{run.accelerator.num_processes} processes run, {num_processes} were asked for.")
     run.train(resume_from_checkpoint=resume)
     write(run, directory, f"{name}-resumed" if resume else name)
+    if name == "vllm" and not resume:  # what the engine of this process was given
+        files = run.vllm_generation.llm.llm_engine.weights
+        sent = {f"{number}.{key}": tensor for number, file in enumerate(files) for key, tensor in file.items()}
+        save_file(sent, directory / f"{name}-sent-{run.accelerator.process_index}.safetensors")
     del run
     gc.collect()
 

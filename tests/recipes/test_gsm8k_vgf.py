@@ -3,6 +3,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +12,26 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks import estimate
+from benchmarks.sizes import build_policy
 from eval.tasks import Task
 from recipes import gsm8k_vgf
 from recipes.embedded_math import BASE_DIR
 from tests.distributed.launch import free_port
+from tests.trainer.engines import stand_in
 from vgf_llm import VGFModel, cli
+from vgf_llm.trainer.choose.schedule import Schedule
 
 ROOT = Path(gsm8k_vgf.__file__).parents[1]
 CONFIGS = sorted((Path(gsm8k_vgf.__file__).parent / "configs").glob("gsm8k_*.yaml"))
+ON_GPUS = [path for path in CONFIGS if "qwen" in path.name]
 # A CPU has no bf16 arithmetic that the trainer accepts.
 ON_CPU = ["--bf16", "false", "--dtype", "float32", "--gradient_checkpointing", "false"]
 SMALL = [
@@ -62,10 +71,57 @@ def test_a_dataset_of_the_users_own_leaves_the_embedded_configuration_out() -> N
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_parse(path: Path) -> None:
     args, training_args, _ = gsm8k_vgf.parse(["--config", str(path), *ON_CPU])
-    assert training_args.output_dir.startswith("outputs/")
+    assert training_args.output_dir == f"outputs/{path.stem}"
     assert args.dataset_name in (gsm8k_vgf.EMBEDDED, "openai/gsm8k")
-    command = f"# accelerate launch recipes/gsm8k_vgf.py --config recipes/configs/{path.name}"
-    assert command in path.read_text(encoding="utf-8").splitlines()[:5]
+    command = shlex.split(path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# "))
+    launch = launch_command_parser().parse_args(command[2:])
+    assert command[:2] == ["accelerate", "launch"] and launch.training_script == "recipes/gsm8k_vgf.py"
+    assert launch.training_script_args == ["--config", f"recipes/configs/{path.name}"]
+    assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
+def test_configurations_for_gpus_open_with_their_estimate_and_what_they_were_run_on(path: Path) -> None:
+    header = path.read_text(encoding="utf-8").split("model_name_or_path")[0].splitlines()
+    assert header[2] == "# Run on: nothing so far."
+    words = shlex.split(header[3].removeprefix("# Estimate (").removesuffix("):"))
+    assert words[:4] == ["python", "-m", "benchmarks.estimate", f"recipes/configs/{path.name}"]
+    options = {"gpus": 8, "zero3": True} if words[4:] == ["--gpus", "8", "--zero3"] else {}
+    assert bool(options) == ("accelerate_configs/zero3.yaml" in header[1]) == bool(words[4:])
+    lines = estimate.estimate(str(path), **options)
+    assert header[4:] == [f"#   {line}" for line in lines]
+    (row,) = re.findall(rf"`{path.name}` \|(.*)", (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8"))
+    figures = re.findall(r"most \d+|(?:sampling|fitting|table) \d\.\d", " ".join(lines[2:]))
+    assert re.findall(r"[\d.]+", row)[-4:] == [figure.split()[1] for figure in figures]
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
+def test_configurations_for_gpus_sample_as_much_as_grpo(path: Path) -> None:
+    """What GRPO samples in one epoch of eight completions each, with the same rounds."""
+    script, args, _ = gsm8k_vgf.parse(["--config", str(path), *ON_CPU])
+    gpus = 8 if "zero3" in path.stem else 1
+    size = args.per_device_train_batch_size * args.steps_per_generation * gpus
+    problems = 7473 - script.num_validation_problems
+    schedule = Schedule(
+        num_generations=args.num_generations,
+        samples_from=args.samples_from,
+        round_steps=args.steps_per_generation,
+        rollout_fraction=args.rollout_fraction,
+    )
+    rounds = int(args.num_train_epochs) * (problems // (size // args.num_generations))
+    sampled = schedule.sampled_steps(rounds * args.steps_per_generation) // args.steps_per_generation
+    assert sampled == problems // (size // 8) and size == 256
+    assert size % (args.gradient_accumulation_steps * args.per_device_train_batch_size * gpus) == 0
+
+
+def test_parameters_of_the_estimate_are_those_of_the_model() -> None:
+    for size in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"):
+        policy = build_policy(size, "meta", "float32")
+        found = estimate.counts(size)
+        assert found["parameters"] == policy.num_parameters()
+        lora = LoraConfig(r=estimate.LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = get_peft_model(policy, lora, low_cpu_mem_usage=True)
+        assert found["adapter"] == sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
 
 
 def test_a_missing_model_and_an_unknown_reward_are_named(tmp_path: Path) -> None:
@@ -193,25 +249,51 @@ def _tiny_qwen2(folder: Path, texts: list[str]) -> None:
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
+def _tiny_run(path: Path, folder: Path, data: Path, **options: Any) -> list[str]:
+    """Arguments that put a tiny model of the same architecture and a few short completions in a configuration."""
+    given = {
+        "config": path,
+        "model_name_or_path": folder / "qwen",
+        "dataset_name": data,
+        "output_dir": folder / "out",
+        "num_train_problems": 24,
+        "max_completion_length": 12,
+        "steps_per_generation": 4,
+        "num_threads": 1,
+        **options,
+    }
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: path.stem)
+def test_configurations_for_gpus_train_a_tiny_model(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting of the file but the weights, the data, the precision and the engine, for which one stands in."""
+    stand_in(monkeypatch)
+    problems = [{"question": f"What is {a} + {a + 1}?", "answer": f"#### {2 * a + 1}"} for a in range(40)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    _tiny_qwen2(tmp_path / "qwen", [row["question"] for row in problems])
+    monkeypatch.setattr(gsm8k_vgf, "choose_reward", lambda name, answer: odd_first_token)
+    options = {"num_validation_problems": 4, "max_steps": 2, "logging_steps": 1, "skip_evaluation": True}
+    gsm8k_vgf.main([*_tiny_run(path, tmp_path, tmp_path, **options), "--disable_tqdm", "true", *ON_CPU])
+    out = tmp_path / "out"
+    assert (out / "value" / "adapter_model.safetensors").is_file()
+    assert VGFModel.from_pretrained(out).transport.transport_steps == 2
+
+
+def odd_first_token(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
 @pytest.mark.data
 def test_the_qwen_configuration_runs_on_gsm8k(tmp_path: Path, data_dir: Path) -> None:
     gsm8k = data_dir / "gsm8k"
     lines = (gsm8k / "train.jsonl").read_text(encoding="utf-8").splitlines()[:300]
     _tiny_qwen2(tmp_path / "qwen", [json.loads(line)["question"] for line in lines])
-    config = next(path for path in CONFIGS if "qwen" in path.name)
-    out = tmp_path / "out"
-    options = {
-        "config": config,
-        "model_name_or_path": tmp_path / "qwen",
-        "dataset_name": gsm8k,
-        "output_dir": out,
-        "num_train_problems": 24,
-        "max_completion_length": 12,
-        "steps_per_generation": 4,
-        "save_steps": 1,
-        "num_threads": 1,
-    }
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    config, out = ON_GPUS[0], tmp_path / "out"
+    given = _tiny_run(config, tmp_path, gsm8k, save_steps=1, use_vllm=False)
     gsm8k_vgf.main([*given, *SMALL, *ON_CPU])
     results = _check_results(out)
     assert results["meta"]["dataset"] == str(gsm8k)

@@ -194,6 +194,30 @@ def test_export_writes_a_plain_model_with_its_tokenizer(
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
 
 
+def test_export_of_other_budgets(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "export", adapted, tmp_path / "half", "--budget", "0.5")
+    assert status == 0 and "weights 0.5 of the way" in out
+    expected, half = VGFModel.from_pretrained(adapted).merge_value(0.5), tmp_path / "half"
+    pairs = zip(AutoModelForCausalLM.from_pretrained(half).parameters(), expected.parameters(), strict=True)
+    assert all(torch.equal(found, other) for found, other in pairs)
+    status, _, err = run(capsys, "export", adapted, tmp_path / "two", "--budget", "2")
+    assert status == 1 and "distillation needs `--prompts`" in err
+    status, _, err = run(capsys, "export", adapted, tmp_path / "two", "--budget", "0.5", "--max_steps", "3")
+    assert status == 1 and "`--max_steps`" in err and not (tmp_path / "two").exists()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "w{i} w{i + 1}"}}\n' for i in range(8)))
+    options = ["--prompts", prompts, "--max_steps", "1", "--max_completion_length", "4"]
+    options += ["--reward_funcs", "tests.unit.test_cli.length"]
+    status, out, _ = run(capsys, "export", adapted, tmp_path / "two", "--budget", "2", *options)
+    assert status == 0 and out.count("KL from transport") == out.count("mean reward") == 2
+    assert "L * epsilon = 2, distilled" in out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "two").generation_config.do_sample
+
+
+def length(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
 def test_an_export_that_fails_leaves_nothing(
     adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

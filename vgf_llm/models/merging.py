@@ -6,10 +6,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vgf_llm.models.backbones import VALUE_ADAPTER
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.origin import base_tensors
 from vgf_llm.models.valued_policy import ValuedPolicy
 
 
@@ -28,23 +30,27 @@ def merging_obstacle(model: ValuedPolicy) -> str | None:
     return None
 
 
-def merge_value(model: ValuedPolicy) -> PreTrainedModel:
+def merge_value(model: ValuedPolicy, budget: float = 1.0) -> PreTrainedModel:
     """Returns the model that a log-ratio value is the ratio of, as a plain language model.
 
     Transport with L epsilon = 1 gives mu(v|s) exp(log pi(v|s) - log mu(v|s)) / Z on the base's candidates: pi itself
     there. pi needs no base beside it, and any server runs it at a policy's cost. Its candidates are its own in place of
     the base's, by its generation defaults: it samples, and `top_k` and `epsilon_cutoff`, a token's least probability,
     are transport's. Of the policy's defaults it keeps the special tokens; temperature, top-p or penalties would make
-    another distribution of it. Budgets beyond L epsilon = 1 stay with the `VGFModel`.
+    another distribution of it.
 
     Args:
         model: A model with a `log_ratio` value; it stays as it is. The result is a copy, which needs the memory of one.
+        budget: Share, from 0 to 1, of the way from the base's weights to those behind the value (a LoRA's scale). Below
+            1 this is near transport with that L epsilon, not equal to it; `vgf_llm.export.distil_budget` measures how
+            near, and goes beyond 1.
 
     Returns:
         The model behind the value.
 
     Raises:
-        ValueError: If the value is no ratio of two models, or transports a policy that was itself trained.
+        ValueError: If the value is no ratio of two models, or transports a policy that was itself trained; if no
+            weights lie between the two models.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,7 +65,22 @@ def merge_value(model: ValuedPolicy) -> PreTrainedModel:
     obstacle = merging_obstacle(model)
     if obstacle is not None:
         raise ValueError(obstacle)
+    if not 0 <= budget <= 1:
+        raise ValueError(
+            f"`budget` must be from 0 to 1, the model behind the value, got {budget}: weights beyond it break. "
+            "Distil larger budgets: `vgf export --budget S --prompts FILE`, `vgf_llm.export.distil_budget`."
+        )
     merged = merge_backbone(model)
+    if budget < 1:
+        base, moved = base_tensors(model.policy), dict(merged.named_parameters())
+        if any(name not in base or base[name].shape != tensor.shape for name, tensor in moved.items()):
+            raise ValueError(
+                f"`budget` ({budget}) takes weights between the base's and the value's, whose model has another shape. "
+                "Leave it 1, or serve the budget with `vgf serve`."
+            )
+        with torch.no_grad():
+            for name, tensor in moved.items():
+                tensor.lerp_(base[name].to(tensor), 1 - budget)
     own = model.generation_config
     merged.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
@@ -82,12 +103,12 @@ def merge_backbone(model: ValuedPolicy) -> PreTrainedModel:
     return merged
 
 
-def save_merged(model: ValuedPolicy, tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
-    """Writes what `merge_value` returns, with its tokenizer, to a new or empty folder: the whole of it, or nothing."""
-    merged, out = merge_value(model), Path(save_directory)
+def save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, save_directory: str | Path) -> None:
+    """Writes a plain model with its tokenizer to a new or empty folder: the whole of it, or nothing."""
+    out = Path(save_directory)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
         whole = Path(beside) / out.name
-        merged.save_pretrained(whole)
+        model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
         os.replace(whole, out)

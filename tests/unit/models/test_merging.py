@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -63,6 +64,28 @@ def test_no_least_probability_is_no_cutoff() -> None:
     merged = vgf_model(tiny_model("llama"), "log_ratio", "copy", transport=transport).merge_value()
     assert merged.generation_config.do_sample
     assert (merged.generation_config.top_k, merged.generation_config.epsilon_cutoff) == (7, None)
+
+
+def test_weights_between_base_and_value_scale_the_adapter() -> None:
+    base = tiny_model("llama")
+    model = vgf_model(base, "log_ratio", "lora")
+    assert torch.equal(next_logps(model.merge_value(0.0)), next_logps(base))
+    half = model.merge_value(0.5)
+    with rescale_adapter_scale(model.policy, 0.5):
+        expected = model.merge_value()
+    torch.testing.assert_close(next_logps(half), next_logps(expected))
+    assert not torch.allclose(next_logps(half), next_logps(model.merge_value()), atol=1e-2)
+    copied = vgf_model(base, "log_ratio", "copy")
+    pairs = zip(copied.merge_value(0.25).parameters(), base.parameters(), copied.value_model.parameters(), strict=True)
+    for found, start, end in pairs:
+        torch.testing.assert_close(found, 0.75 * start + 0.25 * end)
+    for budget in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="`budget` must be from 0 to 1"):
+            model.merge_value(budget)
+    small = tiny_model("llama", hidden_size=48)
+    other = vgf_model(base, "log_ratio", "policy", value_model=small)
+    with pytest.raises(ValueError, match="whose model has another shape"):
+        other.merge_value(0.5)
 
 
 def test_merging_refuses_what_has_no_model_behind_it() -> None:
