@@ -618,7 +618,8 @@ class VGFTrainer(CheckpointedTrainer):
         if mode == "train":
             self.gate.add(correct, int(pairs))
             self.metrics.set("train", "value/buffer_size", len(self.rounds.buffer))
-            self.metrics.set("train", "value/within_prompt_accuracy", self.gate.accuracy)
+            if self.gate.pairs:
+                self.metrics.set("train", "value/within_prompt_accuracy", self.gate.accuracy)
         elif pairs:
             self.metrics.add("eval", "value/within_prompt_accuracy", correct / pairs, weight=pairs)
         if measured:

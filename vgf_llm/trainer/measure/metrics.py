@@ -183,5 +183,6 @@ def trackers(report_to: list[str]) -> list[Any]:
     if "trackio" in report_to and is_trackio_available():
         import trackio
 
-        backends.append(trackio)
+        if trackio.context_vars.current_run.get() is not None:  # transformers ends it with training
+            backends.append(trackio)
     return backends
