@@ -44,11 +44,11 @@ def test_pairs_that_the_rewards_order():
 
 def test_bins_and_their_standard_errors():
     points = binned(range(50), [0.0, 1.0] * 25, most=10, least=20)
-    assert [point.count for point in points] == [25, 25]
+    assert [point.number for point in points] == [25, 25]
     assert points[0].x == 12 and points[0].y == pytest.approx(12 / 25)
     assert points[0].error == pytest.approx(math.sqrt(12 * 13 / 25 / 24 / 25))
     assert len(binned(range(1000), range(1000))) == 10
-    assert [point.count for point in binned([1.0], [2.0])] == [1]
+    assert [point.number for point in binned([1.0], [2.0])] == [1]
 
 
 def test_values_and_rewards_within_their_prompt():
@@ -112,7 +112,7 @@ def test_the_budget_curve_samples_at_every_budget_and_leaves_nothing(tmp_path):
     kl = [tiny.history(run, f"eval_budget_{steps}_rollout/kl")[-1] for steps in (0, 2, 8)]
     assert kl[0] == 0 < kl[1] < kl[2]
     points = plots._budgets(run.eval_dataset, "again")
-    assert [point.x for point, _ in points] == [0, 2, 8] and all(point.count == 6 for point, _ in points)
+    assert [point.x for point, _ in points] == [0, 2, 8] and all(point.number == 6 for point, _ in points)
     means = [sum(prompt.rewards) / 4 for prompt in run.metrics.held_out]  # those of the last budget
     assert points[-1][0].y == pytest.approx(sum(means) / 6) == tiny.history(run, "again_budget_8_reward")[0]
     assert len(tiny.history(run, "eval_loss")) == len(tiny.history(run, "eval_budget_8_reward")) == 2

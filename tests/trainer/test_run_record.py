@@ -29,7 +29,7 @@ def test_every_start_of_a_run_is_kept(tmp_path, monkeypatch):
     assert first["resumed_at_step"] is None and first["world_size"] == 1 and first["device"] == "cpu"
     assert first["settings"]["max_steps"] == 2 and first["settings"]["learning_rate"] == 1e-2
     assert first["settings"]["transport"]["transport_steps"] == 3
-    versions = {"python": platform.python_version(), "vgf_llm": vgf_llm.__version__, "torch": torch.__version__}
+    versions = {"python": platform.python_version(), "vgf-llm": vgf_llm.__version__, "torch": torch.__version__}
     assert versions.items() <= first["versions"].items()
     assert first["versions"]["transformers"] == transformers.__version__
     tiny.trainer(tmp_path, max_steps=3, **settings).train(resume_from_checkpoint=True)

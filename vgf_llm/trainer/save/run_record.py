@@ -14,11 +14,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vgf_llm import __version__
 from vgf_llm.models.tensor_files import read_json, write_json
 
 RUN_NAME = "vgf_run.json"
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "vllm")
+_PACKAGES = ("vgf-llm", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "vllm")
 _SECRET = re.compile(r"(token|secret|password|api[_-]?key)$", re.IGNORECASE)
 _MASK = "<masked>"
 
@@ -42,7 +41,7 @@ class RunRecord(TrainerCallback):
             "command": _masked_command(sys.orig_argv, hidden),
             "resumed_at_step": state.global_step or None,
             "settings": _masked(json.loads(json.dumps(args.to_dict(), default=str)), hidden),
-            "versions": {"python": sys.version.split()[0], "vgf_llm": __version__, **_versions()},
+            "versions": {"python": sys.version.split()[0], **_versions()},
             "git": git_commit(),
             "world_size": args.world_size,
             "device": args.device.type,

@@ -20,7 +20,7 @@ from vgf_llm.trainer.sample.transformers import TransformersSampler
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; Wong, Nature Methods 8, 441 (2011).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-STYLE = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -39,19 +39,19 @@ STYLE = {
 
 
 class Point(NamedTuple):
-    """A mean over `count` measurements, with its standard error."""
+    """A mean over `number` measurements, with its standard error."""
 
     x: float
     y: float
     error: float
-    count: int
+    number: int
 
 
 def binned(x: Sequence[float], y: Sequence[float], most: int = 10, least: int = 20) -> list[Point]:
     """Means of y in bins of x that hold as many measurements each: at most `most` bins, of `least` or more.
 
     Example:
-        >>> [(point.x, point.y, point.count) for point in binned([3, 1, 2, 4], [1, 0, 0, 1], least=2)]
+        >>> [(point.x, point.y, point.number) for point in binned([3, 1, 2, 4], [1, 0, 0, 1], least=2)]
         [(1.5, 0.0, 2), (3.5, 1.0, 2)]
     """
     if not len(x):
@@ -267,7 +267,8 @@ class PlotCallback(TrainerCallback):
                 "`budget_steps` samples the evaluation prompts once per budget, but they are a stream. Give "
                 "`eval_dataset` as a `Dataset`, or leave `budget_steps` out."
             )
-        found, logs = [], {}
+        found: list[tuple[Point, float]] = []
+        logs: dict[str, float] = {}
         with self._transporting() as model:
             for steps in self.budget_steps:
                 model.transport = replace(model.transport, transport_steps=steps)
@@ -287,7 +288,7 @@ class PlotCallback(TrainerCallback):
         axes = figure.subplots()
         step_size = self.trainer.vgf_model.transport.step_size
         points = [point._replace(x=place) for place, (point, _) in enumerate(budgets)]
-        _errorbars(axes, points, f"{points[0].count} held-out prompts", linestyle="-")
+        _errorbars(axes, points, f"{points[0].number} held-out prompts", linestyle="-")
         labels = [f"{point.x:g}\n{point.x * step_size:g}\n{kl:.3f}" for point, kl in budgets]
         axes.set_xticks(range(len(budgets)), labels)
         axes.set(ylabel="mean reward", title="What the budget buys")
