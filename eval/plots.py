@@ -7,27 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.report import Row
+from vgf_llm.trainer.watch.plots import COLOURS, STYLE
 
-# Okabe and Ito's palette, which readers with any colour vision tell apart; Wong, Nature Methods 8, 441 (2011).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
-_STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 6,
-    "savefig.dpi": 150,
-}
 
 
 def _pyplot() -> Any:
@@ -61,14 +44,14 @@ def plot_budget(
         ImportError: Without matplotlib, which the extra `plots` installs.
     """
     plt = _pyplot()
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
         for index, (label, rows) in enumerate(curves.items()):
             axes.errorbar(
                 [row.steps for row in rows],
                 [row.score for row in rows],
                 yerr=[row.standard_error for row in rows],
-                color=_COLOURS[index % len(_COLOURS)],
+                color=COLOURS[index % len(COLOURS)],
                 marker=_MARKERS[index % len(_MARKERS)],
                 capsize=3,
                 label=label,
@@ -107,21 +90,19 @@ def plot_over_optimization(
         raise ValueError("Every row of an over-optimisation curve needs a divergence to the reference.")
     plt = _pyplot()
     x = [math.sqrt(max(row.kl, 0.0)) for row in rows]  # type: ignore[arg-type]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
         gold = [row.score for row in rows]
-        axes.errorbar(x, gold, yerr=[row.standard_error for row in rows], color=_COLOURS[0], marker="o", capsize=3,
+        axes.errorbar(x, gold, yerr=[row.standard_error for row in rows], color=COLOURS[0], marker="o", capsize=3,
                       label=score_name)  # fmt: skip
         with_proxy = all(row.proxy is not None for row in rows)
         if with_proxy:
             proxy = [row.proxy for row in rows]
             errors = [row.proxy_error or 0.0 for row in rows]
-            axes.errorbar(
-                x, proxy, yerr=errors, color=_COLOURS[1], marker="s", capsize=3, linestyle="--", label="proxy"
-            )
+            axes.errorbar(x, proxy, yerr=errors, color=COLOURS[1], marker="s", capsize=3, linestyle="--", label="proxy")
         for position, height, row in zip(x, gold, rows, strict=True):
             axes.annotate(f"L={row.steps}", (position, height), xytext=(5, -14), textcoords="offset points", fontsize=8,
-                          color=_COLOURS[0])  # fmt: skip
+                          color=COLOURS[0])  # fmt: skip
         last = turn_over == len(rows) - 1
         text = (
             f"{score_name} is highest at the last budget"
@@ -169,18 +150,18 @@ def plot_gold_and_proxy(
     def places(rows: Sequence[Row]) -> list[float]:
         return [math.sqrt(max(row.kl or 0.0, 0.0)) if x == "kl" else float(row.steps or 0) for row in rows]
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         size = (4.2 * len(curves) + 0.6, 4.4)
         figure, panels = plt.subplots(1, len(curves), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for axes, (title, rows) in zip(panels[0], curves.items(), strict=True):
             gold, proxy, tops = [r.score for r in rows], [r.proxy for r in rows], best[title]
             line = {"capsize": 2, "elinewidth": 0.9}
             errors = [r.proxy_error or 0.0 for r in rows]
-            style = {"color": _COLOURS[1], "marker": "s", "linestyle": "--", "label": "proxy, one response"}
+            style = {"color": COLOURS[1], "marker": "s", "linestyle": "--", "label": "proxy, one response"}
             axes.errorbar(places(rows), proxy, yerr=errors, **style, **line)
-            style = {"color": _COLOURS[0], "marker": "o", "label": "gold, one response"}
+            style = {"color": COLOURS[0], "marker": "o", "label": "gold, one response"}
             axes.errorbar(places(rows), gold, yerr=[r.standard_error for r in rows], **style, **line)
-            style = {"color": _COLOURS[2], "marker": "^", "label": f"gold, best of {tops[0].num_samples} by proxy"}
+            style = {"color": COLOURS[2], "marker": "^", "label": f"gold, best of {tops[0].num_samples} by proxy"}
             axes.errorbar(places(tops), [r.score for r in tops], yerr=[r.standard_error for r in tops], **style, **line)
             for index, row in enumerate(baselines):
                 axes.axhline(row.score, color="0.45", linestyle=_DASHES[1 - index % 2], linewidth=1.2,
@@ -216,7 +197,7 @@ def plot_frontier(
         score_name: What the score is called.
     """
     plt = _pyplot()
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.4, 5.0), layout="constrained")
         for (label, rows), style in zip(groups.items(), _group_styles(groups), strict=True):
             axes.errorbar(
@@ -257,7 +238,7 @@ def plot_costs(
     plt = _pyplot()
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11.0, 5.6), sharey=True, layout="constrained")
         panels = (("tokens", "sampled tokens per problem"), ("seconds", "seconds for all problems"))
         for axis, (name, label) in zip(axes, panels, strict=True):
@@ -300,9 +281,9 @@ def _group_styles(groups: Iterable[str]) -> list[dict[str, Any]]:
             styles.append({"color": "0.5", "marker": ("x", "+")[index % 2], "markersize": 8})
             continue
         style: dict[str, Any] = {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": COLOURS[index % len(COLOURS)],
             # Once round the palette the markers move on, so that no two families look alike.
-            "marker": _MARKERS[(index + index // len(_COLOURS) * 3) % len(_MARKERS)],
+            "marker": _MARKERS[(index + index // len(COLOURS) * 3) % len(_MARKERS)],
             "markersize": 8 if kind == "vgf" else 7,
         }
         styles.append(style if kind == "vgf" else {**style, "markerfacecolor": "white", "markeredgewidth": 1.6})

@@ -15,6 +15,7 @@ Every field of `VGFConfig` and of TRL's `ModelConfig` is an option; `--help` lis
 
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
@@ -33,13 +36,13 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 from eval import plots, report, scaling
 from eval.methods import PlanOptions, abilities, check_methods, plan
 from eval.metrics import paired_difference
-from eval.sampling import sample
+from eval.sampling import Draw, sample
 from eval.tasks import Task, template_switches
 from recipes.data import load_math_dataset
 from recipes.embedded_math import BASE_DIR, make_problems
 from reward_models.answers import extract_answer
 from reward_models.verifiable import gsm8k_reward, math_reward
-from vgf_llm import VGFConfig, VGFTrainer
+from vgf_llm import PlotCallback, VGFConfig, VGFProgressCallback, VGFTrainer
 from vgf_llm.models.merging import merging_obstacle
 from vgf_llm.trainer.config import VGFParser
 
@@ -78,6 +81,27 @@ class MathScriptArguments(ScriptArguments):
         default=None, metadata={"help": "CPU threads of a run without a GPU; all cores if left out."}
     )
     skip_evaluation: bool = field(default=False, metadata={"help": "Whether to stop after training."})
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One test problem with the greedy answers of the base and of the transported model.
+
+    Attributes:
+        prompt: The problem, as the model was asked.
+        answers: Both answers.
+        correct: The reward of each.
+        place: Which of the problems that were tried it is.
+        differ: On how many of them the answers differ.
+        tried: How many problems were tried.
+    """
+
+    prompt: Any
+    answers: tuple[str, str]
+    correct: tuple[float, float]
+    place: int
+    differ: int
+    tried: int
 
 
 def parse(argv: list[str]) -> tuple[MathScriptArguments, VGFConfig, ModelConfig]:
@@ -167,8 +191,8 @@ def affordable(task: Task, per_problem: int, most: int, length: int, console: Co
 
 def measure(
     trainer: VGFTrainer, problems: dict[str, Dataset], reward: Any, args: MathScriptArguments, console: Console
-) -> scaling.Scaling:
-    """Measures every method on the test problems; validation problems choose L.
+) -> tuple[scaling.Scaling, SideBySide | None]:
+    """Measures every method on the test problems; validation problems choose L. Returns one problem's answers, too.
 
     Every process has to call it: the problems are shared out among them, and sharded weights are gathered by all.
     """
@@ -223,7 +247,39 @@ def measure(
     console.print(f"estimate by the validation problems: {seconds * each * len(test.problems):.0f} s")
     result = scaling.measure(bound(test), methods, seeds=[seed])
     result.chosen_steps = best
-    return result
+    greedy = [method.draw for method in methods if method.family.endswith("greedy")]
+    few = tasks["test"].select(range(min(8, len(test.problems))))
+    return result, side_by_side(bound(few), few, *greedy, seed=seed) if len(greedy) == 2 else None
+
+
+def side_by_side(sampler: scaling.Sampler, task: Task, base: Draw, transported: Draw, *, seed: int) -> SideBySide:
+    """Answers the task's problems twice, and returns the first on which the answers differ, or the first of all."""
+    drawn = [sampler(draw, num_samples=1, seed=seed, with_likelihood=False) for draw in (base, transported)]
+    answers = [(one[0], other[0]) for one, other in zip(*(samples.responses for samples in drawn), strict=True)]
+    differ = [place for place, (one, other) in enumerate(answers) if one != other]
+    place = differ[0] if differ else 0
+    first, second = (float(samples.gold[place, 0]) for samples in drawn)
+    prompt = task.problems["prompt"][place]
+    return SideBySide(prompt, answers[place], (first, second), place, len(differ), len(answers))
+
+
+def show_side_by_side(shown: SideBySide, steps: int, folder: Path, *, raw: bool, console: Console) -> None:
+    """Prints a problem with both answers, and the command that asks the saved model the same."""
+    prompt = shown.prompt if isinstance(shown.prompt, str) else shown.prompt[-1]["content"]
+    prompt = prompt if raw else prompt.rstrip()
+    chosen = f"the first whose greedy answers differ; those of {shown.differ} of {shown.tried} problems do"
+    if not shown.differ:
+        chosen = f"whose greedy answers are alike, as are those of all {shown.tried} problems tried"
+    console.print(f"\n[bold]Test problem {shown.place + 1}[/bold], {chosen}:")
+    console.print(Text(prompt))
+    table = Table()
+    for title, correct in zip(("base, L=0", f"VGF, L={steps}"), shown.correct, strict=True):
+        table.add_column(f"{title}: {'right' if correct == 1 else 'wrong'}", ratio=1)
+    table.add_row(*map(Text, shown.answers))
+    console.print(table)
+    words = ["vgf", "generate", str(folder), prompt, "--greedy", "--transport_steps", str(steps)]
+    console.print("ask it, with a problem of your own in the same words:")
+    console.print(Text(shlex.join([*words, *(["--raw"] if raw else [])])), soft_wrap=True)
 
 
 def summarize(result: Any, args: MathScriptArguments, console: Console) -> None:
@@ -275,19 +331,22 @@ def main(argv: list[str]) -> None:
         reward_funcs=reward,
         args=training_args,
         train_dataset=problems["train"],
+        eval_dataset=problems["validation"] if training_args.eval_strategy != "no" else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    trainer.add_callback(VGFProgressCallback(trainer))
+    trainer.add_callback(PlotCallback(trainer))
     resume = training_args.resume_from_checkpoint
     if resume in ("True", "true", "last"):
         resume = get_last_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    result = None
+    result = example = None
     if not args.skip_evaluation:
         with trainer.generation_context():  # sharded weights are gathered once
-            result = measure(trainer, problems, reward, args, console)
+            result, example = measure(trainer, problems, reward, args, console)
     if result is not None and trainer.accelerator.is_main_process:
         result_dir = Path(training_args.output_dir)
         meta = {"seed": training_args.seed, "model": Path(name).name, "dataset": args.dataset_name}
@@ -303,9 +362,12 @@ def main(argv: list[str]) -> None:
         plots.plot_budget(result.curves, baselines, plot, "What the step budget buys")
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
         console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
-        console.print(f'ask it: vgf generate {result_dir} "PROBLEM"', soft_wrap=True)
         if merging_obstacle(trainer.vgf_model) is None:
             console.print(f"plain model, one forward per token: vgf export {result_dir} OUT", soft_wrap=True)
+        if example is not None:
+            # `vgf generate` asks in the tokenizer's chat template, which of the embedded base gives the prompt back.
+            raw = args.dataset_name != EMBEDDED and isinstance(example.prompt, str) and bool(tokenizer.chat_template)
+            show_side_by_side(example, best, result_dir, raw=raw, console=console)
         console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
     trainer.accelerator.wait_for_everyone()
 

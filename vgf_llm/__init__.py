@@ -10,14 +10,26 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from vgf_llm.models.config import TransportConfig
     from vgf_llm.trainer import VGFConfig, VGFTrainer
+    from vgf_llm.trainer.watch.plots import PlotCallback
+    from vgf_llm.trainer.watch.progress import VGFProgressCallback
     from vgf_llm.vgf_model import VGFModel
 
-__all__ = ["TransportConfig", "VGFConfig", "VGFModel", "VGFTrainer", "__version__"]
+__all__ = [
+    "PlotCallback",
+    "TransportConfig",
+    "VGFConfig",
+    "VGFModel",
+    "VGFProgressCallback",
+    "VGFTrainer",
+    "__version__",
+]
 
 _HOMES = {
     "TransportConfig": "vgf_llm.models.config",
     "VGFModel": "vgf_llm.vgf_model",
+    "PlotCallback": "vgf_llm.trainer.watch.plots",
     "VGFConfig": "vgf_llm.trainer",
+    "VGFProgressCallback": "vgf_llm.trainer.watch.progress",
     "VGFTrainer": "vgf_llm.trainer",
 }
 

@@ -17,11 +17,14 @@ from typing import Any
 
 from accelerate.commands.launch import launch_command, launch_command_parser
 from datasets import load_dataset
+from transformers.utils import is_matplotlib_available
 from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config, get_quantization_config, rewards
 
 from vgf_llm._compat import GRPOScriptArguments, resolve_accelerate_config_argument
 from vgf_llm.trainer import VGFConfig, VGFTrainer
 from vgf_llm.trainer.config import VGFParser, settings_dict
+from vgf_llm.trainer.watch.plots import PlotCallback
+from vgf_llm.trainer.watch.progress import VGFProgressCallback
 
 # TRL's rewards that take no settings.
 REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
@@ -112,6 +115,9 @@ def train(argv: Sequence[str] | None = None) -> None:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    trainer.add_callback(VGFProgressCallback(trainer))
+    if is_matplotlib_available():
+        trainer.add_callback(PlotCallback(trainer))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.accelerator.print(f"Saved to {args.output_dir}. Next: vgf generate {args.output_dir} PROMPT")

@@ -341,7 +341,7 @@ def fit_rounds(kind: str, checkpointed: bool, num_processes: int, *, sharded: bo
         for held_out in (groups[:1], []):
             with torch.no_grad(), whole_parameters(value, None) if sharded else nullcontext():
                 value.eval()
-                counts = measure_gate(
+                counts, _ = measure_gate(
                     value,
                     held_out,
                     sequence=False,

@@ -23,7 +23,7 @@ from benchmarks import estimate
 from benchmarks.sizes import build_policy
 from eval.tasks import Task
 from recipes import gsm8k_vgf
-from recipes.embedded_math import BASE_DIR
+from recipes.embedded_math import BASE_DIR, make_problems
 from tests.distributed.launch import free_port
 from tests.trainer.engines import stand_in
 from vgf_llm import VGFModel, cli
@@ -215,6 +215,15 @@ def test_the_embedded_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFi
     alone, base = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path, BASE_DIR))
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), base.parameters(), strict=True))
     assert f"vgf export {tmp_path} OUT" in printed
+    # The last lines have a problem with both answers, and a command that gives the second one.
+    shown = printed[printed.index("Test problem") :]
+    assert "base, L=0: " in shown and "VGF, L=2: " in shown
+    words = shlex.split(next(line for line in shown.splitlines() if line.startswith("vgf generate")))
+    assert words[2] == str(tmp_path) and words[3] in make_problems(6, seed=0, split="test")["question"]
+    assert cli.main([*words[1:], "--max_new_tokens", "54"]) == 0
+    answer = capsys.readouterr().out.strip()
+    cells = [line.split("│")[2].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert "".join(cells).replace(" ", "") == "".join(answer.split())
     assert cli.main(["export", str(tmp_path), str(tmp_path / "plain")]) == 0
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), base.parameters(), strict=True))

@@ -185,7 +185,7 @@ def test_the_gate_counts_pairs_and_adds_up_what_transport_spends_on_each_prompt(
     model = shaken(tmp_path, transport=WHOLE).vgf_model
     prompts, completions = ([5, 6], [11]), ([[7, 8, 2], [9, 2]], [[12, 13], [14, 15, 16, 2]])
     expected = dict.fromkeys(("correct", "kl", "distance"), 0.0)
-    groups = []
+    groups, by_hand = [], []
     for prompt, pair, rewards in zip(prompts, completions, ([1.0, 0.0], [0.0, 1.0]), strict=True):
         values = []
         for ids in pair:
@@ -195,12 +195,16 @@ def test_the_gate_counts_pairs_and_adds_up_what_transport_spends_on_each_prompt(
             expected["distance"] += float((own.exp() - base.exp()).abs().sum(dim=-1).mean()) / 4
         expected["correct"] += float((values[0] > values[1]) == (rewards[0] > rewards[1]))
         groups.append(RolloutGroup(prompt, pair, rewards))
+        by_hand.append(values)
     settings = {"num_processes": 1, "process_index": 0, "pad_token_id": 0, "groups_at_a_time": at_a_time}
-    correct, num_pairs, kl, distance, num_groups = measure_gate(model, groups, sequence=False, **settings).tolist()
+    counts, scored = measure_gate(model, groups, sequence=False, **settings)
+    correct, num_pairs, kl, distance, num_groups = counts.tolist()
     assert (num_pairs, num_groups) == (2, 2)
     found = {"correct": correct, "kl": kl, "distance": distance}
     for name, number in expected.items():
         assert found[name] == pytest.approx(number, rel=1e-4), name
+    assert [prompt.rewards for prompt in scored] == [[1.0, 0.0], [0.0, 1.0]]
+    assert [prompt.values for prompt in scored] == [pytest.approx(values, rel=1e-4) for values in by_hand]
 
 
 def test_samples_tell_the_kl_that_each_token_took(tmp_path):
@@ -213,7 +217,8 @@ def test_samples_tell_the_kl_that_each_token_took(tmp_path):
     torch.testing.assert_close(samples.kl.sort().values, torch.stack(kl).sort().values, atol=1e-5, rtol=1e-4)
 
 
-def test_evaluation_is_the_mean_over_its_completions(tmp_path):
+@pytest.mark.parametrize("count", [8, 6, 5])  # of the 20 completions of five prompts the last batch has four
+def test_evaluation_is_the_mean_over_its_completions(tmp_path, count):
     rewards = []
 
     def reward(completion_ids, **kwargs):
@@ -221,12 +226,14 @@ def test_evaluation_is_the_mean_over_its_completions(tmp_path):
         return rewards[-len(completion_ids) :]
 
     head = {"value_parametrization": "vocab", "value_backbone": "policy"}
-    run = tiny.trainer(tmp_path, reward, rollout_func=tiny.fixed_rollout, eval_dataset=tiny.prompts(8), **head)
-    # A head starts at zero, so that its squared errors are the squared rewards; four batches of eight completions.
+    run = tiny.trainer(tmp_path, reward, rollout_func=tiny.fixed_rollout, eval_dataset=tiny.prompts(count), **head)
+    # A head starts at zero, so that its squared errors are the squared rewards; batches have eight completions.
     found = run.evaluate()
     expected = sum(reward**2 for reward in rewards) / len(rewards)
-    assert len(rewards) == 32 and found["eval_loss"] == pytest.approx(expected)
+    assert len(rewards) == 4 * count and found["eval_loss"] == pytest.approx(expected)
     assert found["eval_value/loss"] == pytest.approx(expected)
+    assert found["eval_reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert run.predict(tiny.prompts(count)).metrics["test_loss"] == pytest.approx(expected)
 
 
 def test_completions_without_a_reward_have_no_part_in_the_loss_of_evaluation(tmp_path):

@@ -87,7 +87,7 @@ def test_the_gate_runs_the_same_forwards_on_every_process(held_out):
     for index in range(2):
         model = model_of("pairwise").eval()
         counted = Counted(model)
-        measured = measure_gate(
+        measured, scored = measure_gate(
             model,
             groups(with_reference=False)[:held_out],
             sequence=False,
@@ -98,5 +98,6 @@ def test_the_gate_runs_the_same_forwards_on_every_process(held_out):
         )
         found.append(counted.count)
         counts.append(float(measured[-1]))
+        assert len(scored) == measured[-1]
     assert found[0] == found[1] > 0
     assert sum(counts) == held_out  # one that stands in counts nothing

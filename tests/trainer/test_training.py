@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from datasets import IterableDataset
@@ -321,11 +322,24 @@ def test_total_reward_is_the_weighted_sum_without_none(tmp_path):
     assert tiny.history(run, "reward") == [pytest.approx(4.0)]  # half of the rows get 1 + 6, half get 1
 
 
-def test_completions_are_shown(tmp_path, capsys):
-    tiny.trainer(tmp_path, log_completions=True, num_completions_to_print=2, max_steps=1).train()
+def test_completions_are_shown_with_who_sampled_them(tmp_path, capsys, monkeypatch):
+    sent = tiny.fake_wandb(monkeypatch)
+    settings = {"log_completions": True, "num_completions_to_print": 2, "max_steps": 1}
+    run = tiny.trainer(tmp_path, num_base_generations=1, **settings)
+    run.train()
+    run.args.report_to = ["wandb"]  # not before: TRL's timers ask for a wandb that was there when they were imported
+    run.log({})
     out = capsys.readouterr().out
-    assert "Prompt" in out
-    assert "high_tokens" in out or "Completion" in out
+    assert "Prompt" in out and "sampler" in out
+    table = sent[0]["completions"]
+    assert list(table["sampler"]) == ["base", "value", "value", "value"] * 2
+    assert {"step", "prompt", "completion", "high_tokens", "advantage"} <= set(table)
+    written = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert list(written["sampler"]) == list(table["sampler"])
+    # Nobody knows who a function sampled from.
+    other = tiny.trainer(tmp_path / "function", rollout_func=tiny.fixed_rollout, **settings)
+    other.train()
+    assert "sampler" not in pd.read_parquet(tmp_path / "function" / "completions" / "completions_00001.parquet")
 
 
 class Recorder(TrainerCallback):

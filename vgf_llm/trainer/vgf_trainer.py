@@ -602,7 +602,7 @@ class VGFTrainer(CheckpointedTrainer):
         """Measures the value, and what transport by it would do, on groups that it does not train on."""
         accelerator = self.accelerator
         with self._scoring() as model:
-            counts = measure_gate(
+            counts, scored = measure_gate(
                 model,
                 groups,
                 sequence=self.objective.sequence,
@@ -611,12 +611,15 @@ class VGFTrainer(CheckpointedTrainer):
                 process_index=accelerator.process_index,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        total = accelerator.reduce(counts.to(accelerator.device), reduction="sum").tolist()
-        correct, pairs, kl, distance, measured = total
+        counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+        correct, pairs, kl, distance, measured = counts.tolist()
+        if mode == "eval":
+            self.metrics.held_out += gather_object(scored)
         if mode == "train":
             self.gate.add(correct, int(pairs))
             self.metrics.set("train", "value/buffer_size", len(self.rounds.buffer))
-            self.metrics.set("train", "value/within_prompt_accuracy", self.gate.accuracy)
+            if self.gate.pairs:
+                self.metrics.set("train", "value/within_prompt_accuracy", self.gate.accuracy)
         elif pairs:
             self.metrics.add("eval", "value/within_prompt_accuracy", correct / pairs, weight=pairs)
         if measured:
@@ -624,13 +627,7 @@ class VGFTrainer(CheckpointedTrainer):
             self.metrics.add(mode, "transport/distance", distance / measured, weight=measured)
 
     def _log_rollout(
-        self,
-        mode: str,
-        request: Request,
-        samples: Samples,
-        completions: list[Any],
-        per_func: Tensor,
-        rewards: Tensor,
+        self, mode: str, request: Request, samples: Samples, completions: list[Any], per_func: Tensor, rewards: Tensor
     ) -> None:
         accelerator, metrics = self.accelerator, self.metrics
         columns: tuple[list[Any], ...] = (request.prompt_ids, samples.completion_ids, samples.finished)
@@ -654,6 +651,8 @@ class VGFTrainer(CheckpointedTrainer):
             total, count = accelerator.reduce(both, reduction="sum").tolist()
             if count:
                 metrics.add(mode, "rollout/kl", total / count)
+        if not self.rollout_func and not self.logged:  # which do not ask the schedule who samples
+            metrics.log_extra("sampler", request.who)
         metrics.flush_reward_logs(mode, len(request.prompts))
         prompts, texts, present = (gather_object(rows) for rows in (request.prompts, completions, samples.present))
         metrics.add_rows(prompts, texts, per_func, rewards, request.num_generations, present)
@@ -793,13 +792,15 @@ class VGFTrainer(CheckpointedTrainer):
         """The value's loss plus, with `distill_coef > 0`, the policy's."""
         if return_outputs:
             raise ValueError("VGFTrainer does not return outputs.")
-        mode, objective = "train", self.objective
+        mode, objective, weight = "train", self.objective, 1.0
         if self._evaluating is not None:
-            mode, objective = "eval", objective.resolved(inputs.group_rewards)
+            mode, objective, weight = "eval", objective.resolved(inputs.group_rewards), inputs.num_rows
         with self.accelerator.autocast():
             loss, measured = objective(model, self.vgf_model, inputs)
+        if mode == "eval":  # in the place of transformers' mean, which takes prompts for rows and so cuts a batch
+            measured["loss"] = loss.detach()
         for name, value in measured.items():
-            self.metrics.add(mode, name, self.accelerator.reduce(value, reduction="mean").item())
+            self.metrics.add(mode, name, self.accelerator.reduce(value, reduction="mean").item(), weight)
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -848,6 +849,7 @@ class VGFTrainer(CheckpointedTrainer):
     def _evaluation(self, prefix: str) -> Iterator[None]:
         """Everything inside is evaluation, and its metrics carry a prefix; nothing of it is left afterwards."""
         before, self._evaluating = self._evaluating, f"{prefix}_"
+        self.metrics.held_out = []
         try:
             yield
         finally:
@@ -886,16 +888,12 @@ class VGFTrainer(CheckpointedTrainer):
         """Samples, scores and computes the loss on evaluation prompts."""
         batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, batch)
-        # The mean over all processes, because transformers weighs the processes of a last, smaller batch unequally.
-        return self.accelerator.reduce(loss.detach(), reduction="mean"), None, None
+            return self.compute_loss(model, batch).detach(), None, None
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds the collected metrics to `logs`, and shows completions if asked to."""
-        if self._evaluating is None:
-            logs.update(self.metrics.pop("train"))
-        else:
-            logs.update(self.metrics.pop("eval", self._evaluating))
+        mode = "train" if self._evaluating is None else "eval"
+        logs.update(self.metrics.pop(mode, self._evaluating or ""))
         super().log(logs, start_time)
         if self.accelerator.is_main_process and self.log_completions:
             self.metrics.show_completions(

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ from vgf_llm.trainer.fit.objective import transport_candidates
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 
 logger = logging.getLogger(__name__)
+
+
+class ScoredPrompt(NamedTuple):
+    """What the value says of a prompt's completions, `values`, and what they earned, `rewards`: G numbers each."""
+
+    values: list[float]
+    rewards: list[float]
 
 
 class ValueGate:
@@ -87,7 +95,7 @@ def measure_gate(
     num_processes: int,
     process_index: int,
     pad_token_id: int,
-) -> Tensor:
+) -> tuple[Tensor, list[ScoredPrompt]]:
     """Measures this process's share of the groups of all processes, with the unwrapped model in evaluation mode.
 
     Every process runs the model as often as every other, on as many tokens, whatever there is to measure: rows that it
@@ -95,11 +103,11 @@ def measure_gate(
 
     Returns sums `[5]`, which add up over processes: pairs that the value orders as the rewards do, pairs that the
     rewards order, per token the KL of transport and its total variation to the reference, each the mean within a
-    group, and groups whose transport was measured.
+    group, and groups whose transport was measured; and the groups of the share, scored.
     """
     transports = not sequence and model.transport.space == "logit" and model.transport.transport_steps > 0
     most = -(-len(groups) // num_processes)
-    total = torch.zeros(5, dtype=torch.float64)
+    total, scored = torch.zeros(5, dtype=torch.float64), []
     for start in range(0, most, groups_at_a_time):
         shares = [
             list(groups[index::num_processes])[start : start + groups_at_a_time] for index in range(num_processes)
@@ -115,13 +123,16 @@ def measure_gate(
             absent=[Row(groups[0], 0)] * missing,
             num_tokens=max(len(ids) for share in shares for group in share for ids in group.completion_ids),
         )
-        counts = _counts(model, batch, [len(group) for group in part], sequence=sequence, transports=transports)
+        counts, found = _counts(model, batch, [len(group) for group in part], sequence=sequence, transports=transports)
         if part:
             total += counts
-    return total.float()
+            scored += found
+    return total.float(), scored
 
 
-def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequence: bool, transports: bool) -> Tensor:
+def _counts(
+    model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequence: bool, transports: bool
+) -> tuple[Tensor, list[ScoredPrompt]]:
     if sequence:
         scores = model.sequence_scores(batch.input_ids, batch.attention_mask, batch.response_mask)
         values = DifferentiableValue.mean(scores)
@@ -129,11 +140,12 @@ def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequenc
         values = model.score(
             batch.input_ids, batch.attention_mask, batch.completion_mask, group_size=batch.group_sizes
         ).values
-    correct = pairs = 0.0
+    correct, pairs, scored = 0.0, 0.0, []
     count = sum(sizes)
     for own, rewards in zip(values[:count].cpu().split(sizes), batch.rewards[:count].cpu().split(sizes), strict=True):
         right, of = within_prompt_accuracy(own.unsqueeze(0).float(), rewards.unsqueeze(0))
         correct, pairs = correct + float(right), pairs + int(of)
+        scored.append(ScoredPrompt(own.tolist(), rewards.tolist()))
     kl = distance = measured = 0.0
     if transports:
         candidates = model.candidate_values(
@@ -148,4 +160,4 @@ def _counts(model: ValuedPolicy, batch: MicroBatch, sizes: list[int], *, sequenc
         measured = len(sizes)
         if measured:
             kl, distance = (float(mean_over_rows(x, batch)) * measured for x in (moved.kl, moved.distance))
-    return torch.tensor([correct, pairs, kl, distance, measured], dtype=torch.float64)
+    return torch.tensor([correct, pairs, kl, distance, measured], dtype=torch.float64), scored

@@ -4,6 +4,7 @@
 import logging
 import math
 from collections import defaultdict, deque
+from functools import partial
 from itertools import compress, zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import is_trackio_available, is_wandb_available
 from transformers.utils import is_rich_available
 
 from vgf_llm._compat import nanstd, print_prompt_completions_sample
+from vgf_llm.trainer.measure.gate import ScoredPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ logger = logging.getLogger(__name__)
 class MetricLog:
     """Collects metrics between two logs, and the last `capacity` completions for the table.
 
-    `values` and `logs` have the shape of `GRPOTrainer._metrics` and `_logs`, which callbacks read and write.
+    `values` and `logs` have the shape of `GRPOTrainer._metrics` and `_logs`, which callbacks read and write. `held_out`
+    are the prompts of the last evaluation, each with the values and the rewards of its completions.
     """
 
     def __init__(self, accelerator: Any, reward_func_names: list[str], capacity: int) -> None:
@@ -35,6 +38,7 @@ class MetricLog:
             **{name: deque(maxlen=capacity) for name in ("images", "prompt", "completion", "advantages")},
             **{name: defaultdict(lambda: deque(maxlen=capacity)) for name in ("rewards", "extra")},
         }
+        self.held_out: list[ScoredPrompt] = []
         self._pending_extra: dict[str, list[Any]] = defaultdict(list)
         self._pending_metrics: dict[str, list[float]] = defaultdict(list)
 
@@ -71,25 +75,30 @@ class MetricLog:
         self._pending_metrics[name].append(float(value))
 
     def add_lengths(self, mode: str, lengths: Tensor, truncated: Tensor) -> None:
-        """Adds the length metrics of gathered completions: `lengths` `[rows]`, `truncated` `[rows]`."""
+        """Adds the length metrics of gathered completions, `lengths` and `truncated` `[rows]`, by their number."""
+        add = partial(self.add, mode, weight=len(lengths))
         ended = lengths[~truncated]
         if len(ended) == 0:
             ended = torch.zeros(1, device=lengths.device)
         for name, values in (("", lengths), ("_terminated", ended)):
             for statistic in ("mean", "min", "max"):
-                self.add(mode, f"completions/{statistic}{name}_length", getattr(values.float(), statistic)().item())
-        self.add(mode, "completions/clipped_ratio", truncated.float().mean().item())
+                add(f"completions/{statistic}{name}_length", getattr(values.float(), statistic)().item())
+        add("completions/clipped_ratio", truncated.float().mean().item())
 
     def add_rewards(self, mode: str, per_func: Tensor, rewards: Tensor, num_generations: int) -> None:
-        """Adds the reward metrics of gathered rows: `per_func` `[rows, funcs]`, `rewards` `[rows]`."""
+        """Adds the reward metrics of gathered rows, `per_func` `[rows, funcs]` and `rewards` `[rows]`.
+
+        A batch weighs as much as it has rows: the last one of an evaluation may have fewer.
+        """
+        add = partial(self.add, mode, weight=len(rewards))
         for index, name in enumerate(self.reward_func_names):
-            self.add(mode, f"rewards/{name}/mean", per_func[:, index].nanmean().item())
-            self.add(mode, f"rewards/{name}/std", nanstd(per_func[:, index]).item())
-        self.add(mode, "reward", rewards.nanmean().item())
-        self.add(mode, "reward_std", nanstd(rewards).item())
+            add(f"rewards/{name}/mean", per_func[:, index].nanmean().item())
+            add(f"rewards/{name}/std", nanstd(per_func[:, index]).item())
+        add("reward", rewards.nanmean().item())
+        add("reward_std", nanstd(rewards).item())
         grouped = rewards.view(-1, num_generations)
         spread = nanstd(grouped, dim=1).nan_to_num() if num_generations > 1 else torch.zeros(len(grouped))
-        self.add(mode, "frac_reward_zero_std", torch.isclose(spread, torch.zeros_like(spread)).float().mean().item())
+        add("frac_reward_zero_std", torch.isclose(spread, torch.zeros_like(spread)).float().mean().item())
 
     def add_rows(
         self,
@@ -159,11 +168,12 @@ class MetricLog:
         frame.to_parquet(folder / f"completions_{step:05d}.parquet")
         if unique:
             frame = frame[~frame["prompt"].astype(str).duplicated()]
-        for backend in _trackers(report_to):
+        for backend in trackers(report_to):
             backend.log({"completions": backend.Table(dataframe=frame)})
 
 
-def _trackers(report_to: list[str]) -> list[Any]:
+def trackers(report_to: list[str]) -> list[Any]:
+    """The modules of the trackers in use that take tables and images by one call: wandb and trackio."""
     backends: list[Any] = []
     if "wandb" in report_to and is_wandb_available():
         import wandb
@@ -173,5 +183,6 @@ def _trackers(report_to: list[str]) -> list[Any]:
     if "trackio" in report_to and is_trackio_available():
         import trackio
 
-        backends.append(trackio)
+        if trackio.context_vars.current_run.get() is not None:  # transformers ends it with training
+            backends.append(trackio)
     return backends

@@ -45,6 +45,7 @@ from vgf_llm.models.tensor_files import (
     write_tensors,
 )
 from vgf_llm.models.valued_policy import ValuedPolicy
+from vgf_llm.trainer.save.run_record import RunRecord
 from vgf_llm.trainer.save.sharding import is_zero3, load_deepspeed_shards, whole, whole_state_dict
 from vgf_llm.trainer.save.sigterm import SIGTERM_STATUS, SaveOnSigterm
 
@@ -93,6 +94,7 @@ class CheckpointedTrainer(_BaseTrainer):
         super().__init__(*args, **kwargs)
         self.sigterm = SaveOnSigterm(self.accelerator)
         self.add_callback(self.sigterm)
+        self.add_callback(RunRecord())
 
     def round_state(self) -> dict[str, Any]:
         """Returns the subclass's own state, as JSON can hold it; the same on every process."""
