@@ -33,6 +33,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'system' and message['content'] == 'no' %}{{ raise_exception('no system') }}{% endif %}"
     "{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant{% if quiet %} w9{% endif %}"
 )
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["--max_new_tokens", "5", "--seed", "3", "--device", "cpu"]
 
 
@@ -325,6 +326,23 @@ def test_every_command_has_help_with_examples_that_parse(name: str, capsys: pyte
     for example in COMMANDS[name].examples if not COMMANDS[name].hands_on else ():
         typed = shlex.split(example.partition(" > ")[0].partition(" < ")[0])
         assert make_parser([name]).parse_args([name, *typed]).command == name
+
+
+def typed_in(page: Path) -> list[list[str]]:
+    """The lines of a page's shell blocks that call `vgf`, without pipes and files."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("vgf ")]
+    return [shlex.split(re.split(r" [<>|] ", line)[0], comments=True)[1:] for line in lines]
+
+
+def test_what_the_documentation_types_parses() -> None:
+    lines = [line for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) for line in typed_in(page)]
+    assert {name for name, *_ in lines} == set(COMMANDS) - {"version"}
+    for name, *options in lines:
+        if not COMMANDS[name].hands_on:
+            assert make_parser([name]).parse_args([name, *options]).command == name
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert not [name for name, command in COMMANDS.items() if f"`vgf {name}`" not in page]
 
 
 @pytest.mark.parametrize(("name", "module"), [("eval", eval_run), ("tune-budget", tune_budget)])

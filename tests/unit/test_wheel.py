@@ -81,7 +81,18 @@ def test_an_installed_wheel_trains_answers_and_measures(wheel: Path, tmp_path: P
     code = "from vgf_llm.shipped import add_to_path; add_to_path(); import recipes.data, reward_models, eval.run"
     subprocess.run([home / "bin" / "python", "-c", code], cwd=tmp_path, env=environment, check=True)
 
-    small = ["--num_train_problems", "64", "--max_steps", "4", "--skip_evaluation", "true", "--output_dir", "model"]
+    small = [
+        "--num_train_problems",
+        "64",
+        "--num_threads",
+        "1",
+        "--max_steps",
+        "4",
+        "--skip_evaluation",
+        "true",
+        "--output_dir",
+        "model",
+    ]
     run("recipe", "gsm8k_vgf", "--config", "recipes/configs/gsm8k_embedded.yaml", *small)
     prompt = "Ann has 12 pens. Ann gives 5 of them to Ben. How many pens does Ann have now?"
     assert run("generate", "model", prompt, "--max_new_tokens", "20").strip()
