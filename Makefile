@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-# `make demo` and `make test` need nothing but Python 3.11 or 3.12; both create .venv on the first call.
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13; both create .venv on the first call.
 #   make demo ARGS="--seed 1"          more arguments for the main job
 #   make test ARGS="-k simplex -x"     more arguments for pytest
 #   make test PYTHON=python3.12 VENV=.venv312

@@ -30,8 +30,8 @@ except ImportError as error:
 from eval.loading import load_model
 from eval.sampling import PLAIN_GREEDY, PLAIN_SAMPLING
 from eval.tasks import template_switches
-from vgf_llm.generation.options import TRANSPORT_OPTIONS
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.options import TRANSPORT_OPTIONS
 
 
 class StopsAt(StoppingCriteria):

@@ -28,14 +28,19 @@ from eval.sampling import PLAIN_SAMPLING, Samples, sample
 from eval.scaling import Scaling, measure
 from eval.store import SampleStore
 from eval.tasks import TASKS, Task, TaskOptions, load_task
+from vgf_llm.command_line import Parser
 
 TRANSPORT_OVERRIDES = {"step_size": float, "top_k_candidates": int, "min_candidate_prob": float, "max_kl": float}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which model runs, and how it samples."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Adds what says which model runs, and how it samples; `positional` is how the commands of `vgf` take the model."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, help="folder or hub id of a VGF model, or of a plain language model")
+    about = "folder or hub id of a VGF model, or of a plain language model"
+    if positional:
+        parser.add_argument("model", metavar="path", help=about)
+    else:
+        group.add_argument("--model", required=True, help=about)
     group.add_argument("--revision", help="revision on the hub")
     group.add_argument("--base_model", help="policy, for a folder without its weights")
     group.add_argument("--tokenizer", help="tokenizer, for a folder without one")
@@ -76,12 +81,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, split: str = "test") 
         group.add_argument(f"--{item.name}", help=helps[item.name], **how)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Adds all options; `positional` as for `add_model_arguments`."""
+    add_model_arguments(parser, positional=positional)
     add_task_arguments(parser)
     group = parser.add_argument_group("methods")
     described = "; ".join(f"{name}: {text}" for name, text in METHODS.items())
@@ -93,6 +95,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the sampling")
     group.add_argument("--compare_to", help="row that paired differences are taken to; the first by default")
     parser.add_argument("--output_dir", required=True, help="results folder; reused by the same model and settings")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = Parser(prog="python -m eval.run", description=__doc__)
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -303,16 +311,21 @@ def _cost_groups(result: Scaling, steps: int | None) -> dict[str, list[report.Ro
     return groups
 
 
+def execute(args: argparse.Namespace) -> None:
+    """Evaluates, reports and prints the table."""
+    result = run(args)
+    report.print_table(result.rows, f"{args.task}, {args.split}, seeds {args.seeds}", Console())
+    print(f"results.json, results.md and plots are in {args.output_dir}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 after an error that was printed."""
     args = parse(argv)
     try:
-        result = run(args)
+        execute(args)
     except (ValueError, OSError) as error:  # what bad input raises; anything else is a bug
         print(f"eval.run: error: {error}", file=sys.stderr)
         return 1
-    report.print_table(result.rows, f"{args.task}, {args.split}, seeds {args.seeds}", Console())
-    print(f"results.json, results.md and plots are in {args.output_dir}")
     return 0
 
 

@@ -7,6 +7,7 @@ gives the samples that it would have given at once, and several processes togeth
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -225,7 +226,8 @@ def sample(
         raise ValueError("`store` keeps the samples of one process; leave it out with several `processes`.")
     batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
     done: list[Record] = []
-    for turn in tqdm(range(0, len(batches), count), desc=name, leave=False, disable=own > 0):
+    # None leaves the bar out of log files, which get a line instead.
+    for turn in tqdm(range(0, len(batches), count), desc=name, leave=False, disable=True if own else None):
         # A process without a batch of its own samples the last one too: sharded weights need every process.
         rows = batches[min(turn + own, len(batches) - 1)]
         records = store.find(name, seed, rows, num_samples) if store is not None else None
@@ -246,6 +248,8 @@ def sample(
             if store is not None:
                 store.append(records)
         done += records if turn + own < len(batches) else []
+    if not own and not sys.stderr.isatty():
+        print(f"{name}, seed {seed}: {len(prompts) * num_samples} responses", file=sys.stderr, flush=True)
     return collect(gather_object(done) if count > 1 else done, len(prompts), num_samples)
 
 

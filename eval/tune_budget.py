@@ -24,6 +24,7 @@ from eval.metrics import TurnOver, mean_and_error, paired_difference, turn_over
 from eval.sampling import Draw, Samples
 from eval.store import write_json
 from eval.tasks import load_task
+from vgf_llm.command_line import Parser
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 
 
@@ -151,12 +152,9 @@ def write_defaults(directory: str | Path, budget: Budget, *, space: str = "logit
     write_json(Path(directory) / CONFIG_NAME, dict(sorted(data.items())))
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.tune_budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    run.add_model_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Adds all options; `positional` as for `eval.run.add_model_arguments`."""
+    run.add_model_arguments(parser, positional=positional)
     run.add_task_arguments(parser, split="validation")
     group = parser.add_argument_group("budget")
     group.add_argument("--steps", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="L to try")
@@ -167,6 +165,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--cautious", action="store_true", help="the smallest budget within one standard error")
     group.add_argument("--write", action="store_true", help="make the choice the model's default")
     parser.add_argument("--output_dir", required=True, help="results folder; an interrupted run goes on there")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = Parser(prog="python -m eval.tune_budget", description=__doc__)
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -204,14 +208,9 @@ def tune(args: argparse.Namespace) -> Choice:
     return choice
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 1 after an error that was printed."""
-    args = parse(argv)
-    try:
-        choice = tune(args)
-    except (ValueError, OSError) as error:
-        print(f"eval.tune_budget: error: {error}", file=sys.stderr)
-        return 1
+def execute(args: argparse.Namespace) -> None:
+    """Chooses, reports, if asked writes, and prints the choice."""
+    choice = tune(args)
     for budget in choice.budgets:
         mark = "*" if budget == choice.chosen else " "
         proxy = "" if budget.proxy is None else f", proxy {budget.proxy:.3f}"
@@ -222,6 +221,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(choice.warning())
     if args.write:
         print(json.dumps({"written": str(Path(args.model) / CONFIG_NAME), "transport_steps": choice.chosen.steps}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 1 after an error that was printed."""
+    args = parse(argv)
+    try:
+        execute(args)
+    except (ValueError, OSError) as error:
+        print(f"eval.tune_budget: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

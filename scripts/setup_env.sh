@@ -3,7 +3,7 @@
 #
 # Create a virtual environment and install this checkout into it, editable.
 #   scripts/setup_env.sh [VENV=.venv] [EXTRAS=test]
-# PYTHON chooses the interpreter (3.11 or 3.12). pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
+# PYTHON chooses the interpreter (3.11 to 3.13). pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,8 +13,8 @@ python="${PYTHON:-python3}"
 cpu_torch="torch==2.13.0"
 
 if ! "$venv/bin/python" -c "" 2>/dev/null; then
-    if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
-        echo "setup_env: '$python' is $("$python" --version 2>&1); vgf-llm needs Python 3.11 or 3.12." >&2
+    if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+        echo "setup_env: '$python' is $("$python" --version 2>&1); vgf-llm needs Python 3.11 to 3.13." >&2
         echo "setup_env: name one, for example: make env PYTHON=python3.12" >&2
         exit 1
     fi

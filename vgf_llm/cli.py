@@ -1,30 +1,25 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""The console script `vgf`: what a saved VGF model is made of, a response from it, and what other programs run.
+"""The console script `vgf`.
 
-vgf version
-vgf train --model_name_or_path MODEL --dataset_name DATA --reward_funcs accuracy_reward --output_dir PATH
-vgf info PATH
-vgf generate PATH "How many legs have three cats?" --transport_steps 8 --num_particles 4
-vgf demo PATH
-vgf export PATH OUT
-vgf serve PATH --port 8000
+Every command is a line of `COMMANDS`: what it does, examples, its options, its function. Options that several commands
+have are written once. The parser has the options of the one command that runs, so that `vgf --help` imports no torch.
+`train`, `recipe` and `lm-eval` hand their options to the parser of another program.
 """
 
 import argparse
+import importlib
 import json
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
-from math import prod
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from vgf_llm import __version__
+from vgf_llm import __version__, shipped
+from vgf_llm.command_line import Parser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,15 +43,7 @@ _DISTILLATION_OPTIONS: dict[str, tuple[type, str]] = {
 }
 # What loading and generation raise on bad input; anything else is a bug, and its traceback is wanted.
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
-_TRAINING_DATA = ("value_buffer", "value_round")  # beside the model in a checkpoint
-# Folders of a saved model and what their weights are.
-_PARTS = {
-    ".": "policy",
-    "value": "value adapter (LoRA)",
-    "value_model": "value model",
-    "ref_model": "reference model",
-    "sequence_value": "sequence value",
-}
+_RENAMED = {"info": "inspect"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,17 +60,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         vgf-llm ...
         True
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["train"]:  # its options are the fields of dataclasses, and its parser is TRL's
-        return _run(lambda: _train(argv[1:]))
-    args = _parser(generates="generate" in argv[:1]).parse_args(argv)
-    return _run(lambda: args.run(args))
+    if argv is None:
+        argv = sys.argv[1:]
+        _set_progress_bars()
+    parser = make_parser(argv[:1])
+    if argv and argv[0] in _RENAMED:
+        parser.error(f"`vgf {argv[0]}` is `vgf {_RENAMED[argv[0]]}` now.")
+    command = COMMANDS.get(argv[0]) if argv else None
+    if command is None or not command.hands_on:
+        args = parser.parse_args(argv)
+        return _run(lambda: COMMANDS[args.command].run(args))
+    if command.examples and argv[1:2] in ([], ["-h"], ["--help"]):
+        parser.parse_args([argv[0], "--help"])
+    return _run(lambda: command.run(list(argv[1:])))
 
 
-def _train(argv: list[str]) -> None:
-    from vgf_llm.train import launch
+def make_parser(commands: Iterable[str]) -> Parser:
+    """Returns the parser of `vgf`, which lists all commands and knows the options of those that are named."""
+    parser = Parser(prog="vgf", description="Train, inspect, run and serve Value Gradient Flow models.")
+    parser.epilog = "`vgf COMMAND --help` has the options of a command, with examples."
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        known = name in commands
+        parents: list[Any] = [command.parser()] if known and command.parser else []
+        sub = subparsers.add_parser(
+            name,
+            help=command.text,
+            description=f"{command.text[0].upper()}{command.text[1:]}.",
+            examples=command.examples,
+            parents=parents,
+            add_help=not parents,  # theirs have it
+        )
+        if known and command.add_options:
+            command.add_options(sub)
+    return parser
 
-    launch(argv)
+
+def _set_progress_bars() -> None:
+    """Progress bars follow a terminal's width and stay out of log files, whose lines come as they are written.
+
+    The user's own variables win.
+    """
+    os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("PYTHONUNBUFFERED", "1")  # of the processes that train
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -91,80 +112,28 @@ def _run(command: Callable[[], None]) -> int:
         command()
     except KeyboardInterrupt:
         return 130
+    except subprocess.CalledProcessError as error:  # of `accelerate launch`
+        print(f"vgf: error: a process ended with status {error.returncode}; its own message is above.", file=sys.stderr)
+        return 1
     except _EXPECTED as error:
         print(f"vgf: error: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser(*, generates: bool) -> argparse.ArgumentParser:
-    """The parser; `generate` has the options of transport only if it is the command, since they import transformers."""
-    parser = argparse.ArgumentParser(prog="vgf", description="Saved VGF models: what they are, and what they say.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=lambda args: print(f"vgf-llm {__version__}"))
-
-    commands.add_parser("train", help="train a value; `vgf train --help` lists its options")
-
-    info = commands.add_parser("info", help="show what a saved model is made of")
-    info.add_argument("path", help="folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote")
-    info.set_defaults(run=_info)
-
-    serve = commands.add_parser("serve", help="serve a model with transport over an OpenAI-compatible endpoint (vLLM)")
-    serve.add_argument("path", help="folder of a VGF model")
-    serve.add_argument("engine", nargs=argparse.REMAINDER, help="options of vLLM's server, such as --port 8000")
-    serve.set_defaults(run=_serve)
-
-    export = commands.add_parser("export", help="write the model behind a log_ratio value as a plain model")
-    export.add_argument("path", help="folder or hub id of a VGF model with a log_ratio value")
-    export.add_argument("out", help="folder to write, new or empty; transformers and vLLM load it")
-    export.add_argument("--budget", type=float, default=1.0, help="L * epsilon of the model (default: 1)")
-    distil = export.add_argument_group("distillation to budgets other than 1")
-    distil.add_argument("--prompts", help="JSON lines with a field `prompt`, or a hub dataset with that column")
-    distil.add_argument("--reward_funcs", nargs="+", help="as of `vgf train`; the report has the mean reward too")
-    _add_options(distil, _DISTILLATION_OPTIONS)
-    _add_model_options(export, device=True)
-    export.set_defaults(run=_export)
-
-    demo = commands.add_parser("demo", help="open a page that answers prompts at budgets of your own (gradio)")
-    demo.add_argument("path", help="folder or hub id of a VGF model")
-    demo.add_argument("--prompt", default="", help="what stands in the page's box at first")
-    server = demo.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="address that it listens on (default: %(default)s)")
-    server.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
-    server.add_argument("--share", action="store_true", help="make a public link, through servers of gradio")
-    _add_sampling_options(demo)
-    _add_prompt_options(demo.add_argument_group("prompt"))
-    _add_model_options(demo, device=True)
-    demo.set_defaults(run=_demo)
-
-    generate = commands.add_parser("generate", help="answer a prompt")
-    if generates:
-        _add_generate_options(generate)
-    return parser
+# options that commands share
 
 
-def _add_generate_options(generate: argparse.ArgumentParser) -> None:
-    from vgf_llm.generation.options import TRANSPORT_OPTIONS
+def _add_answer_options(command: argparse.ArgumentParser) -> None:
+    """Transport and sampling, with the device of the model, as `generate` and `chat` have them."""
+    from vgf_llm.models.options import TRANSPORT_OPTIONS
 
-    generate.add_argument("path", help="folder or hub id of a VGF model")
-    generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
     transport = {name: (option.kind, option.text) for name, option in TRANSPORT_OPTIONS.items()}
-    _add_options(generate.add_argument_group("transport, the model's own where left out"), transport)
-    sampling = _add_sampling_options(generate)
+    _add_options(command.add_argument_group("transport, the model's own where left out"), transport)
+    sampling = _add_sampling_options(command)
     sampling.add_argument("--greedy", action="store_true", help="take the most likely token instead of sampling")
     sampling.add_argument("--seed", type=int, help="seed of the sampling; the same seed gives the same responses")
-    output = generate.add_argument_group("input and output")
-    _add_prompt_options(output)
-    output.add_argument(
-        "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
-    )
-    shown = output.add_mutually_exclusive_group()
-    shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
-    shown.add_argument("--stream", action="store_true", help="print tokens as they come; one particle")
-    _add_model_options(generate, device=True)
-    generate.set_defaults(run=_generate)
+    _add_model_options(command)
 
 
 def _add_sampling_options(command: argparse.ArgumentParser) -> Any:
@@ -173,8 +142,9 @@ def _add_sampling_options(command: argparse.ArgumentParser) -> Any:
     return sampling
 
 
-def _add_prompt_options(group: Any) -> None:
-    group.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+def _add_prompt_options(group: Any, *, raw: bool = True) -> None:
+    if raw:
+        group.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     group.add_argument("--system_prompt", help="first message of the chat")
     group.add_argument(
         "--chat_template_kwargs",
@@ -184,14 +154,13 @@ def _add_prompt_options(group: Any) -> None:
     )
 
 
-def _add_model_options(command: argparse.ArgumentParser, *, device: bool = False) -> None:
+def _add_model_options(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("model")
     model.add_argument("--base_model", help="policy, for a folder without its weights")
     model.add_argument("--tokenizer", help="tokenizer, for a folder without one")
     model.add_argument("--dtype", default="auto", help="dtype of the weights (default: as saved)")
     model.add_argument("--trust_remote_code", action="store_true", help="run code that ships with the model")
-    if device:
-        model.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
+    model.add_argument("--device", help="where the model runs (default: cuda where there is one, else cpu)")
 
 
 def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
@@ -220,7 +189,58 @@ def _json_object(text: str) -> dict[str, Any]:
     return found
 
 
-# serve and info
+# what runs elsewhere: the trainer, the recipes, the evaluation, vLLM
+
+
+def _train(argv: list[str]) -> None:
+    from vgf_llm.train import launch
+
+    shipped.add_to_path()  # `--reward_funcs reward_models.gsm8k_reward`
+    launch(argv)
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    from vgf_llm.train import make_parser as train_parser
+
+    return train_parser()
+
+
+def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
+    scripts = shipped.recipes()
+    recipe.usage = "vgf recipe [OPTIONS OF `accelerate launch`] NAME [OPTIONS OF THE RECIPE]\n       vgf recipe --path"
+    recipe.add_argument("--path", action="store_true", help="print the folder of recipes, reward_models and eval")
+    recipe.add_argument("name", metavar="NAME", choices=list(scripts), help=", ".join(scripts))
+    recipe.add_argument("options", nargs="...", help="`vgf recipe NAME --help` lists them")
+
+
+def _recipe(argv: list[str]) -> None:
+    if argv == ["--path"]:
+        print(shipped.root())
+    else:
+        shipped.launch(argv)
+
+
+def _shipped_module(name: str) -> Any:
+    shipped.add_to_path()
+    return importlib.import_module(name)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    _shipped_module("eval.run").execute(args)
+
+
+def _tune_budget(args: argparse.Namespace) -> None:
+    _shipped_module("eval.tune_budget").execute(args)
+
+
+def _lm_eval(argv: list[str]) -> None:
+    sys.argv = ["vgf lm-eval", *argv]  # where the harness reads its options
+    _shipped_module("eval.lm_eval_adapter").main()
+
+
+def _add_serve_options(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("path", help="folder of a VGF model")
+    serve.add_argument("engine", nargs=argparse.REMAINDER, help="options of vLLM's server, such as --port 8000")
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -229,60 +249,43 @@ def _serve(args: argparse.Namespace) -> None:
     serve(args.path, args.engine)
 
 
-def _info(args: argparse.Namespace) -> None:
-    from vgf_llm.models import VGFModelConfig
+def _add_completion_options(completion: argparse.ArgumentParser) -> None:
+    import shtab
 
-    directory = Path(args.path)
-    settings = asdict(VGFModelConfig.load(directory))
-    transport = settings.pop("transport")
-    budget = transport["transport_steps"] * transport["step_size"]
-    del settings["files"]
-    console = Console()
-    console.print(
-        _table(directory, ("setting", "value"), {**settings, "policy weights": _policy_weights(directory)}.items())
-    )
-    transport["transport_steps * step_size"] = f"{budget:g}"
-    console.print(_table("transport defaults", ("setting", "value"), transport.items()))
-    console.print(_table("weights", ("file", "part", "parameters", "size"), _weights(directory)))
+    completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="whose script is printed")
 
 
-def _policy_weights(directory: Path) -> str:
-    if (directory / "adapter_config.json").is_file():
-        return "a LoRA adapter in this folder"
-    return "in this folder" if (directory / "config.json").is_file() else "not here, loaded from the base model"
+def _completion(args: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(make_parser(COMMANDS), args.shell))
 
 
-def _weights(directory: Path) -> Iterator[tuple[str, ...]]:
-    """File, part, parameters and size of all weights of a folder."""
-    own = {"value_head.safetensors": "value head", "adapter_model.safetensors": "policy adapter (LoRA)"}
-    for folder, part in _PARTS.items():
-        for path in sorted((directory / folder).glob("*.safetensors")):
-            if not path.name.startswith(_TRAINING_DATA):
-                role = own.get(path.name, part) if folder == "." else part
-                size = f"{path.stat().st_size / 1e6:.2f} MB"
-                yield str(path.relative_to(directory)), role, f"{_count_parameters(path):,}", size
+# inspect
 
 
-def _count_parameters(path: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:  # reads the header alone
-            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no iterator)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); it is truncated or foreign.") from error
+def _add_inspect_options(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("path", help="folder that VGFModel.save_pretrained or VGFTrainer.save_model wrote")
 
 
-def _table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    table = Table(title=escape(str(title)), title_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    return table
+def _inspect(args: argparse.Namespace) -> None:
+    from vgf_llm.inspection import inspect
+
+    inspect(Path(args.path))
 
 
 # export
+
+
+def _add_export_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument("path", help="folder or hub id of a VGF model with a log_ratio value")
+    export.add_argument("out", help="folder to write, new or empty; transformers and vLLM load it")
+    export.add_argument("--budget", type=float, default=1.0, help="L * epsilon of the model (default: 1)")
+    distil = export.add_argument_group("distillation to budgets other than 1")
+    distil.add_argument("--prompts", help="JSON lines with a field `prompt`, or a hub dataset with that column")
+    distil.add_argument("--reward_funcs", nargs="+", help="as of `vgf train`; the report has the mean reward too")
+    _add_options(distil, _DISTILLATION_OPTIONS)
+    _add_model_options(export)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -339,17 +342,27 @@ def _export(args: argparse.Namespace) -> None:
 # generate
 
 
+def _add_generate_options(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("path", help="folder or hub id of a VGF model")
+    generate.add_argument("prompt", help="the prompt; `-` reads it from standard input")
+    output = generate.add_argument_group("input and output")
+    _add_prompt_options(output)
+    output.add_argument(
+        "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
+    )
+    shown = output.add_mutually_exclusive_group()
+    shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
+    shown.add_argument("--stream", action="store_true", help="print tokens as they come; one particle")
+    _add_answer_options(generate)
+
+
 def _generate(args: argparse.Namespace) -> None:
     import torch
     from transformers import TextStreamer
 
-    from vgf_llm.generation.options import TRANSPORT_FIELDS
     from vgf_llm.generation.prompts import unknown_tokens_note
-    from vgf_llm.models import VGFModelConfig
 
-    transport = _given(args, TRANSPORT_FIELDS)
-    if Path(args.path).is_dir():  # settings are checked before weights are read
-        replace(VGFModelConfig.load(args.path).transport, **transport)
+    transport = _transport(args)
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -373,6 +386,17 @@ def _generate(args: argparse.Namespace) -> None:
         _print_particles(output, tokenizer, prompt_length)
     elif not args.stream:
         print("\n\n".join(tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)))
+
+
+def _transport(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of transport that were given, checked before weights are read."""
+    from vgf_llm.models import VGFModelConfig
+    from vgf_llm.models.options import TRANSPORT_FIELDS
+
+    given = _given(args, TRANSPORT_FIELDS)
+    if Path(args.path).is_dir():
+        replace(VGFModelConfig.load(args.path).transport, **given)
+    return given
 
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -426,8 +450,6 @@ def _load_tokenizer(args: argparse.Namespace, model: "VGFModel") -> "PreTrainedT
 
 
 def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> Any:
-    from jinja2 import TemplateError
-
     if not prompt:
         raise ValueError("`prompt` is empty; there is nothing to answer.")
     if args.raw or tokenizer.chat_template is None:
@@ -436,9 +458,17 @@ def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", prom
                 raise ValueError(f"`--{name}` needs a tokenizer with a chat template, and no `--raw`.")
         return tokenizer(prompt, return_tensors="pt")
     system = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
+    return _encode_messages(args, tokenizer, [*system, {"role": "user", "content": prompt}])
+
+
+def _encode_messages(
+    args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]]
+) -> Any:
+    from jinja2 import TemplateError
+
     try:
         return tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": prompt}],
+            list(messages),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -474,13 +504,75 @@ def _print_particles(output: Any, tokenizer: "PreTrainedTokenizerBase", prompt_l
         print(f"[{index}] value {float(output.values[0, index]):.3f}{kl}{mark}\n{text}\n")
 
 
+# chat
+
+
+def _add_chat_options(chat: argparse.ArgumentParser) -> None:
+    chat.add_argument("path", help="folder or hub id of a VGF model whose tokenizer has a chat template")
+    _add_prompt_options(chat.add_argument_group("conversation"), raw=False)
+    _add_answer_options(chat)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    import torch
+
+    from vgf_llm.chat import Conversation, converse
+    from vgf_llm.models.options import TRANSPORT_OPTIONS
+
+    transport = _transport(args)
+    model = _load_model(args)
+    tokenizer = _load_tokenizer(args, model)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"`vgf chat` needs a tokenizer with a chat template, and that of {args.path!r} has none. Name the chat "
+            "model's by `--tokenizer`, or answer single prompts with `vgf generate`."
+        )
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
+    converse(
+        Conversation(
+            model,
+            tokenizer,
+            lambda messages: _encode_messages(args, tokenizer, messages).to(model.device),
+            kinds={name: kind for name, (kind, _) in _SAMPLING_OPTIONS.items()}
+            | {name: option.kind for name, option in TRANSPORT_OPTIONS.items()},
+            system_prompt=args.system_prompt,
+            do_sample=not args.greedy,
+            **transport,
+            **_sampling(args, model, tokenizer),
+        )
+    )
+
+
 # demo
 
 
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("path", nargs="?", help="folder or hub id of a VGF model")
+    demo.add_argument(
+        "--embedded",
+        action="store_true",
+        help="without a path: a small model of generated math, trained once (minutes on a CPU) and kept in ~/.cache",
+    )
+    demo.add_argument("--prompt", help="what stands in the page's box at first")
+    server = demo.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="address that it listens on (default: %(default)s)")
+    server.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    server.add_argument("--share", action="store_true", help="make a public link, through servers of gradio")
+    _add_sampling_options(demo)
+    _add_prompt_options(demo.add_argument_group("prompt"))
+    _add_model_options(demo)
+
+
 def _demo(args: argparse.Namespace) -> None:
+    if (args.path is None) != args.embedded:
+        raise ValueError("`vgf demo` shows one model: pass the `path` of a saved one, or `--embedded` without a path.")
     from vgf_llm.demo import Comparison, build_page, import_gradio, launch
 
     import_gradio()  # whether it is there is known before weights are read
+    if args.embedded:
+        args.path = str(shipped.embedded_model(__version__))
+        args.prompt = args.prompt or "Ann has 12 pens. Ann gives 5 of them to Ben. How many pens does Ann have now?"
     model = _load_model(args)
     tokenizer = _load_tokenizer(args, model)
     comparison = Comparison(
@@ -490,11 +582,117 @@ def _demo(args: argparse.Namespace) -> None:
         **_sampling(args, model, tokenizer),
     )
     launch(
-        build_page(comparison, Path(args.path).resolve().name, args.prompt),
+        build_page(comparison, Path(args.path).resolve().name, args.prompt or ""),
         host=args.host,
         port=args.port,
         share=args.share,
     )
+
+
+# the commands
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One command.
+
+    Attributes:
+        text: What it does.
+        run: Its function; takes the parsed options, or with `hands_on` the options as they were typed.
+        examples: What may stand behind its name.
+        add_options: Adds its options to its parser.
+        parser: Makes a parser of another program whose options it has.
+        hands_on: Whether another program parses the options.
+    """
+
+    text: str
+    run: Callable[[Any], None]
+    examples: tuple[str, ...] = ()
+    add_options: Callable[[Any], None] | None = None
+    parser: Callable[[], argparse.ArgumentParser] | None = None
+    hands_on: bool = False
+
+
+_EVALUATED = "outputs/gsm8k_embedded --task embedded_math --steps 0 1 2 4"
+COMMANDS = {
+    "train": _Command(
+        "train a value, in one process or several",
+        _train,
+        parser=_train_parser,
+        hands_on=True,
+    ),
+    "recipe": _Command(
+        "run a recipe that ships with the package, under accelerate launch",
+        _recipe,
+        (
+            "gsm8k_vgf --seed 1",
+            "gsm8k_vgf --config recipes/configs/gsm8k_qwen2.5_0.5b.yaml",
+            "--num_processes 2 --cpu hh_vgf --dataset_name path/to/hh",
+        ),
+        _add_recipe_options,
+        hands_on=True,
+    ),
+    "generate": _Command(
+        "answer a prompt",
+        _generate,
+        (
+            'my-value "How many legs have three cats?" --transport_steps 8',
+            'my-value "PROBLEM" --num_particles 8 --selection majority --answer_regex "#### (.*)" --all',
+            "my-value - --stream < prompt.txt",
+        ),
+        _add_generate_options,
+    ),
+    "chat": _Command(
+        "talk to a model in the terminal, at a budget that can change between answers",
+        _chat,
+        ("my-value", 'my-value --transport_steps 16 --system_prompt "Answer in one sentence."'),
+        _add_chat_options,
+    ),
+    "demo": _Command(
+        "open a page that answers prompts at budgets of your own (gradio)",
+        _demo,
+        ("--embedded", "my-value --port 8000"),
+        _add_demo_options,
+    ),
+    "inspect": _Command("show what a saved model is made of", _inspect, ("my-value",), _add_inspect_options),
+    "eval": _Command(
+        "measure a model beside its baselines and controls",
+        _eval,
+        (f"{_EVALUATED} --output_dir outputs/eval",),
+        lambda command: _shipped_module("eval.run").add_arguments(command, positional=True),
+    ),
+    "tune-budget": _Command(
+        "choose a model's budget on validation problems",
+        _tune_budget,
+        (f"{_EVALUATED} --output_dir outputs/tuned --write",),
+        lambda command: _shipped_module("eval.tune_budget").add_arguments(command, positional=True),
+    ),
+    "lm-eval": _Command(
+        "run EleutherAI's lm-evaluation-harness, with `vgf` among its models",
+        _lm_eval,
+        ("run --model vgf --tasks gsm8k --model_args pretrained=my-value,transport_steps=8",),
+        hands_on=True,
+    ),
+    "export": _Command(
+        "write the model behind a log_ratio value as a plain model",
+        _export,
+        ("my-value plain-model", "my-value double --budget 2 --prompts prompts.jsonl"),
+        _add_export_options,
+    ),
+    "serve": _Command(
+        "serve a model with transport over an OpenAI-compatible endpoint (vLLM)",
+        _serve,
+        ("my-value --port 8000",),
+        _add_serve_options,
+    ),
+    "completion": _Command(
+        "print a script that completes commands and options in a shell",
+        _completion,
+        ("bash > ~/.local/share/bash-completion/completions/vgf",),
+        _add_completion_options,
+    ),
+    "version": _Command("print the version", lambda args: print(f"vgf-llm {__version__}")),
+}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Every field of `VGFConfig` and of TRL's `ModelConfig` is an option, and `--confi
 `accelerate launch` takes (`--num_processes 8`, `--accelerate_config zero3`) is handed to it.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -21,6 +20,7 @@ from transformers.utils import is_matplotlib_available
 from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config, get_quantization_config, rewards
 
 from vgf_llm._compat import GRPOScriptArguments, resolve_accelerate_config_argument
+from vgf_llm.command_line import did_you_mean
 from vgf_llm.trainer import VGFConfig, VGFTrainer
 from vgf_llm.trainer.config import VGFParser, settings_dict
 from vgf_llm.trainer.watch.plots import PlotCallback
@@ -71,7 +71,12 @@ def load_splits(script: GRPOScriptArguments, mixture: DatasetMixtureConfig) -> A
 
 def make_parser() -> VGFParser:
     """Returns the parser of `vgf train`."""
-    return VGFParser((GRPOScriptArguments, VGFConfig, ModelConfig, DatasetMixtureConfig), prog="vgf train")
+    example = "--model_name_or_path MODEL --dataset_name DATA --reward_funcs accuracy_reward --output_dir my-value"
+    return VGFParser(
+        (GRPOScriptArguments, VGFConfig, ModelConfig, DatasetMixtureConfig),
+        prog="vgf train",
+        epilog=f"Example: vgf train {example}",
+    )
 
 
 def reward_funcs_of(script: GRPOScriptArguments, model: ModelConfig) -> list[Any] | None:
@@ -141,8 +146,7 @@ def launch(argv: Sequence[str]) -> None:
     known = [*parser._option_string_actions, *launcher._option_string_actions, "--accelerate_config"]
     for name in (text.split("=")[0] for text in rest if text.startswith("--")):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `vgf train --help` lists them."
+            hint = did_you_mean(name, known, otherwise=" `vgf train --help` lists them.")
             raise ValueError(f"`vgf train` has no option {name}.{hint}")
     reward_funcs_of(script, model)
     waiting, own = list(rest), []

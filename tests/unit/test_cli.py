@@ -2,10 +2,14 @@
 """The console script on a tiny saved model."""
 
 import io
+import os
+import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import types
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from eval import run as eval_run
+from eval import tune_budget
 from tests.layouts import VOCAB, tiny_model, vgf_model
+from tests.unit.eval.models import save_vgf
 from vgf_llm import VGFModel, __version__
-from vgf_llm.cli import main
+from vgf_llm.cli import COMMANDS, main, make_parser
 from vgf_llm.generation import TRANSPORT_OPTIONS
 from vgf_llm.models import TransportConfig
 
@@ -26,6 +33,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'system' and message['content'] == 'no' %}{{ raise_exception('no system') }}{% endif %}"
     "{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant{% if quiet %} w9{% endif %}"
 )
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["--max_new_tokens", "5", "--seed", "3", "--device", "cpu"]
 
 
@@ -91,9 +99,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "version") == (0, f"vgf-llm {__version__}\n", "")
 
 
-def test_info_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_inspect_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    status, out, _ = run(capsys, "info", saved)
+    status, out, _ = run(capsys, "inspect", saved)
     assert status == 0
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") > 2}
     assert "bilinear" in rows["parametrization"]
@@ -106,17 +114,17 @@ def test_info_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], m
     assert "policy" in rows["model.safetensors"]
 
 
-def test_info_leaves_out_what_training_left(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_leaves_out_what_training_left(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(saved, tmp_path / "run")
-    expected = run(capsys, "info", tmp_path / "run")
+    expected = run(capsys, "inspect", tmp_path / "run")
     shutil.copytree(saved, tmp_path / "run" / "checkpoint-2")
     (tmp_path / "run" / "value_buffer.safetensors").write_bytes(b"not weights")
-    assert run(capsys, "info", tmp_path / "run") == expected and expected[0] == 0
+    assert run(capsys, "inspect", tmp_path / "run") == expected and expected[0] == 0
 
 
-def test_info_of_an_adapter(adapted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_inspect_of_an_adapter(adapted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    status, out, _ = run(capsys, "info", adapted)
+    status, out, _ = run(capsys, "inspect", adapted)
     assert status == 0
     assert "log_ratio" in out and "value adapter (LoRA)" in out and "not here" in out
 
@@ -277,8 +285,8 @@ def test_wrong_settings_are_explained(
 
 
 def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no saved VGF model" in run(capsys, "info", tmp_path)[2]
-    for command in (["generate", "outputs/gone", "w8"], ["export", "outputs/gone", "out"], ["info", "outputs/gone"]):
+    assert "is no saved VGF model" in run(capsys, "inspect", tmp_path)[2]
+    for command in (["generate", "outputs/gone", "w8"], ["export", "outputs/gone", "out"], ["inspect", "outputs/gone"]):
         status, out, err = run(capsys, *command)
         assert (status, out) == (1, "") and err.startswith("vgf: error: ") and "outputs/gone" in err
     assert str(tmp_path / "gone") in run(capsys, "generate", tmp_path / "gone", "w8")[2]
@@ -286,7 +294,7 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
         (tmp_path / path.name).write_bytes(path.read_bytes())
     head = tmp_path / "value_head.safetensors"
     head.write_bytes(head.read_bytes()[:20])
-    status, _, err = run(capsys, "info", tmp_path)
+    status, _, err = run(capsys, "inspect", tmp_path)
     assert status == 1 and "truncated" in err and head.name in err
 
 
@@ -296,7 +304,7 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
         "",
         "generate",
         "generate model",
-        "info a b",
+        "inspect a b",
         "generate a b --answer_regex (",
         "generate a b --all --stream",
         "generate a b --chat_template_kwargs [1]",
@@ -307,4 +315,117 @@ def test_wrong_command_lines_exit_with_two(command: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as exit_info:
         main(command.split())
     assert exit_info.value.code == 2
-    assert "usage: vgf" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("vgf") and "error: " in err and "--help` has the options and examples" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("genrate", "Did you mean generate?"),
+        ("info my-value", "`vgf info` is `vgf inspect` now."),
+        (
+            "generate a b --transport_setps 2",
+            "--transport_setps 2. Did you mean --transport_steps?",
+        ),
+        ("chat a --raw", "vgf chat: error: unrecognized arguments: --raw."),
+        ("completion bsh", "Did you mean bash?"),
+    ],
+)
+def test_a_wrong_name_gets_the_right_one(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(command.split())
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 2
+
+
+@pytest.mark.parametrize("name", set(COMMANDS) - {"train", "version"})
+def test_every_command_has_help_with_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    assert exit_info.value.code == 0 and f"vgf {name}" in out
+    examples = out.split("examples:\n")[1].splitlines()
+    assert examples == [f"  vgf {name} {example}" for example in COMMANDS[name].examples]
+    for example in COMMANDS[name].examples if not COMMANDS[name].hands_on else ():
+        typed = shlex.split(example.partition(" > ")[0].partition(" < ")[0])
+        assert make_parser([name]).parse_args([name, *typed]).command == name
+
+
+def typed_in(page: Path) -> list[list[str]]:
+    """The lines of a page's shell blocks that call `vgf`, without pipes and files."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("vgf ")]
+    return [shlex.split(re.split(r" [<>|] ", line)[0], comments=True)[1:] for line in lines]
+
+
+def test_what_the_documentation_types_parses() -> None:
+    lines = [line for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) for line in typed_in(page)]
+    assert {name for name, *_ in lines} == set(COMMANDS) - {"version"}
+    for name, *options in lines:
+        if not COMMANDS[name].hands_on:
+            assert make_parser([name]).parse_args([name, *options]).command == name
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert not [name for name, command in COMMANDS.items() if f"`vgf {name}`" not in page]
+
+
+@pytest.mark.parametrize(("name", "module"), [("eval", eval_run), ("tune-budget", tune_budget)])
+def test_evaluation_has_the_options_of_its_modules(name: str, module: Any) -> None:
+    of_module = module.parse(["--model", "a", "--task", "embedded_math", "--output_dir", "b"])
+    of_command = make_parser([name]).parse_args([name, "a", "--task", "embedded_math", "--output_dir", "b"])
+    assert vars(of_command) == {**vars(of_module), "command": name}
+
+
+def test_eval_measures_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_vgf(tmp_path / "model")
+    small = ["--num_problems", 2, "--max_new_tokens", 3, "--methods", "greedy", "vgf_logit", "--num_particles", 1]
+    command = ["eval", model, "--task", "embedded_math", "--steps", 0, 1, "--seeds", 0, *small]
+    status, out, _ = run(capsys, *command, "--output_dir", tmp_path / "out")
+    assert status == 0 and "VGF, one particle" in out and (tmp_path / "out" / "results.json").is_file()
+    status, _, err = run(
+        capsys, "tune-budget", model, "--task", "embedded_math", "--split", "test", "--output_dir", "x"
+    )
+    assert status == 1 and err.startswith("vgf: error: `--split test` would choose the budget")
+
+
+def test_the_harness_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    adapter = types.ModuleType("eval.lm_eval_adapter")
+    adapter.main = lambda: seen.append(sys.argv)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "eval.lm_eval_adapter", adapter)
+    monkeypatch.setattr(sys, "argv", [])
+    assert main(["lm-eval", "run", "--model", "vgf"]) == 0
+    assert seen == [["vgf lm-eval", "run", "--model", "vgf"]]
+
+
+def test_completion_knows_commands_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    status, script, _ = run(capsys, "completion", "bash")
+    assert status == 0
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    for name in (*COMMANDS, "--transport_steps", "--cautious", "--value_parametrization", "gsm8k_vgf"):
+        assert name in script
+    typed = 'source /dev/stdin <<< "$1"; COMP_WORDS=(vgf generate --transport_st); COMP_CWORD=2; '
+    typed += '_shtab_vgf; echo "${COMPREPLY[@]}"'
+    found = subprocess.run(["bash", "-c", typed, "bash", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["--transport_steps"]
+
+
+@pytest.mark.parametrize("options", [[], ["my-value", "--embedded"]])
+def test_demo_shows_one_model(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "demo", *options)
+    assert status == 1 and "pass the `path` of a saved one, or `--embedded`" in err
+
+
+def test_progress_bars_stay_out_of_log_files_and_follow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TQDM_DISABLE", "TQDM_DYNAMIC_NCOLS"):
+        monkeypatch.delenv(name, raising=False)
+    code = "from vgf_llm.cli import main; main(); from tqdm import tqdm; bar = tqdm(range(2)); "
+    code += "print(bar.disable, not bar.disable and bool(bar.dynamic_ncols))"
+    command = [sys.executable, "-c", code, "version"]
+    log = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert log.stdout.split()[-2:] == ["True", "False"] and log.stderr == ""
+    ours, theirs = pty.openpty()
+    terminal = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
+    os.close(theirs)
+    os.close(ours)
+    assert terminal.stdout.split()[-2:] == ["False", "True"]

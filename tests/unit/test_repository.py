@@ -77,12 +77,6 @@ def test_version_is_stated_once_and_the_same() -> None:
     assert PYPROJECT["project"]["version"] == vgf_llm.__version__
 
 
-def test_wheel_ships_the_package_alone() -> None:
-    build = PYPROJECT["tool"]["hatch"]["build"]
-    assert build["targets"]["wheel"] == {"packages": ["vgf_llm"]}
-    assert "force-include" not in build
-
-
 def test_editable_install_reaches_the_other_folders() -> None:
     assert PYPROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"] == ["."]
 

@@ -3,12 +3,12 @@
 
 from vgf_llm.generation.ends import mask_after_eos, response_mask
 from vgf_llm.generation.generate import generate
-from vgf_llm.generation.options import TRANSPORT_OPTIONS, TransportOption
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.generation.sample import Sampled, sample
 from vgf_llm.generation.selection import select
 from vgf_llm.generation.taps import FeatureTap
+from vgf_llm.models.options import TRANSPORT_OPTIONS, TransportOption
 
 __all__ = [
     "TRANSPORT_OPTIONS",

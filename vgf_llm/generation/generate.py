@@ -10,7 +10,6 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from vgf_llm.generation.decoding import check_decoding, default_mask, effective_config
-from vgf_llm.generation.options import TRANSPORT_FIELDS
 from vgf_llm.generation.output import VGFGenerateOutput
 from vgf_llm.generation.particles import check_inputs
 from vgf_llm.generation.responses import Responses
@@ -21,6 +20,7 @@ from vgf_llm.generation.sequence_scoring import ScoreFn
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import SEQUENCE_SPACES, TransportConfig
 from vgf_llm.models.language_model import inner_model
+from vgf_llm.models.options import TRANSPORT_FIELDS
 from vgf_llm.models.sequence_value import DifferentiableValue
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.controls import CONTROLS

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from vgf_llm.functional import Range
-from vgf_llm.generation.options import TRANSPORT_FIELDS
 from vgf_llm.generation.processor import TransportProcessor
 from vgf_llm.models.config import TransportConfig
+from vgf_llm.models.options import TRANSPORT_FIELDS
 from vgf_llm.models.value import StateFeatures, ValueModel
 
 _LOG = logging.getLogger(__name__)

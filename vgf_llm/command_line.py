@@ -1,0 +1,47 @@
+# Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
+"""The parser of the commands: help that ends with examples, errors that say which name was probably meant."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Returns a sentence, to be put behind an error, about the known name that is nearest to a wrong one.
+
+    Example:
+        >>> did_you_mean("--transport_setps", ["--step_size", "--transport_steps"])
+        ' Did you mean --transport_steps?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else otherwise
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse` parser.
+
+    Args:
+        examples: What may stand behind the program's name, one example each.
+        **kwargs: As for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        if examples:
+            self.epilog = "examples:\n" + "\n".join(f"  {self.prog} {example}" for example in examples)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as `argparse` does, and refuses what is left; subcommands do it with their own usage."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            name = rest[0].split("=")[0]
+            self.error(f"unrecognized arguments: {' '.join(rest)}.{did_you_mean(name, self._option_string_actions)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message, not the pages of usage that many options make, and exits with 2."""
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` has the options and examples.\n")
