@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import pickle
 import re
@@ -59,7 +60,7 @@ def test_own_settings_are_few_documented_and_checked():
     hints = get_type_hints(VGFConfig)
     for name in OWN:
         assert fields(VGFConfig)[name].metadata["help"], name
-        assert f"        {name} (`" in VGFConfig.__doc__, name
+        assert f"    {name} (`" in inspect.getdoc(VGFConfig), name
         if hints[name] in (int, float, int | None, float | None):
             assert name in RANGES, name
         else:
