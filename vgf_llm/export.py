@@ -17,8 +17,7 @@ from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DistillationConfig, DistillationTrainer
-from trl.data_utils import is_conversational
+from trl import DistillationConfig, DistillationTrainer, is_conversational
 
 from vgf_llm.functional.losses import distillation_loss
 from vgf_llm.models.config import TransportConfig
