@@ -63,7 +63,13 @@ def build_trainer(args: argparse.Namespace, folder: Path, **settings: Any) -> VG
         **settings,
     )
     prompts = Dataset.from_dict({"prompt": [f"w{number}" for number in range(3, 60)]})
-    return VGFTrainer(str(folder), lambda completion_ids, **kwargs: [0.0] * len(completion_ids), config, prompts)
+    return VGFTrainer(
+        str(folder),
+        lambda completion_ids, **kwargs: [0.0] * len(completion_ids),
+        config,
+        prompts,
+        processing_class=tokenizer(SIZES[args.size]["vocab_size"]),
+    )
 
 
 def seconds(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[float, float]]]:

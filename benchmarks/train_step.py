@@ -205,6 +205,8 @@ def build_trainer(run: str, args: argparse.Namespace, output_dir: str, callback:
         "model": path,
         "reward_funcs": alternating_reward,
         "train_dataset": prompts(args, SIZES[args.size]["vocab_size"]),
+        # Loaded from the folder of a Qwen2 model it would be a Qwen2Tokenizer, which knows none of these words.
+        "processing_class": tokenizer(SIZES[args.size]["vocab_size"]),
         "rollout_func": fixed_rollout,
         "callbacks": [callback],
     }

@@ -162,7 +162,7 @@ def test_scaling_fits_every_dimension(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_training_runs_share_batch_and_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = train_step.parse_args(["--size", "tiny", "--prompt_tokens", "4", "--completion_length", "6"])
     args.folder = tmp_path
-    policy = build_policy("tiny", "cpu", "float32")
+    policy = build_policy("qwen2.5-0.5b", "cpu", "float32", **SIZES["tiny"])  # whose folder has a tokenizer of its own
     policy.save_pretrained(tmp_path)
     train_step.tokenizer(policy.config.vocab_size).save_pretrained(tmp_path)
     rows: list[Any] = []
@@ -192,6 +192,7 @@ def test_training_runs_share_batch_and_completions(tmp_path: Path, monkeypatch: 
     prompts, completions = seen["grpo"][0]
     assert len(prompts) == args.num_prompts * args.num_generations
     assert {len(ids) for ids in completions["completion_ids"]} == {6}
+    assert {len(ids) for ids in completions["prompt_ids"]} == {4}
     assert "ref_logprobs" in train_step.base_rollout(["w3"], trainer)
 
 
