@@ -81,7 +81,7 @@ def test_evaluation_draws_what_it_has_measured_anyway(tmp_path):
 )
 def test_calibration_is_drawn_on_the_scale_of_the_value(tmp_path, settings, labels):
     run, plots = watched(tmp_path, **settings)
-    run.train()
+    run.evaluate()
     figure = Figure()
     assert plots._calibration(figure, run.metrics.held_out)
     _, other = figure.axes
@@ -93,7 +93,8 @@ def test_calibration_is_drawn_on_the_scale_of_the_value(tmp_path, settings, labe
 
 
 def test_rewards_are_drawn_over_the_completions_sampled_so_far(tmp_path):
-    run, plots = watched(tmp_path, max_steps=4, num_iterations=2, gradient_accumulation_steps=2, rollout_fraction=0.5)
+    settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "rollout_fraction": 0.5}
+    run, plots = watched(tmp_path, max_steps=4, eval_strategy="no", **settings)
     run.train()
     # A round is 16 completions in two steps of two micro-batches, and the second half of the run samples none.
     assert [plots._completions(step) for step in range(5)] == [0, 16, 16, 16, 16]
@@ -104,7 +105,7 @@ def test_rewards_are_drawn_over_the_completions_sampled_so_far(tmp_path):
 
 
 def test_the_budget_curve_samples_at_every_budget_and_leaves_nothing(tmp_path):
-    run, plots = watched(tmp_path, budget_steps=(8, 0, 2), max_steps=4)
+    run, plots = watched(tmp_path, budget_steps=(8, 0, 2), max_steps=4, eval_steps=4)
     transport = run.vgf_model.transport
     run.train()
     assert drawn(tmp_path) == ["eval_budget_curve.png", "eval_calibration.png", "reward_over_completions.png"]
@@ -115,19 +116,19 @@ def test_the_budget_curve_samples_at_every_budget_and_leaves_nothing(tmp_path):
     assert [point.x for point, _ in points] == [0, 2, 8] and all(point.number == 6 for point, _ in points)
     means = [sum(prompt.rewards) / 4 for prompt in run.metrics.held_out]  # those of the last budget
     assert points[-1][0].y == pytest.approx(sum(means) / 6) == tiny.history(run, "again_budget_8_reward")[0]
-    assert len(tiny.history(run, "eval_loss")) == len(tiny.history(run, "eval_budget_8_reward")) == 2
+    assert len(tiny.history(run, "eval_loss")) == len(tiny.history(run, "eval_budget_8_reward")) == 1
 
 
 def test_several_evaluation_sets_have_plots_of_their_own(tmp_path):
     run, _ = watched(tmp_path, eval_dataset={"one": tiny.prompts(4), "two": tiny.prompts(6)})
-    run.train()
+    run.evaluate()
     assert drawn(tmp_path) == ["eval_one_calibration.png", "eval_two_calibration.png", "reward_over_completions.png"]
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
     run, _ = watched(tmp_path, lambda completion_ids, **kwargs: [1.0] * len(completion_ids))
     run.evaluate()
-    assert not (tmp_path / "plots").exists() or drawn(tmp_path) == ["reward_over_completions.png"]
+    assert drawn(tmp_path) == ["reward_over_completions.png"]  # no pair of completions has different rewards
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
@@ -137,6 +138,8 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
     run, _ = watched(tmp_path, budget_steps=[2])
     with pytest.raises(ValueError, match=r"`budget_steps` samples .* they are a stream"):
         run.evaluate(tiny.prompts(4).to_iterable_dataset())
+    with pytest.raises(ValueError, match="`transport_steps` must be an integer >= 0"):
+        PlotCallback(run, budget_steps=[4, -1])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"vgf-llm\[plots\]"):
         PlotCallback(run)
@@ -145,14 +148,13 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
 def test_plots_go_to_wandb(tmp_path, monkeypatch):
     sent = tiny.fake_wandb(monkeypatch)
     run, _ = watched(tmp_path)
-    run.train()
     run.args.report_to = ["wandb"]
     run.evaluate()
     assert [list(data) for data in sent] == [
         [f"plots/{name}", "train/global_step"] for name in ("eval_calibration", "reward_over_completions")
     ]
     assert sent[0]["plots/eval_calibration"] == str(tmp_path / "plots" / "eval_calibration.png")
-    assert sent[0]["train/global_step"] == 2
+    assert sent[0]["train/global_step"] == 0
 
 
 def test_metrics_and_plots_arrive_in_tensorboard(tmp_path, monkeypatch, caplog):

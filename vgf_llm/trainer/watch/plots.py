@@ -130,7 +130,7 @@ class PlotCallback(TrainerCallback):
 
     Raises:
         ImportError: Without matplotlib, which the extra `plots` installs.
-        ValueError: If `budget_steps` are given and another engine than transformers samples.
+        ValueError: If `budget_steps` has a budget that is none, or another engine than transformers samples.
 
     Example:
 
@@ -151,7 +151,7 @@ class PlotCallback(TrainerCallback):
                 "saved model by `eval.tune_budget`."
             )
         self.trainer = trainer
-        self.budget_steps = sorted(budget_steps)
+        self.budgets = [replace(trainer.vgf_model.transport, transport_steps=steps) for steps in sorted(budget_steps)]
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, eval_dataloader: Any = None, **kwargs: Any
@@ -159,7 +159,7 @@ class PlotCallback(TrainerCallback):
         """Draws what the evaluation measured."""
         held_out = list(self.trainer.metrics.held_out)
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
-        budgets = self._budgets(eval_dataloader.dataset, prefix) if self.budget_steps else []
+        budgets = self._budgets(eval_dataloader.dataset, prefix) if self.budgets else []
         if state.is_world_process_zero:
             self._draw(f"{prefix}_calibration", self._calibration, held_out)
             self._draw("reward_over_completions", self._rewards)
@@ -260,36 +260,37 @@ class PlotCallback(TrainerCallback):
         finally:
             model.transport, schedule.samples_from = transport, who
 
-    def _budgets(self, dataset: Any, prefix: str) -> list[tuple[Point, float]]:
+    def _budgets(self, dataset: Any, prefix: str) -> list[tuple[Point, float | None]]:
         """Evaluates at every budget: the reward over L, with its standard error over prompts, and the KL per token."""
         if isinstance(dataset, IterableDataset):
             raise ValueError(
                 "`budget_steps` samples the evaluation prompts once per budget, but they are a stream. Give "
                 "`eval_dataset` as a `Dataset`, or leave `budget_steps` out."
             )
-        found: list[tuple[Point, float]] = []
+        found: list[tuple[Point, float | None]] = []
         logs: dict[str, float] = {}
         with self._transporting() as model:
-            for steps in self.budget_steps:
-                model.transport = replace(model.transport, transport_steps=steps)
-                name = f"{prefix}_budget_{steps}"
+            for transport in self.budgets:
+                model.transport = transport
+                name = f"{prefix}_budget_{transport.transport_steps}"
                 metrics = self.trainer.predict(dataset, metric_key_prefix=name).metrics
                 rows = [[reward for _, reward in _scored(prompt)] for prompt in self.trainer.metrics.held_out]
                 means = [fmean(row) for row in rows if row]
                 if means:
                     error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-                    kl = metrics.get(f"{name}_rollout/kl") or 0.0
-                    found.append((Point(steps, fmean(means), error, len(means)), kl))
-                    logs |= {f"{name}_reward": metrics[f"{name}_reward"], f"{name}_rollout/kl": kl}
+                    point = Point(transport.transport_steps, fmean(means), error, len(means))
+                    found.append((point, metrics.get(f"{name}_rollout/kl")))  # whole responses have none
+                    logs |= {key: metrics[key] for key in (f"{name}_reward", f"{name}_rollout/kl") if key in metrics}
         self.trainer.log(logs)
         return found
 
-    def _budget_curve(self, figure: Any, budgets: list[tuple[Point, float]]) -> bool:
+    def _budget_curve(self, figure: Any, budgets: list[tuple[Point, float | None]]) -> bool:
         axes = figure.subplots()
-        step_size = self.trainer.vgf_model.transport.step_size
+        step_size = self.budgets[0].step_size
         points = [point._replace(x=place) for place, (point, _) in enumerate(budgets)]
         _errorbars(axes, points, f"{points[0].number} held-out prompts", linestyle="-")
-        labels = [f"{point.x:g}\n{point.x * step_size:g}\n{kl:.3f}" for point, kl in budgets]
+        spent = ["-" if kl is None else f"{kl:.3f}" for _, kl in budgets]
+        labels = [f"{point.x:g}\n{point.x * step_size:g}\n{kl}" for (point, _), kl in zip(budgets, spent, strict=True)]
         axes.set_xticks(range(len(budgets)), labels)
         axes.set(ylabel="mean reward", title="What the budget buys")
         axes.set_xlabel("transport steps L, L * epsilon, and KL to the base per token (nats)")
