@@ -198,7 +198,7 @@ def plot_frontier(
     """
     plt = _pyplot()
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.4, 5.0), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.4, 5.6), layout="constrained")
         for (label, rows), style in zip(groups.items(), _group_styles(groups), strict=True):
             axes.errorbar(
                 [math.sqrt(max(row.kl or 0.0, 0.0)) for row in rows],
@@ -212,7 +212,7 @@ def plot_frontier(
             )
         label = r"$\sqrt{\mathrm{KL}}$ to the base, nats per response"
         axes.set(xlabel=label, ylabel=score_name, title=title)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.savefig(path)
         plt.close(figure)
 
