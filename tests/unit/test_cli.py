@@ -21,10 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from eval import run as eval_run
 from eval import tune_budget
+from recipes.embedded_math import BASE_DIR
+from recipes.embedded_math.problems import NUM_STEPS
 from tests.layouts import VOCAB, tiny_model, vgf_model
 from tests.unit.eval.models import save_vgf
+from tests.unit.recipes.test_embedded_math import read_steps
 from vgf_llm import VGFModel, __version__
-from vgf_llm.cli import COMMANDS, main, make_parser
+from vgf_llm.cli import COMMANDS, EMBEDDED_PROMPT, main, make_parser
 from vgf_llm.generation import TRANSPORT_OPTIONS
 from vgf_llm.models import TransportConfig
 
@@ -408,6 +411,12 @@ def test_completion_knows_commands_and_their_options(capsys: pytest.CaptureFixtu
     typed += '_shtab_vgf; echo "${COMPREPLY[@]}"'
     found = subprocess.run(["bash", "-c", typed, "bash", script], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["--transport_steps"]
+
+
+def test_the_embedded_model_is_asked_a_problem_of_its_task() -> None:
+    assert len(read_steps(EMBEDDED_PROMPT)[1]) in NUM_STEPS
+    tokenizer = AutoTokenizer.from_pretrained(BASE_DIR)
+    assert tokenizer.unk_token_id not in tokenizer(EMBEDDED_PROMPT).input_ids
 
 
 @pytest.mark.parametrize("options", [[], ["my-value", "--embedded"]])
