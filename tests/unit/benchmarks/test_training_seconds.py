@@ -54,7 +54,7 @@ def test_a_run_that_fails_says_what_it_printed(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--methods", "ppo"], "--methods must be among vgf, "),
-        (["--methods", "vgf:3"], "a number of passes, 1 or more, goes with grpo, rloo, dpo, rft"),
+        (["--methods", "vgf:3"], "a number of passes, 1 or more, goes with grpo, rloo, grpo_unsolved_first, dpo, rft"),
         (["--methods", "rft:0"], "a number of passes, 1 or more, goes with"),
         (["--num_train", "1"], "--num_train must be at least 2, got 1"),
         (["--vgf_num_train", "0"], "--vgf_num_train must be at least 2, got 0"),
