@@ -330,7 +330,8 @@ def test_logged_completions_are_files_as_trls(run: VGFTrainer) -> None:
     folder = Path(run.args.output_dir) / "completions"
     assert sorted(path.name for path in folder.iterdir()) == [f"completions_{step:05d}.parquet" for step in range(1, 5)]
     frame = pd.read_parquet(folder / "completions_00004.parquet")
-    assert list(frame) == ["step", "prompt", "completion", "high_tokens", "constant", "shouted", "advantage"]
+    logged = ["high_tokens", "constant", "sampler", "shouted", "advantage"]
+    assert list(frame) == ["step", "prompt", "completion", *logged]
     assert list(frame["completion"]) == list(run._logs["completion"])
 
 
