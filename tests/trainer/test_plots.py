@@ -73,6 +73,7 @@ def test_evaluation_draws_what_it_has_measured_anyway(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "labels"),
     [
+        ({}, ("value minus its prompt's mean", "difference as log-odds")),  # decided by the rewards
         ({"value_loss": "pairwise"}, ("value minus its prompt's mean", "difference as log-odds")),
         ({"value_parametrization": "vocab", "value_loss": "regression"}, ("predicted reward", "calibrated")),
         ({"value_parametrization": "vocab", "value_loss": "bernoulli"}, ("predicted reward", "difference as log-odds")),
@@ -87,8 +88,8 @@ def test_calibration_is_drawn_on_the_scale_of_the_value(tmp_path, settings, labe
     _, other = figure.axes
     shown = [text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()]
     assert labels[1] in shown and other.get_xlabel() == labels[0]
-    assert ("difference as log-odds" in shown) == (settings["value_loss"] != "regression")
-    if settings["value_loss"] == "bernoulli":  # scores are logits, and what is predicted are probabilities
+    assert ("difference as log-odds" in shown) == (settings.get("value_loss") != "regression")
+    if settings.get("value_loss") == "bernoulli":  # scores are logits, and what is predicted are probabilities
         assert all(0 < x < 1 for line in other.lines for x in line.get_xdata())
 
 

@@ -48,5 +48,5 @@ def test_the_quickstart_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     # two plots of training, one of budgets
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     printed = "".join(output.get("text", "") for output in outputs)
-    assert "within-prompt accuracy on held-out problems: " in printed and "L = 16: accuracy " in printed
+    assert "within-prompt accuracy on completions of the base: " in printed and "L = 16: accuracy " in printed
     assert "the plain model, greedy: accuracy " in printed

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from datasets import IterableDataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -112,7 +113,8 @@ class PlotCallback(TrainerCallback):
 
     - `eval_calibration.png`: the pairs of held-out prompts that the value orders rightly, over how far apart it puts
       them. Where the value's loss makes its differences log-odds, the curve of a calibrated value stands beside it.
-      Then the mean reward over the value. Both come from what the evaluation has sampled and valued anyway.
+      Then the mean reward over the value. Both come from what the evaluation has sampled and valued anyway; of the
+      value's own samples (`rollout_policy="value"`) little is left that it can order.
     - `reward_over_completions.png`: rewards and held-out accuracy of the run so far, at its end too.
     - `eval_budget_curve.png`, with `budget_steps`: the mean reward of transported completions of the held-out prompts,
       at every budget, with the KL per token that they spent.
@@ -195,7 +197,9 @@ class PlotCallback(TrainerCallback):
         gaps, right = ordered_pairs(prompts)
         if not gaps:
             return False
-        objective = self.trainer.objective
+        rows = [pair for prompt in prompts for pair in _scored(prompt)]
+        values, rewards = np.array(rows).T
+        objective = self.trainer.objective.resolved(torch.from_numpy(rewards))  # no training may have decided it
         left, other = figure.subplots(1, 2)
         _errorbars(left, binned(gaps, right), "held-out pairs")
         if objective.kind in ("likelihood", "pairwise", "bernoulli"):
@@ -205,10 +209,8 @@ class PlotCallback(TrainerCallback):
         left.set(title=f"{fmean(right):.3f} of {len(gaps)} pairs are ordered rightly")
         left.set(xlabel="difference of the two values", ylabel="share ordered rightly")
         left.legend()
-        rows = [pair for prompt in prompts for pair in _scored(prompt)]
         of_head = not objective.sequence and not objective.value.needs_logits
         if objective.kind == "regression" or (objective.kind == "bernoulli" and of_head):
-            values, rewards = np.array(rows).T
             if objective.kind == "bernoulli":
                 values = 1 / (1 + np.exp(-values))
             found = binned(values, rewards)
