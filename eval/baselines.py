@@ -262,18 +262,21 @@ def train_guided_lora(job: Job) -> None:
 
 
 def _train_guided(job: Job, **overrides: Any) -> None:
-    reads = {"num_generations": job.num_generations, "prompt_selection": "dataset", "rollout_policy": "base"}
-    args = vgf_settings(job, value_parametrization="vocab", learning_rate=job.learning_rate, **reads, **overrides)
-    args.num_train_epochs = 1 / args.rollout_fraction
+    args = _once_from_base(job, value_parametrization="vocab", learning_rate=job.learning_rate, **overrides)
     _train_vgf(job, job.task.problems, job.task.gold, args)
 
 
 def train_vgf_logged(job: Job) -> None:
     """VGF offline on the base's own samples: one pass over all of them, then the recipe's share of replayed steps."""
+    _train_vgf(job, logged_samples(job.task, job.samples or sample_base(job)), None, _once_from_base(job))
+
+
+def _once_from_base(job: Job, **overrides: Any) -> VGFConfig:
+    """The recipe's settings, but for every prompt taken once, all its completions from the base."""
     reads = {"num_generations": job.num_generations, "prompt_selection": "dataset", "rollout_policy": "base"}
-    args = vgf_settings(job, **reads)
+    args = vgf_settings(job, **reads, **overrides)
     args.num_train_epochs = 1 / args.rollout_fraction
-    _train_vgf(job, logged_samples(job.task, job.samples or sample_base(job)), None, args)
+    return args
 
 
 def _train_vgf(job: Job, dataset: Dataset, reward_funcs: Any, args: VGFConfig) -> None:

@@ -63,11 +63,14 @@ def chosen_runs(runs: Sequence[Run]) -> list[Run]:
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """Collects every method and mode over the seeds of its chosen runs."""
+    return _entries_of(chosen_runs(runs))
+
+
+def _entries_of(runs: Sequence[Run]) -> list[Entry]:
     found = []
-    chosen = chosen_runs(runs)
-    keys = dict.fromkeys((name, mode) for run in chosen for name, rows in run["rows"].items() for mode in rows)
+    keys = dict.fromkeys((name, mode) for run in runs for name, rows in run["rows"].items() for mode in rows)
     for name, mode in keys:
-        own = [run for run in chosen if mode in run["rows"].get(name, {})]
+        own = [run for run in runs if mode in run["rows"].get(name, {})]
         cells = [run["rows"][name][mode] for run in own]
         found.append(
             Entry(
@@ -280,36 +283,31 @@ def frontiers(runs: Sequence[Run], labels: Mapping[str, str]) -> dict[str, Front
     tested = [run for run in runs if run["rows"]]
     for method in dict.fromkeys(run["method"] for run in tested):
         own = [run for run in tested if run["method"] == method]
-        for name in dict.fromkeys(name for run in own for name in run["rows"]):
-            if name not in (method, f"{method}{EXPORTED}"):  # what else is measured with it is no frontier of its own
-                continue
-            points = []
-            settings = list(dict.fromkeys(map(_swept, own)))
-            for setting in settings:
-                same = [run for run in own if _swept(run) == setting]
-                cells = [run["rows"].get(name, {}) for run in same]
-                modes = [mode for mode in cells[0] if mode.startswith("sampled")]
-                if any(mode.startswith("sampled, L=") for mode in modes):
-                    modes.remove("sampled")  # one of them, at the budget that validation chose
-                points += [_point(mode, setting, method, [cell[mode] for cell in cells if mode in cell])
-                           for mode in modes]  # fmt: skip
-            known = sorted((row for row in points if row.kl is not None), key=lambda row: row.kl or 0.0)
-            costs = [run.get("train_cpu_seconds") or run["train_seconds"] for run in own if run["completions"]]
-            seeds = len({run["seed"] for run in own})
+        settings = list(dict.fromkeys(map(_swept, own)))
+        points: dict[str, list[Row]] = {}
+        for setting in settings:
+            same = _entries_of([run for run in own if _swept(run) == setting])
+            # What else is measured with a method is no frontier of its own.
+            names = (method, f"{method}{EXPORTED}")
+            measured = [entry for entry in same if entry.method in names and entry.mode.startswith("sampled")]
+            curves = {entry.method for entry in measured if entry.mode.startswith("sampled, L=")}
+            for entry in measured:
+                if entry.mode != "sampled" or entry.method not in curves:  # it is the one that validation chose
+                    points.setdefault(entry.method, []).append(_point(entry))
+        costs = [run.get("train_cpu_seconds") or run["train_seconds"] for run in own if run["completions"]]
+        seconds = sum(costs) / len({run["seed"] for run in own}) if costs else None
+        for name, rows in points.items():
+            known = sorted((row for row in rows if row.kl is not None), key=lambda row: row.kl or 0.0)
             if known:
-                seconds = sum(costs) / seeds if costs else None
                 found[_label(name, labels)] = Frontier(tuple(known), len(settings), seconds)
     return found
 
 
-def _point(mode: str, setting: tuple[float | None, int | None], method: str, cells: Sequence[Run]) -> Row:
-    scores = torch.tensor([cell["scores"] for cell in cells], dtype=torch.float64).mean(dim=0)
-    kl = None if any(cell["kl"] is None for cell in cells) else sum(cell["kl"] for cell in cells) / len(cells)
-    mean, error = mean_and_error(scores)
-    swept = TRAINABLE[method].settings_text(*setting) if method in TRAINABLE else ""
-    detail = mode.removeprefix("sampled").removeprefix(", ") or swept or "T=1"
-    tokens, seconds = (sum(cell[key] for cell in cells) / len(cells) for key in ("tokens", "seconds"))
-    return Row(detail, mean, error, tokens, seconds, kl=kl)
+def _point(entry: Entry) -> Row:
+    divergences = [run["rows"][entry.method][entry.mode]["kl"] for run in entry.runs]
+    kl = None if None in divergences else sum(divergences) / len(divergences)
+    detail = entry.mode.removeprefix("sampled").removeprefix(", ") or _settings(entry.runs[0]) or "T=1"
+    return Row(detail, *mean_and_error(entry.over_seeds), entry.tokens, entry.seconds, kl=kl)
 
 
 def _frontier_table(runs: Sequence[Run], labels: Mapping[str, str], score_name: str) -> str:

@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""The parser of the commands: help that ends with examples, errors that say which name was probably meant."""
+"""The parser of the commands: help that ends with examples. What every error says of a name that was probably meant."""
 
 import argparse
 import difflib
@@ -8,15 +8,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", quote: str = "") -> str:
     """Returns a sentence, to be put behind an error, about the known name that is nearest to a wrong one.
+
+    Args:
+        name: The wrong name.
+        known: The names that there are.
+        otherwise: What is returned if none is near.
+        quote: What stands on both sides of the name.
 
     Example:
         >>> did_you_mean("--transport_setps", ["--step_size", "--transport_steps"])
         ' Did you mean --transport_steps?'
     """
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else otherwise
+    return f" Did you mean {quote}{close[0]}{quote}?" if close else otherwise
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DistillationConfig, DistillationTrainer, is_conversational
+from trl import DistillationConfig, DistillationTrainer
 
 from vgf_llm.functional.losses import distillation_loss
 from vgf_llm.models.config import TransportConfig
@@ -26,7 +26,7 @@ from vgf_llm.models.merging import merge_value
 from vgf_llm.models.valued_policy import Rows, ValuedPolicy
 from vgf_llm.trainer.choose.prompts import check_dataset
 from vgf_llm.trainer.fit.objective import transport_candidates
-from vgf_llm.trainer.score.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine, decode_completions
 
 _MOST_MEASURED = 64  # prompts
 
@@ -91,10 +91,8 @@ class TransportDistillation(DistillationTrainer):
         if self.runner is not None:
             pairs = zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True)
             ids = [tokens[mask].tolist() for tokens, mask in pairs]
-            texts: list[Any] = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-            if is_conversational(inputs[0]):
-                texts = [[{"role": "assistant", "content": text}] for text in texts]
-            rewards = self.runner(inputs, [row["prompt"] for row in inputs], texts, ids)
+            prompts = [row["prompt"] for row in inputs]
+            rewards = self.runner(inputs, prompts, decode_completions(self.processing_class, prompts, ids), ids)
             self._metrics["eval"]["reward"].append(combine(rewards, self.runner.reward_weights).nanmean().item())
         return loss, None, None
 

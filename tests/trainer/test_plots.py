@@ -7,6 +7,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 from tests.trainer import tiny
 from vgf_llm import PlotCallback
@@ -159,9 +160,6 @@ def test_plots_go_to_wandb(tmp_path, monkeypatch):
 
 
 def test_metrics_and_plots_arrive_in_tensorboard(tmp_path, monkeypatch, caplog):
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
-    )
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     run, _ = watched(tmp_path, report_to=["tensorboard"], value_holdout_ratio=0.5)
     run.train()

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import is_conversational
 
 from vgf_llm._compat import (
     RepeatSampler,
@@ -57,7 +56,7 @@ from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
 from vgf_llm.trainer.save.checkpoint import CheckpointedTrainer
 from vgf_llm.trainer.save.sharding import is_zero3, whole_parameters, whole_state_dict
 from vgf_llm.trainer.score.checks import RewardFunc
-from vgf_llm.trainer.score.rewards import RewardRunner, combine
+from vgf_llm.trainer.score.rewards import RewardRunner, combine, decode_completions
 from vgf_llm.trainer.setup import (
     align_pad_token,
     build_vgf_model,
@@ -506,16 +505,10 @@ class VGFTrainer(CheckpointedTrainer):
         with record_function("vgf/score"):
             return self._score_groups(rows, request, samples, mode)
 
-    def _decode(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[Any]:
-        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        if is_conversational({"prompt": prompts[0]}):
-            return [[{"role": "assistant", "content": text}] for text in texts]
-        return texts
-
     def _score_groups(
         self, rows: list[dict[str, Any]], request: Request, samples: Samples, mode: str
     ) -> list[RolloutGroup]:
-        completions = self._decode(request.prompts, samples.completion_ids)
+        completions = decode_completions(self._tokenizer, request.prompts, samples.completion_ids)
         local = self.reward_runner(
             rows,
             request.prompts,

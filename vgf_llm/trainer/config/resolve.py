@@ -5,11 +5,11 @@ The functions take the configuration that is being built and change it in place.
 """
 
 import dataclasses
-import difflib
 from typing import Any, cast
 
 from transformers import GenerationConfig
 
+from vgf_llm.command_line import did_you_mean
 from vgf_llm.functional._checks import shown
 from vgf_llm.trainer.config.fields import check_field
 from vgf_llm.trainer.config.tables import FIXED_SAMPLING, IGNORED, SAMPLING
@@ -126,10 +126,9 @@ def resolve_sampling(config: Any) -> None:
     known = vars(GenerationConfig()).keys() | _GENERATE_ARGUMENTS
     unknown = [] if config.use_vllm else [key for key in kwargs if key not in known]
     if unknown:
-        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
         raise ValueError(
             f"`generation_kwargs` has {shown(unknown[0])}, which is no argument of `GenerationConfig`."
-            + (f" Did you mean {close[0]!r}?" if close else "")
+            + did_you_mean(str(unknown[0]), known, quote="'")
         )
     config.generation_kwargs = kwargs or None
     if (config.cache_implementation or "").startswith("offloaded") and config.device.type == "cpu":

@@ -2,11 +2,11 @@
 """Transport settings as they are given to a configuration: nested in `transport`, or beside the other settings."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from vgf_llm.command_line import did_you_mean
 from vgf_llm.functional._checks import shown
 from vgf_llm.models.config import TransportConfig
 
@@ -33,10 +33,10 @@ def read_transport(value: Any) -> dict[str, Any]:
         raise TypeError(f"`transport` must be a TransportConfig, a dict of its fields or None, got {shown(value)}.")
     for name in value:
         if name not in TRANSPORT_FIELDS:
-            close = difflib.get_close_matches(str(name), TRANSPORT_FIELDS, n=1)
+            otherwise = f" Its fields are {list(TRANSPORT_FIELDS)}."
             raise ValueError(
                 f"`transport` has no field {shown(name)}."
-                + (f" Did you mean {close[0]!r}?" if close else f" Its fields are {list(TRANSPORT_FIELDS)}.")
+                + did_you_mean(str(name), TRANSPORT_FIELDS, otherwise, quote="'")
             )
     return dict(value)
 

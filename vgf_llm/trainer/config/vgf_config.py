@@ -2,7 +2,6 @@
 """The configuration of `VGFTrainer`."""
 
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any, Self, cast
 
 from trl import GRPOConfig, RLOOConfig
 
+from vgf_llm.command_line import did_you_mean
 from vgf_llm.functional._checks import shown
 from vgf_llm.models.config import TransportConfig
 from vgf_llm.trainer.config.batch_sizes import resolve_batch_sizes
@@ -55,10 +55,10 @@ def _takes_transport_settings(cls: type["VGFConfig"]) -> type["VGFConfig"]:
         for name in kwargs:
             refuse_removed(name)
             if name not in names:
-                close = difflib.get_close_matches(name, [*names, *TRANSPORT_FIELDS], n=1)
+                otherwise = " Its documentation lists all of them."
                 raise TypeError(
                     f"{cls.__name__} has no setting `{name}`."
-                    + (f" Did you mean `{close[0]}`?" if close else " Its documentation lists all of them.")
+                    + did_you_mean(name, [*names, *TRANSPORT_FIELDS], otherwise, quote="`")
                 )
         assign(self, *args, **kwargs)
 

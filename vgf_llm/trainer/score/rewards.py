@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl import apply_chat_template
+from trl import apply_chat_template, is_conversational
 
 from vgf_llm._compat import (
     get_config_model_id,
@@ -285,6 +285,16 @@ def load_reward_model(name: str, num_labels: int | None = 1, **init_kwargs: Any)
             "random values. Pass a trained sequence classifier; a language model has no reward head."
         )
     return model
+
+
+def decode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], completion_ids: list[list[int]]
+) -> list[Any]:
+    """Returns completions as reward functions take them: texts, or of conversational prompts an assistant's message."""
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    if is_conversational({"prompt": prompts[0]}):
+        return [[{"role": "assistant", "content": text}] for text in texts]
+    return texts
 
 
 def combine(rewards_per_func: Tensor, reward_weights: Tensor) -> Tensor:

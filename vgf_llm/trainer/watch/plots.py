@@ -99,12 +99,12 @@ def ordered_pairs(prompts: Sequence[ScoredPrompt]) -> tuple[list[float], list[fl
 
 def centred(prompts: Sequence[ScoredPrompt]) -> tuple[list[float], list[float]]:
     """Values and rewards of all completions, minus the mean of their prompt's."""
-    values, rewards = [], []
+    values: list[float] = []
+    rewards: list[float] = []
     for prompt in prompts:
-        rows = _scored(prompt)
-        for value, reward in rows:
-            values.append(value - fmean(row[0] for row in rows))
-            rewards.append(reward - fmean(row[1] for row in rows))
+        for found, own in zip((values, rewards), zip(*_scored(prompt), strict=True), strict=False):
+            mean = fmean(own)
+            found += [number - mean for number in own]
     return values, rewards
 
 
@@ -201,9 +201,10 @@ class PlotCallback(TrainerCallback):
         values, rewards = np.array(rows).T
         objective = self.trainer.objective.resolved(torch.from_numpy(rewards))  # no training may have decided it
         left, other = figure.subplots(1, 2)
-        _errorbars(left, binned(gaps, right), "held-out pairs")
+        pairs = binned(gaps, right)
+        _errorbars(left, pairs, "held-out pairs")
         if objective.kind in ("likelihood", "pairwise", "bernoulli"):
-            x = np.linspace(0, max(point.x for point in binned(gaps, right)), 100)
+            x = np.linspace(0, max(point.x for point in pairs), 100)
             left.plot(x, 1 / (1 + np.exp(-x)), color="0.45", linestyle="--", label="difference as log-odds")
         left.axhline(0.5, color="0.45", linestyle=":", label="chance")
         left.set(title=f"{fmean(right):.3f} of {len(gaps)} pairs are ordered rightly")
