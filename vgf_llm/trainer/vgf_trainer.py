@@ -60,12 +60,11 @@ from vgf_llm.trainer.score.rewards import RewardRunner, combine, decode_completi
 from vgf_llm.trainer.setup import (
     align_pad_token,
     build_vgf_model,
-    check_config,
+    check_arguments,
     check_inputs,
     end_token_ids,
     load_policy,
     load_tokenizer,
-    refuse_agents,
     resolve_streams,
     trains_sequence_value,
 )
@@ -182,11 +181,10 @@ class VGFTrainer(CheckpointedTrainer):
         rollout_func: RolloutFunc | None = None,
         environment_factory: None = None,
     ) -> None:
-        refuse_agents(tools, environment_factory)
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
             args = VGFConfig(f"{str(origin).rstrip('/').split('/')[-1] or 'model'}-VGF")
-        check_config(args)
+        check_arguments(args, tools, environment_factory)
         # What the dataset has logged in the place of samples: "completions", "pairs", or nothing.
         self.logged = logged.logged_kind(train_dataset) if reward_funcs is None else None
         if self.logged is not None:

@@ -52,14 +52,9 @@ class UnsolvedFirst:
         return order.repeat(repeats)[:count].tolist()
 
     def record(self, indices: Sequence[int], rewards: Tensor) -> None:
-        """Notes the outcomes of a round.
+        """Notes the outcomes of a round: the rewards `[len(indices), G]` of the prompts that `choose` returned.
 
-        Args:
-            indices: What `choose` returned.
-            rewards: Reward of each completion, `[len(indices), G]`; 1 is a success, NaN is none.
-
-        Raises:
-            ValueError: If a reward is neither 0 nor 1.
+        1 is a success, NaN is no reward. Raises ValueError if a reward is neither 0 nor 1.
         """
         scored = rewards[~rewards.isnan()]
         if bool(((scored != 0) & (scored != 1)).any()):
@@ -82,11 +77,7 @@ class UnsolvedFirst:
         return {"rounds": self._rounds, "tries": self._tries.tolist(), "solved": self._solved.nonzero()[:, 0].tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Puts a record in place.
-
-        Raises:
-            ValueError: If it is of another number of prompts.
-        """
+        """Puts a record in place; raises ValueError if it is of another number of prompts."""
         if len(state["tries"]) != len(self._tries):
             raise ValueError(
                 f"The checkpoint has outcomes of {len(state['tries'])} prompts, but `train_dataset` has "
