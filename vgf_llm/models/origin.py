@@ -36,19 +36,12 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a policy was loaded from, and what it was then.
+    """Where a policy was loaded from, and what it was then."""
 
-    Attributes:
-        name: Folder or hub id.
-        revision: Commit on the hub.
-        fingerprint: Of the weights.
-        config: Digest of what the configuration says about the computation.
-    """
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    config: str
+    name: str  # folder or hub id
+    revision: str | None  # commit on the hub
+    fingerprint: str  # of the weights
+    config: str  # digest of what the configuration says about the computation
 
 
 def base_tensors(policy: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -31,15 +31,10 @@ Pooling = Literal["last", "mean"]
 
 @dataclass(frozen=True)
 class ReadPrefix:
-    """What a value keeps of the P tokens before those that move, so that it does not read them again.
+    """What a value keeps of the P tokens before those that move, so that it does not read them again."""
 
-    Attributes:
-        cache: The backbone's keys and values, of R rows; not changed by those who read on.
-        scores: `[R, P, H]`, the scores of the tokens, some of which may belong to the response.
-    """
-
-    cache: DynamicCache
-    scores: Tensor
+    cache: DynamicCache  # the backbone's keys and values, of R rows; not changed by those who read on
+    scores: Tensor  # `[R, P, H]`, the scores of the tokens, some of which may belong to the response
 
     def repeat_interleave(self, repeats: int) -> "ReadPrefix":
         """Returns every row `repeats` times in succession."""

@@ -23,21 +23,13 @@ from vgf_llm.models.heads import BilinearQHead, QHead
 
 @dataclass(frozen=True)
 class StateFeatures:
-    """What a value may read of a state, for any leading shape `[...]`.
+    """What a value may read of a state, for any leading shape `[...]`."""
 
-    Attributes:
-        hidden: `[..., D]`, the value backbone's last hidden state.
-        embedding: `[V, D]`, the frozen output embedding of the policy.
-        value_logits: `[..., V]`, next-token logits of the adapted model (`log_ratio` only).
-        ref_logits: `[..., V]`, next-token logits of the reference (`log_ratio` only).
-        ref_logps: `[..., V]`, its log-probabilities in their place, where they are known.
-    """
-
-    hidden: Tensor | None = None
-    embedding: Tensor | None = None
-    value_logits: Tensor | None = None
-    ref_logits: Tensor | None = None
-    ref_logps: Tensor | None = None
+    hidden: Tensor | None = None  # `[..., D]`, the value backbone's last hidden state
+    embedding: Tensor | None = None  # `[V, D]`, the frozen output embedding of the policy
+    value_logits: Tensor | None = None  # `[..., V]`, next-token logits of the adapted model (`log_ratio` only)
+    ref_logits: Tensor | None = None  # `[..., V]`, next-token logits of the reference (`log_ratio` only)
+    ref_logps: Tensor | None = None  # `[..., V]`, its log-probabilities in their place, where they are known
 
 
 class ValueModel(nn.Module, ABC):

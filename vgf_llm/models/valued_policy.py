@@ -56,23 +56,14 @@ PLAIN = (Sampling(),)
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts with their responses, as every pass over them takes them.
+    """Prompts with their responses, as every pass over them takes them."""
 
-    Attributes:
-        input_ids: `[B, P + T]`, prompts padded left, responses padded right.
-        attention_mask: `[B, P + T]`.
-        num_tokens: T.
-        group_size: Adjacent rows that share a prompt: one number, or one for every prompt.
-        samplings: How tokens were drawn.
-        sampler: `[B]`, which of `samplings` drew each row; the first where left out.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    num_tokens: int
-    group_size: int | Sequence[int] = 1
-    samplings: Sequence[Sampling] = PLAIN
-    sampler: Tensor | None = None
+    input_ids: Tensor  # `[B, P + T]`, prompts padded left, responses padded right
+    attention_mask: Tensor  # `[B, P + T]`
+    num_tokens: int  # T
+    group_size: int | Sequence[int] = 1  # adjacent rows that share a prompt: one number, or one for every prompt
+    samplings: Sequence[Sampling] = PLAIN  # how tokens were drawn
+    sampler: Tensor | None = None  # `[B]`, which of `samplings` drew each row; the first where left out
 
     def __post_init__(self) -> None:
         rows, size = self.input_ids.shape[0], self.group_size

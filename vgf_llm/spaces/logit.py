@@ -26,34 +26,21 @@ from vgf_llm.spaces.controls import CONTROLS, random_like, shuffled_like
 
 @dataclass(frozen=True)
 class DecodeState:
-    """One decode step of R = B * N rows.
+    """One decode step of R = B * N rows."""
 
-    Attributes:
-        candidate_ids: `[R, K]`.
-        candidate_mask: `[R, K]`, true on candidates.
-        logits: `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary.
-        features: What the value reads.
-        num_particles: N; the rows of one prompt are consecutive.
-    """
-
-    candidate_ids: Tensor
-    candidate_mask: Tensor
-    logits: Tensor
-    features: StateFeatures
-    num_particles: int = 1
+    candidate_ids: Tensor  # `[R, K]`
+    candidate_mask: Tensor  # `[R, K]`, true on candidates
+    logits: Tensor  # `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary
+    features: StateFeatures  # what the value reads
+    num_particles: int = 1  # N; the rows of one prompt are consecutive
 
 
 @dataclass(frozen=True)
 class TransportedStep:
-    """The outcome of transport at one decode step.
+    """The outcome of transport at one decode step."""
 
-    Attributes:
-        logits: `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask.
-        q_values: `[R, K]`, potentials of the candidates.
-    """
-
-    logits: Tensor
-    q_values: Tensor
+    logits: Tensor  # `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask
+    q_values: Tensor  # `[R, K]`, potentials of the candidates
 
 
 class LogitSpace:
