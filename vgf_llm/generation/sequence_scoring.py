@@ -44,11 +44,7 @@ class TextScorer:
         return self.value.lower_bound(values, self.lower_bound_coef)
 
     def __call__(self, prefix: Prefix, text: Text) -> Tensor:
-        """Values prefix and text of every row, `[R]`, in float32.
-
-        Raises:
-            ValueError: If a value is not finite, or a black box returns another number of them.
-        """
+        """Values prefix and text of every row, `[R]`, in float32; raises ValueError for values that are not finite."""
         self.calls += 1
         whole = prefix.followed_by(text)
         ids, mask, response = whole.ids, whole.mask, whole.response

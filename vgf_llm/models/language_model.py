@@ -187,11 +187,8 @@ def _run(inner: PreTrainedModel, given: Tensor | None, **inputs: Any) -> tuple[A
 def last_hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
     """Runs the model's own forward and returns the hidden states `[B, T, D]` of its backbone.
 
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-        input_ids: `[B, T]`.
-        attention_mask: `[B, T]`, 1 on real tokens, padding on either side.
-        **kwargs: Handed to the forward, such as `past_key_values`.
+    The ids `[B, T]` may be padded on either side; the mask `[B, T]` is 1 on real tokens. Further arguments go to the
+    forward.
     """
     inner = inner_model(model)
     if accepts_argument(inner, "position_ids") and "position_ids" not in kwargs:

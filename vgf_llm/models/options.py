@@ -12,15 +12,10 @@ from vgf_llm.models.config import TransportConfig
 
 @dataclass(frozen=True)
 class TransportOption:
-    """One setting of transport.
+    """One setting of transport."""
 
-    Attributes:
-        kind: `int`, `float`, `bool` or `str`; what `None` stands for is the saved model's own.
-        text: What it means, a sentence or two.
-    """
-
-    kind: type
-    text: str
+    kind: type  # `int`, `float`, `bool` or `str`; what `None` stands for is the saved model's own
+    text: str  # What it means, a sentence or two
 
 
 def _options() -> dict[str, TransportOption]:

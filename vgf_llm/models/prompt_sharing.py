@@ -46,14 +46,10 @@ def can_share_prompts(model: nn.Module) -> bool:
 def grouped_hidden_states(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, group_sizes: Sequence[int]
 ) -> Tensor:
-    """Hidden states that would enter the output embedding, where rows share prompts.
+    """Hidden states that would enter the output embedding of a model that `can_share_prompts`.
 
-    Args:
-        model: A causal language model for which `can_share_prompts` is true.
-        input_ids: `[R, P + T]`, prompts padded left, responses padded right; rows with one prompt are adjacent.
-        attention_mask: `[R, P + T]`.
-        num_tokens: T.
-        group_sizes: Number of rows of each prompt; they add up to R.
+    The rows `[R, P + T]` have prompts padded left and `num_tokens` T of responses padded right; `group_sizes`, which
+    add up to R, are the numbers of adjacent rows with one prompt.
 
     Returns:
         `[R, 1 + T, D]`: of the prompt's last token and of the response's tokens.

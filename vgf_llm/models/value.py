@@ -61,15 +61,7 @@ class ValueModel(nn.Module, ABC):
         """Returns the raw scores `[..., K]` of candidates `[..., K]`; losses act on these."""
 
     def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
-        """Names the loss that fits the data.
-
-        Args:
-            outcomes: Whether every reward is 0 or 1.
-            pairs: Whether the data are preference pairs.
-
-        Returns:
-            One of `losses`.
-        """
+        """Names the loss that fits the data: `outcomes` where every reward is 0 or 1, `pairs` for preference pairs."""
         if pairs:
             return "pairwise"
         return "bernoulli" if outcomes else "regression"
@@ -91,14 +83,9 @@ class ValueModel(nn.Module, ABC):
         return self.potential(self.scores(features, candidate_ids))
 
     def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Reduces per-token raw scores to one value per response: the score at its last token.
+        """Reduces raw scores of tokens `[B, T]` to one value per response, `[B]`: the score at its last token.
 
-        Args:
-            scores: `[B, T]`.
-            mask: `[B, T]`, 1 on response tokens.
-
-        Returns:
-            `[B]`; 0 for an empty response.
+        `mask` `[B, T]` is 1 on response tokens. An empty response has the value 0.
         """
         lengths = mask.long().sum(dim=-1)
         last = scores.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -110,12 +97,7 @@ class ValueModel(nn.Module, ABC):
 
 
 class HeadValue(ValueModel):
-    """Q from a head with one row per token of the vocabulary.
-
-    Args:
-        head: The head.
-        reward_kind: See `ValueModel`.
-    """
+    """Q from a head with one row per token of the vocabulary."""
 
     parametrization = "vocab"
 

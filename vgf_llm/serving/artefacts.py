@@ -21,17 +21,9 @@ _TRAINING_SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
-    """Loads the value of a saved model without its policy.
+    """Loads the value of a saved model without its policy, in evaluation mode, and the configuration.
 
-    Args:
-        path: A folder that `VGFModel.save_pretrained` or `VGFTrainer.save_model` wrote.
-
-    Returns:
-        The value, in evaluation mode, and the configuration.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is not whole, or an engine cannot compute the model's transport.
+    Raises FileNotFoundError, or ValueError if a file is not whole, or an engine cannot compute the model's transport.
     """
     directory = Path(path)
     config = VGFModelConfig.load(directory)
@@ -55,19 +47,11 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
 
 
 def policy_view(path: str | Path, view: str | Path) -> str:
-    """Makes a folder that holds the policy's files alone, as links.
+    """Makes a folder, `view`, that holds the policy's files alone, as links.
 
-    Engines load every safetensors file of a folder, and would take the value's for weights of the policy.
-
-    Args:
-        path: The saved model.
-        view: An empty folder for the links.
-
-    Returns:
-        What to give the engine as model: the view, or the policy's origin where the folder has no weights of it.
-
-    Raises:
-        ValueError: If the policy is a LoRA adapter on a base, or names no origin.
+    Engines load every safetensors file of a folder, and would take the value's for weights of the policy. Returns what
+    to give the engine as model: the view, or the policy's origin where the saved model has no weights of it. Raises
+    ValueError if the policy is a LoRA adapter on a base, or names no origin.
     """
     directory, target = Path(path).resolve(), Path(view)
     if (directory / "adapter_config.json").is_file():

@@ -23,17 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 def requested_candidates(extra_args: Mapping[str, Any] | None) -> tuple[int, float] | None:
-    """Reads which tokens a request may take.
-
-    Args:
-        extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`; its `own_candidates` are K and a least
-            probability, as `CandidateProcessor` takes them.
-
-    Returns:
-        The two, or `None` for a request without them.
-
-    Raises:
-        ValueError: If they are anything else.
+    """Reads which tokens a request may take: K and a least probability, or `None` for all; raises ValueError.
 
     Example:
         >>> requested_candidates({"own_candidates": [40, 0.02]})
@@ -54,14 +44,7 @@ def requested_candidates(extra_args: Mapping[str, Any] | None) -> tuple[int, flo
 
 
 def keep_candidates(logits: Tensor, requests: Mapping[int, tuple[int, float]]) -> Tensor:
-    """Leaves the candidates of some rows of a batch.
-
-    Args:
-        logits: `[R, V]`; changed in place, as engines do.
-        requests: The candidates of each row that has some.
-
-    Returns:
-        `logits`.
+    """Leaves the candidates of those rows of `logits` `[R, V]` that have some; changes them in place, as engines do.
 
     Example:
         >>> keep_candidates(torch.tensor([[0.5, 0.3, 0.2]] * 2).log(), {1: (2, 0.0)}).exp()

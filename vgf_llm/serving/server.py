@@ -43,15 +43,9 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
 
 
 def serve(path: str | Path, engine: Sequence[str] = ()) -> None:
-    """Serves until it is stopped.
+    """Serves a saved model until it is stopped; `engine` are further options of vLLM's server.
 
-    Args:
-        path: The saved model.
-        engine: Further options of vLLM's server.
-
-    Raises:
-        ValueError: If the model cannot be served, or vLLM is not installed.
-        OSError: If the server ended with an error.
+    Raises ValueError if the model cannot be served or vLLM is not installed, OSError if the server ended with an error.
     """
     with tempfile.TemporaryDirectory(prefix="vgf-serve-") as view:
         child = subprocess.Popen(server_command(path, view, engine))

@@ -61,15 +61,9 @@ class _Rows:
 
 
 class ServedTransport:
-    """Moves the logits of a batch of requests by the value of a saved model.
+    """Moves the logits of a batch of requests by the value of a saved model, whose policy has V tokens.
 
-    Args:
-        value: The value.
-        defaults: The transport that requests start from.
-        vocab_size: V of the policy.
-
-    Raises:
-        ValueError: If an engine step cannot compute the defaults.
+    Requests start from the transport `defaults`; raises ValueError if an engine step cannot compute these.
 
     Example:
         >>> from vgf_llm.models.config import TransportConfig
@@ -109,18 +103,9 @@ class ServedTransport:
 
     @torch.no_grad()
     def apply(self, logits: Tensor, features: StateFeatures, requests: Mapping[int, ServedRequest]) -> Tensor:
-        """Moves the rows whose requests have a budget.
+        """Moves those rows of `logits` `[R, V]` whose requests have a budget, in place, as engines do.
 
-        Args:
-            logits: `[R, V]`; changed in place, as engines do.
-            features: What the value reads, `[R, ...]`: hidden states, or logits of its model and of the policy.
-            requests: The request of each row; a row without one is not touched.
-
-        Returns:
-            `logits`.
-
-        Raises:
-            ValueError: If the rows of `logits` and `features` do not match.
+        `features` are what the value reads, `[R, ...]`: hidden states, or logits of its model and of the policy.
         """
         active = {row: request for row, request in requests.items() if not request.is_plain and row < logits.shape[0]}
         if not active:
@@ -189,15 +174,9 @@ def read_request(
 ) -> ServedRequest:
     """Reads the parameters of a request, which an engine step computes whatever they are.
 
-    Args:
-        extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to other
-            extensions of the engine and pass.
-        defaults: The transport that the request starts from.
-        vocab_size: V of the policy, where it is known.
-
-    Raises:
-        ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig` that
-            requests cannot set.
+    `extra_args` are `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to other
+    extensions of the engine and pass; `defaults` are the transport that the request starts from. Raises ValueError for
+    a bad value, and for a field of `TransportConfig` that requests cannot set.
     """
     given = dict(extra_args or {})
     refused = [name for name in TRANSPORT_FIELDS if name in given and name not in REQUEST_RANGES]

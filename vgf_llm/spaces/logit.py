@@ -44,16 +44,10 @@ class TransportedStep:
 
 
 class LogitSpace:
-    """Transport of next-token distributions.
+    """Transport of next-token distributions by a value that ranks candidates.
 
-    Args:
-        value: A value that ranks candidates.
-        transport: Steps, temperature and interaction.
-        control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
-            `"shuffled"`, the value's own numbers given to the wrong candidates.
-
-    Raises:
-        ValueError: For an unknown control.
+    `control` is `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
+    `"shuffled"`, the value's own numbers given to the wrong candidates.
     """
 
     def __init__(self, value: ValueModel, transport: TransportConfig, *, control: str | None = None) -> None:

@@ -59,17 +59,10 @@ class SequenceVelocity:
 
 
 class SequenceSpace(ABC):
-    """Moves whole responses; every leaf says where they live.
+    """Moves whole responses along the gradient of a value; every leaf says where they live.
 
-    Args:
-        value: The sequence value.
-        transport: Steps, temperature, interaction, and what the space itself asks for.
-        control: `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
-            of another prompt's response, or of another particle where there is one prompt).
-
-    Raises:
-        TypeError: If the value has no gradient in the embeddings.
-        ValueError: For an unknown control.
+    `control` is `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
+    of another prompt's response, or of another particle where there is one prompt).
     """
 
     needs_candidates: ClassVar[bool] = False
@@ -121,9 +114,6 @@ class SequenceSpace(ABC):
         """Values embeddings `[R, T, D]`; returns the values `[R, H]` and the lower bound's gradient `[R, T, D]`.
 
         One backward serves all particles, since no value depends on another's row.
-
-        Raises:
-            ValueError: If values or gradients are not finite, or there is no gradient.
         """
         with torch.enable_grad():
             leaf = embeds.detach().requires_grad_()

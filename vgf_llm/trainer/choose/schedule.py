@@ -16,11 +16,7 @@ class UnsolvedFirst:
 
     A prompt that has a right completion needs no other one to be imitated, and one without has taught nothing yet.
     Every process holds the same record and chooses the same prompts. What it chooses follows from the record and the
-    seed, so that a resumed run goes on with the same ones.
-
-    Args:
-        num_prompts: Prompts of the training set.
-        seed: Seed of the run; decides among prompts that stand equal.
+    run's seed, so that a resumed run goes on with the same ones.
 
     Example:
         >>> prompts = UnsolvedFirst(3, seed=0)

@@ -14,15 +14,11 @@ _CONCURRENT_REQUESTS = 32
 
 
 class FrozenServer:
-    """Completions of a vLLM server that holds the policy's weights and keeps them.
+    """Completions of a vLLM server that holds the policy's weights and keeps them, asked by TRL's `VLLMClient`.
 
     TRL's engine joins the server's weight-transfer group, which takes CUDA and a server started for it. Nothing is sent
-    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows.
-
-    Args:
-        client: TRL's `VLLMClient`.
-        sampling: Sampling arguments of its `generate`.
-        value_arguments: What requests for rows of the value hold beside, in their `vllm_xargs`.
+    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows. `value_arguments`
+    are what requests for rows of the value hold beside, in their `vllm_xargs`.
     """
 
     def __init__(self, client: Any, sampling: dict[str, Any], value_arguments: dict[str, Any] | None = None) -> None:

@@ -79,13 +79,9 @@ class CheckpointedTrainer(_BaseTrainer):
 
     A subclass has `vgf_model`, the model without the wrappers of training, and gives the state of its own that a
     resumed run needs by `round_state`, `round_tensors` and `load_round_state`.
-
-    Attributes:
-        fixed_on_resume: Names of settings with which a run has to be resumed as it was started. Others may change, and
-            one warning names them.
-        sigterm: Saves when the run is told to stop.
     """
 
+    # Settings with which a run has to be resumed as it was started. Others may change, and one warning names them.
     fixed_on_resume: ClassVar[tuple[str, ...]] = ()
     vgf_model: Any
     _staging: bool = False
