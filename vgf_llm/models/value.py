@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgf_llm.functional import check_choice
-from vgf_llm.models.config import REWARD_KINDS, check_parametrization
+from vgf_llm.models.config import REWARD_KINDS, VGFModelConfig, check_parametrization
 from vgf_llm.models.heads import BilinearQHead, QHead
 
 
@@ -192,3 +192,15 @@ def build_value(
     if parametrization == "bilinear":
         return BilinearValue(BilinearQHead(width, embedding_width or width, head_hidden_size), reward_kind)
     return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
+
+
+def build_saved_value(config: VGFModelConfig, embedding_width: int) -> ValueModel:
+    """Builds the value that a saved model has, untrained."""
+    return build_value(
+        config.parametrization,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        embedding_width=embedding_width,
+        head_hidden_size=config.head_hidden_size,
+        reward_kind=config.reward_kind,
+    )

@@ -8,7 +8,7 @@ from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 from vgf_llm.models.merging import merge_backbone
 from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head, load_vgf_model
 from vgf_llm.models.tensor_files import check_files
-from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.value import ValueModel, build_saved_value
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.serving.pair import ARCHITECTURE, LOGITS_KEY, VALUE_MODEL_KEY, check_same_shape
 from vgf_llm.serving.transport import check_servable
@@ -28,14 +28,7 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
     directory = Path(path)
     config = VGFModelConfig.load(directory)
     check_files(directory, config.files or {}, CONFIG_NAME)
-    value = build_value(
-        config.parametrization,
-        width=config.hidden_size,
-        vocab_size=config.vocab_size,
-        embedding_width=config.hidden_size,
-        head_hidden_size=config.head_hidden_size,
-        reward_kind=config.reward_kind,
-    )
+    value = build_saved_value(config, config.hidden_size)
     check_servable(config.transport)
     if value.needs_logits and (directory / REF_MODEL_DIR).exists():
         raise ValueError(

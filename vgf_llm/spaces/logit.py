@@ -41,6 +41,7 @@ class TransportedStep:
 
     logits: Tensor  # `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask
     q_values: Tensor  # `[R, K]`, potentials of the candidates
+    scores: Tensor  # `[R, K]`, the value's raw scores of them, whatever a control made of these
 
 
 class LogitSpace:
@@ -56,7 +57,9 @@ class LogitSpace:
 
     def q_values(self, state: DecodeState) -> Tensor:
         """Returns the potentials `[R, K]` that drive the flow; under a control, senseless ones of their spread."""
-        q_values = self.value.q_values(state.features, state.candidate_ids)
+        return self._controlled(self.value.q_values(state.features, state.candidate_ids), state)
+
+    def _controlled(self, q_values: Tensor, state: DecodeState) -> Tensor:
         if self.control == "random":
             weights = masked_log_softmax(state.logits, state.candidate_mask).exp()
             q_values = random_like(q_values, weights)
@@ -80,7 +83,8 @@ class LogitSpace:
 
     def transport(self, state: DecodeState) -> TransportedStep:
         """Moves the distributions of a decode step: in closed form where there is one."""
-        q_values, config = self.q_values(state), self.config
+        scores, config = self.value.scores(state.features, state.candidate_ids), self.config
+        q_values = self._controlled(self.value.potential(scores), state)
         if not config.interaction:
             logits = simplex_flow(
                 state.logits,
@@ -90,11 +94,11 @@ class LogitSpace:
                 alpha=config.alpha,
                 candidate_mask=state.candidate_mask,
             )
-            return TransportedStep(logits, q_values)
+            return TransportedStep(logits, q_values, scores)
         particles = self.lift(state)
         for _ in range(config.transport_steps):
             particles = self.step(particles, self.velocity(particles, state, q_values), state)
-        return TransportedStep(particles, q_values)
+        return TransportedStep(particles, q_values, scores)
 
 
 def _interact(probs: Tensor, scores: Tensor, state: DecodeState, config: TransportConfig) -> Tensor:
