@@ -148,16 +148,8 @@ class ServedTransport:
 
 def _select(features: StateFeatures, rows: list[int]) -> StateFeatures:
     """The features of some rows."""
-
-    def own(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[torch.tensor(rows, device=tensor.device)]
-
-    return replace(
-        features,
-        hidden=own(features.hidden),
-        value_logits=own(features.value_logits),
-        ref_logits=own(features.ref_logits),
-    )
+    of_rows = {name: getattr(features, name) for name in ("hidden", "value_logits", "ref_logits")}
+    return replace(features, **{name: x[rows] for name, x in of_rows.items() if x is not None})
 
 
 def check_not_scored(extra_args: Mapping[str, Any] | None) -> None:

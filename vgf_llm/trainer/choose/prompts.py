@@ -12,6 +12,8 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from vgf_llm.models.language_model import weight_shape
+
 logger = logging.getLogger(__name__)
 
 # Prompts that are tokenized before training; of the others, those whose texts are long enough to be too long.
@@ -136,9 +138,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name:
     Special tokens that neither begin, end nor pad a sequence are let through with a warning: some checkpoints of text
     models carry the tokenizer of a multimodal relative.
     """
-    weight = model.get_input_embeddings().weight  # type: ignore[operator]
-    # DeepSpeed ZeRO-3 leaves an empty tensor in place of the weight and keeps its shape aside.
-    rows = getattr(weight, "ds_shape", weight.shape)[0]
+    rows = weight_shape(model.get_input_embeddings().weight)[0]  # type: ignore[operator]
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if not beyond:
         return
