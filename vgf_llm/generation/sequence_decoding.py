@@ -28,13 +28,7 @@ from vgf_llm.generation.ends import Ends, response_mask
 from vgf_llm.generation.responses import run_generate
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.language_model import (
-    accepts_argument,
-    inner_model,
-    last_hidden_states,
-    logits_of_states,
-    position_ids_from_mask,
-)
+from vgf_llm.models.language_model import inner_model, last_hidden_states, logits_of_states
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.sequence import TextCandidates, Tilt
 
@@ -282,11 +276,7 @@ class SequenceDecoder:
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
         """Runs the base on the last columns of what `mask` covers; returns hidden states."""
-        kwargs: dict[str, Any] = {}
-        if accepts_argument(self.policy, "position_ids"):
-            kwargs["position_ids"] = position_ids_from_mask(mask)[:, -ids.shape[1] :]
-        if cache is not None:
-            kwargs.update(past_key_values=cache, use_cache=True)
+        kwargs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         with adapter_rows(self.model.policy, self.model.policy_adapter):
             return last_hidden_states(self.policy, ids, mask, **kwargs)
 

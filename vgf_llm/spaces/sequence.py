@@ -4,7 +4,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,9 +39,15 @@ class SequenceState:
     tokens: Tensor  # `[R, T]`, the text that moves
     mask: Tensor  # `[R, T]`, true on response tokens
     num_particles: int = 1  # N; the rows of one prompt are consecutive
-    candidates: Any = None  # `TextCandidates`, for spaces that choose among the base's candidates
+    candidates: TextCandidates | None = None  # for spaces that choose among the base's candidates
     # The prefix as the value has read it, so that it is not read again; `None` where it cannot be kept
     prefix: ReadPrefix | None = None
+
+    def needed_candidates(self) -> TextCandidates:
+        """The candidates, for those who cannot do without."""
+        if self.candidates is None:
+            raise ValueError("`state.candidates` is missing: this space chooses among the base's tokens.")
+        return self.candidates
 
 
 @dataclass(frozen=True)

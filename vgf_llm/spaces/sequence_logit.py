@@ -34,12 +34,12 @@ class SequenceLogitSpace(SequenceSpace):
 
     def lift(self, state: SequenceState) -> Tensor:
         """Returns the base's log-probabilities over the candidates of every position, `[R, T, K]`."""
-        candidates = state.candidates
+        candidates = state.needed_candidates()
         return masked_log_softmax(candidates.logps, candidates.mask)
 
     def relift(self, particles: Tensor, start: Tensor, state: SequenceState, text: SequenceState) -> Tensor:
         """Returns the new text's log-probabilities, displaced token by token as the particles are, `[R, T', K]`."""
-        tilt, candidates = self.project(particles, start, state), text.candidates
+        tilt, candidates = self.project(particles, start, state), text.needed_candidates()
         moved = [
             candidates.logps[:, position] + tilt(position, candidates.ids[:, position])
             for position in range(text.tokens.shape[1])
@@ -48,7 +48,7 @@ class SequenceLogitSpace(SequenceSpace):
 
     def velocity(self, particles: Tensor, start: Tensor, state: SequenceState, *, at_text: bool) -> SequenceVelocity:
         """Returns the velocity of the logits, `[R, T, K]`."""
-        candidates = state.candidates
+        candidates = state.needed_candidates()
         probs = torch.where(candidates.mask, particles, -torch.inf).softmax(dim=-1)
         hard = state.tokens if at_text else self._hard_tokens(particles, start, state)
         with torch.enable_grad():
@@ -66,13 +66,13 @@ class SequenceLogitSpace(SequenceSpace):
 
     def step(self, particles: Tensor, direction: Tensor, state: SequenceState) -> Tensor:
         """Moves the logits and normalises them; returns log-probabilities `[R, T, K]`."""
-        candidates = state.candidates
+        candidates = state.needed_candidates()
         moved = particles + self.config.step_size * direction
         return torch.where(state.mask.unsqueeze(-1), masked_log_softmax(moved, candidates.mask), particles)
 
     def project(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tilt:
         """Returns the tilt: what a token's log-probability gained; the least gain where it was no candidate."""
-        candidates = state.candidates
+        candidates = state.needed_candidates()
         gain = self._gain(particles, start, candidates)
         least = gain.masked_fill(~candidates.mask, torch.inf).amin(dim=-1, keepdim=True)
 
@@ -93,7 +93,7 @@ class SequenceLogitSpace(SequenceSpace):
 
     def _hard_tokens(self, particles: Tensor, start: Tensor, state: SequenceState) -> Tensor:
         """The largest perturbed score after the move; without one the text's own token."""
-        candidates = state.candidates
+        candidates = state.needed_candidates()
         scores = candidates.perturbed + self._gain(particles, start, candidates) / self.temperature
         best = scores.masked_fill(~candidates.mask, -torch.inf).argmax(dim=-1, keepdim=True)
         return torch.where(state.mask, candidates.ids.gather(-1, best).squeeze(-1), state.tokens)
