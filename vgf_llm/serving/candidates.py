@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgf_llm.functional import Range
 from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT, CandidateProcessor
+from vgf_llm.models.sampling import Sampling
 
 
 def __getattr__(name: str) -> Any:
@@ -33,14 +33,11 @@ def requested_candidates(extra_args: Mapping[str, Any] | None) -> tuple[int, flo
     if given is None:
         return None
     try:
-        top_k, min_prob = given
-        Range(1, integer=True).check(f"{CANDIDATES_ARGUMENT}[0]", top_k)
-        Range(0, 1, open_high=True).check(f"{CANDIDATES_ARGUMENT}[1]", min_prob)
+        return Sampling(candidates=tuple(given)).candidates
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{CANDIDATES_ARGUMENT}` must be K and a least probability, got {given!r}: {error}"
         ) from error
-    return top_k, min_prob
 
 
 def keep_candidates(logits: Tensor, requests: Mapping[int, tuple[int, float]]) -> Tensor:

@@ -8,6 +8,7 @@ through the processor that `VGFModel.generate` uses; rows without a budget are n
 import logging
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,17 +48,6 @@ class ServedRequest:
     def is_plain(self) -> bool:
         """Whether the engine's own logits are what it wants."""
         return self.score_token is None and self.transport.transport_steps == 0
-
-
-class _Rows:
-    """The features of some rows of a batch, where `TransportProcessor` asks a tap for them."""
-
-    def __init__(self, features: StateFeatures) -> None:
-        self._features = features
-
-    def features(self, input_ids: Tensor | None, policy_logps: Tensor | None = None) -> StateFeatures:
-        """Returns the features `[R, ...]`."""
-        return self._features
 
 
 class ServedTransport:
@@ -129,8 +119,8 @@ class ServedTransport:
         return logits
 
     def _transport(self, logits: Tensor, features: StateFeatures, transport: TransportConfig) -> Tensor:
-        rows: Any = _Rows(features)
-        processor = TransportProcessor(self.value, transport, rows, record=False)
+        tap: Any = SimpleNamespace(features=lambda input_ids, policy_logps: features)
+        processor = TransportProcessor(self.value, transport, tap, record=False)
         # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
         moved = logits.clone()
         moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]

@@ -383,7 +383,7 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase, eos_token_ids: li
     return [*ids, tokenizer.eos_token_id]
 
 
-def logged_outcomes(dataset: Any, objective: Any, name: str = "train_dataset") -> PromptOutcomes:
+def logged_outcomes(dataset: Any, objective: Any) -> PromptOutcomes:
     """Returns what rewards each prompt has, and lets all rewards decide the loss; of a stream nothing is known ahead.
 
     A warning counts the completions that teach the value nothing. Raises ValueError if none teaches it anything.
@@ -397,8 +397,9 @@ def logged_outcomes(dataset: Any, objective: Any, name: str = "train_dataset") -
     sizes = [(len(group), bool(objective.learns(group, outcomes))) for group in _groups(dataset)]
     total, silent = sum(size for size, _ in sizes), sum(size for size, teaches in sizes if not teaches)
     reason = (
-        f"of the {total} completions of `{name}` teach the value nothing (`value_loss` {objective.kind or 'auto'!r}): "
-        "it learns from what differs between completions of one prompt, and theirs have one completion or one reward"
+        f"of the {total} completions of `train_dataset` teach the value nothing (`value_loss` "
+        f"{objective.kind or 'auto'!r}): it learns from what differs between completions of one prompt, and theirs "
+        "have one completion or one reward"
     )
     if silent == total:
         raise ValueError(

@@ -132,8 +132,8 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name: str = "model") -> None:
-    """Raises ValueError for a tokenizer that can produce ids for which the model, called `name`, has no embedding.
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """Raises ValueError for a tokenizer that can produce ids for which the model has no embedding.
 
     Special tokens that neither begin, end nor pad a sequence are let through with a warning: some checkpoints of text
     models carry the tokenizer of a multimodal relative.
@@ -147,7 +147,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name:
     token, highest = max(beyond.items(), key=lambda item: item[1])
     problem = (
         f"The tokenizer has {len(beyond)} token(s) with ids from {rows} on, e.g. {token!r} with {highest}, but "
-        f"`{name}` has {rows} embeddings"
+        f"`model` has {rows} embeddings"
     )
     if set(beyond.values()) <= unused_specials:
         logger.warning("%s. They are special tokens; prompts must not contain them.", problem)
@@ -327,7 +327,6 @@ def usable_holdout_ratio(
     ratio: float,
     is_held_out: Callable[[Sequence[int]], bool],
     chat_template_kwargs: dict[str, Any] | None = None,
-    name: str = "train_dataset",
 ) -> float:
     """Returns the share of prompts to hold out, or 0 with a warning where a small training set would be held out whole.
 
@@ -342,10 +341,10 @@ def usable_holdout_ratio(
         if not is_held_out(ids):
             return ratio
     logger.warning(
-        "All %d prompts of `%s` would be held out by `value_holdout_ratio` (%g) with this seed, and nothing would "
-        "train. None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give more prompts.",
+        "All %d prompts of `train_dataset` would be held out by `value_holdout_ratio` (%g) with this seed, and "
+        "nothing would train. None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give "
+        "more prompts.",
         len(dataset),
-        name,
         ratio,
     )
     return 0.0
