@@ -27,19 +27,13 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
             "one, `vgf generate` answers prompts, and scripts/setup_vllm_cpu.sh of the repository builds vLLM's CPU "
             "version for tests."
         )
-    arguments = engine_arguments(path, view)
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", arguments["model"]),
-        *(("--revision", arguments["revision"]) if "revision" in arguments else ()),
-        *("--served-model-name", Path(path).resolve().name),
-        *("--logits-processors", *arguments["logits_processors"]),
-        *("--additional-config", json.dumps(arguments["additional_config"])),
-        *("--logprobs-mode", arguments["logprobs_mode"]),
-        *(("--hf-overrides", json.dumps(arguments["hf_overrides"])) if "hf_overrides" in arguments else ()),
-        *("--host", "127.0.0.1"),  # vLLM's own default is every interface, without a key
-        *engine,
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in engine_arguments(path, view).items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        command += [f"--{name.replace('_', '-')}", *values]
+    command += ["--served-model-name", Path(path).resolve().name]
+    command += ["--host", "127.0.0.1"]  # vLLM's own default is every interface, without a key
+    return [*command, *engine]
 
 
 def serve(path: str | Path, engine: Sequence[str] = ()) -> None:
