@@ -29,15 +29,10 @@ def check_trl_version(found: str | None) -> None:
         raise ImportError(f'vgf-llm needs trl{TRL_SPECIFIER}, {what}. Run `pip install "trl{TRL_SPECIFIER}"`.')
 
 
-def installed_trl_version() -> str | None:
-    """Return the version of the installed TRL distribution, `None` when there is none."""
-    try:
-        return version("trl")
-    except PackageNotFoundError:
-        return None
-
-
-check_trl_version(installed_trl_version())
+try:
+    check_trl_version(version("trl"))
+except PackageNotFoundError:
+    check_trl_version(None)
 
 # These imports follow the check, so that a wrong TRL is reported as such.
 from trl.cli.accelerate_config import resolve_accelerate_config_argument

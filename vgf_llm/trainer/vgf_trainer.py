@@ -500,15 +500,8 @@ class VGFTrainer(CheckpointedTrainer):
         self, rows: list[dict[str, Any]], request: Request, samples: Samples, mode: str
     ) -> list[RolloutGroup]:
         completions = decode_completions(self._tokenizer, request.prompts, samples.completion_ids)
-        local = self.reward_runner(
-            rows,
-            request.prompts,
-            completions,
-            samples.completion_ids,
-            self.state,
-            self.metrics.log_extra,
-            self.metrics.log_metric,
-        )
+        of_run = (self.state, self.metrics.log_extra, self.metrics.log_metric)
+        local = self.reward_runner(rows, request.prompts, completions, samples.completion_ids, *of_run)
         local[~torch.tensor(samples.present, device=local.device)] = torch.nan
         per_func = self.accelerator.gather(local)
         rewards = combine(per_func, self.reward_weights)
@@ -645,9 +638,6 @@ class VGFTrainer(CheckpointedTrainer):
         pad_token_id, device = self._tokenizer.pad_token_id, self.accelerator.device
         return collate(rows, pad_token_id, device, self.pad_to_multiple_of, **kwargs)
 
-    def _reads(self, group: RolloutGroup) -> list[int]:
-        return self.objective.reads(group, self.rounds.outcomes)
-
     def _training_batch(self) -> MicroBatch:
         pass_index, slice_index = divmod(self._step, self.args.steps_per_generation)
         if self._pass is None or self._pass[0] != pass_index:
@@ -655,10 +645,9 @@ class VGFTrainer(CheckpointedTrainer):
             # The configuration decides, so that every process does the same: whole groups in every micro-batch, or the
             # scores of all completions at the beginning of the pass.
             whole = self.args.per_device_train_batch_size % self.num_generations == 0
-            shares = self.rounds.shares(pass_index, self._reads, whole_groups=compares and whole)
-            self._pass = (pass_index, shares, None)
-            if compares and not whole:
-                self._pass = (pass_index, shares, self._scores(shares))
+            reads = partial(self.objective.reads, outcomes=self.rounds.outcomes)
+            shares = self.rounds.shares(pass_index, reads, whole_groups=compares and whole)
+            self._pass = (pass_index, shares, self._scores(shares) if compares and not whole else None)
         _, shares, scores = self._pass
         return self._batch_of(shares[slice_index], scores)
 
@@ -877,13 +866,9 @@ class VGFTrainer(CheckpointedTrainer):
         logs.update(self.metrics.pop(mode, self._evaluating or ""))
         super().log(logs, start_time)
         if self.accelerator.is_main_process and self.log_completions:
-            self.metrics.show_completions(
-                self.state.global_step,
-                self.num_completions_to_print,
-                self.log_unique_prompts,
-                self.args.report_to or [],
-                Path(str(self.args.output_dir)) / "completions",
-            )
+            folder = Path(str(self.args.output_dir)) / "completions"
+            shown = (self.num_completions_to_print, self.log_unique_prompts, self.args.report_to or [])
+            self.metrics.show_completions(self.state.global_step, *shown, folder)
 
     # Checkpoints
 
