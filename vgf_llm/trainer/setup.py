@@ -23,7 +23,7 @@ from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
 from vgf_llm.models.origin import record_origin
 from vgf_llm.models.saving import load_policy_or_vgf
-from vgf_llm.models.sequence_value import DifferentiableValue, SequenceValue
+from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.value import build_value
 from vgf_llm.models.valued_policy import BackboneName
 from vgf_llm.trainer.choose.prompts import check_dataset, check_output_dir, check_tokenizer, check_vocabulary
@@ -145,24 +145,6 @@ def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, args: VGFConfi
     return declared if given is not None or own in declared else [own, *declared]
 
 
-def trains_sequence_value(model: VGFModel, args: VGFConfig) -> bool:
-    """Tells whether the value of whole responses is trained: the only kind that the model has, or the one asked for."""
-    if args.value_parametrization == "sequence":
-        needed_value(model)
-        return True
-    return False
-
-
-def needed_value(model: VGFModel) -> DifferentiableValue:
-    """The model's sequence value, for those who cannot do without."""
-    if model.sequence_value is None:
-        raise ValueError(
-            "`value_parametrization='sequence'` trains `model.sequence_value`, and this VGFModel has none. Build it "
-            "with `sequence_value=SequenceValue(...)`, or pass the policy alone."
-        )
-    return model.sequence_value
-
-
 def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> None:
     """Refuses a `peft_config` that nothing would use, or that cannot be a value's adapter."""
     if peft_config is None:
@@ -267,9 +249,12 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
             f"of the kind {own!r}, which is what would be trained. Leave `value_parametrization` out, or pass the "
             "policy alone."
         )
-    if sequence:
-        needed_value(model)
-    else:
+    if sequence and model.sequence_value is None:
+        raise ValueError(
+            "`value_parametrization='sequence'` trains `model.sequence_value`, and this VGFModel has none. Build it "
+            "with `sequence_value=SequenceValue(...)`, or pass the policy alone."
+        )
+    if not sequence:
         args.value_parametrization = own
     if args.samples_from == "value" and (sequence or not model.value.needs_logits):
         raise ValueError(

@@ -65,7 +65,6 @@ from vgf_llm.trainer.setup import (
     load_policy,
     load_tokenizer,
     resolve_streams,
-    trains_sequence_value,
 )
 from vgf_llm.vgf_model import VGFModel
 
@@ -278,7 +277,7 @@ class VGFTrainer(CheckpointedTrainer):
         self.objective = Objective(
             model,
             value_loss=args.value_loss,
-            sequence=trains_sequence_value(model, args),
+            sequence=args.value_parametrization == "sequence",
             distill_coef=args.distill_coef,
             pairs=self.logged == "pairs",
             samplings=(Sampling(),) if self.logged else rollout_samplings(args, model.transport),
