@@ -94,15 +94,15 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
     """
     value, config = load_served_value(path)  # its errors belong here, not into the engine's process
     model = policy_view(path, view)
-    arguments: dict[str, Any] = {
-        "model": model,
+    arguments: dict[str, Any] = {"model": model}
+    if model != str(view) and config.base_model_revision:
+        arguments["revision"] = config.base_model_revision
+    arguments |= {
         "logits_processors": [RATIO_PROCESSOR if value.needs_logits else PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.
         "logprobs_mode": "processed_logprobs",
     }
-    if model != str(view) and config.base_model_revision:
-        arguments["revision"] = config.base_model_revision
     if config.backbone != "policy":
         folder = value_folder(path, view, config)
         check_same_shape(model, folder, arguments.get("revision"))
