@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from vgf_llm.trainer.watch.progress import VGFProgressCallback
     from vgf_llm.vgf_model import VGFModel
 
-__all__ = [
-    "PlotCallback",
-    "TransportConfig",
-    "VGFConfig",
-    "VGFModel",
-    "VGFProgressCallback",
-    "VGFTrainer",
-    "__version__",
-]
-
 _HOMES = {
     "TransportConfig": "vgf_llm.models.config",
     "VGFModel": "vgf_llm.vgf_model",
@@ -32,6 +22,8 @@ _HOMES = {
     "VGFProgressCallback": "vgf_llm.trainer.watch.progress",
     "VGFTrainer": "vgf_llm.trainer",
 }
+
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,12 +17,6 @@ TRL_SPECIFIER = ">=1.16,<1.17"
 def check_trl_version(found: str | None) -> None:
     """Refuse a TRL release whose private helpers this package was not written for.
 
-    Args:
-        found: Version of the installed TRL, or `None` when it is not installed.
-
-    Raises:
-        ImportError: If `found` is `None` or outside `TRL_SPECIFIER`.
-
     Example:
         >>> check_trl_version("1.16.0")
         >>> check_trl_version("0.9.6")
@@ -35,24 +29,18 @@ def check_trl_version(found: str | None) -> None:
         raise ImportError(f'vgf-llm needs trl{TRL_SPECIFIER}, {what}. Run `pip install "trl{TRL_SPECIFIER}"`.')
 
 
-def installed_trl_version() -> str | None:
-    """Return the version of the installed TRL distribution, `None` when there is none."""
-    try:
-        return version("trl")
-    except PackageNotFoundError:
-        return None
-
-
-check_trl_version(installed_trl_version())
+try:
+    check_trl_version(version("trl"))
+except PackageNotFoundError:
+    check_trl_version(None)
 
 # These imports follow the check, so that a wrong TRL is reported as such.
-from trl.cli.accelerate_config import resolve_accelerate_config_argument  # noqa: E402
-from trl.extras.profiling import profiling_context, profiling_decorator  # noqa: E402
-from trl.models.utils import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation  # noqa: E402
-from trl.scripts.grpo import GRPOScriptArguments  # noqa: E402
-from trl.trainer.base_config import _BaseConfig  # noqa: E402
-from trl.trainer.base_trainer import _BaseTrainer  # noqa: E402
-from trl.trainer.utils import (  # noqa: E402
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+from trl.extras.profiling import profiling_context, profiling_decorator
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.scripts.grpo import GRPOScriptArguments
+from trl.trainer.base_trainer import _BaseTrainer
+from trl.trainer.utils import (
     RepeatSampler,
     create_model_from_path,
     disable_dropout_in_model,
@@ -60,15 +48,11 @@ from trl.trainer.utils import (  # noqa: E402
     get_config_model_id,
     identity,
     is_async_callable,
-    nanmax,
-    nanmin,
     nanstd,
     pad,
     print_prompt_completions_sample,
     repeat_iterable_dataset,
-    selective_log_softmax,
     shutdown_event_loop_in_daemon,
-    split_tensor_dict,
     start_event_loop_in_daemon,
 )
 
@@ -76,8 +60,7 @@ from trl.trainer.utils import (  # noqa: E402
 def vllm_generation_class(**options: Any) -> type:
     """Return TRL's `VLLMGeneration`, imported on first use because it pulls in vLLM where that is installed.
 
-    Args:
-        **options: Arguments of `vllm.LLM` that TRL does not know, for an engine in this process.
+    `options` are arguments of `vllm.LLM` that TRL does not know, for an engine in this process.
     """
     from trl.generation import vllm_generation
 
@@ -108,39 +91,3 @@ def online_dpo_classes() -> tuple[type, type]:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     return OnlineDPOConfig, OnlineDPOTrainer
-
-
-__all__ = [
-    "TRL_SPECIFIER",
-    "GRPOScriptArguments",
-    "RepeatSampler",
-    "_BaseConfig",
-    "_BaseTrainer",
-    "check_trl_version",
-    "create_model_from_path",
-    "disable_dropout_in_model",
-    "get_callable_name",
-    "get_config_model_id",
-    "identity",
-    "installed_trl_version",
-    "is_async_callable",
-    "nanmax",
-    "nanmin",
-    "nanstd",
-    "online_dpo_classes",
-    "pad",
-    "prepare_deepspeed",
-    "prepare_fsdp",
-    "print_prompt_completions_sample",
-    "profiling_context",
-    "profiling_decorator",
-    "repeat_iterable_dataset",
-    "resolve_accelerate_config_argument",
-    "selective_log_softmax",
-    "shutdown_event_loop_in_daemon",
-    "split_tensor_dict",
-    "start_event_loop_in_daemon",
-    "unwrap_model_for_generation",
-    "vllm_client_class",
-    "vllm_generation_class",
-]

@@ -9,13 +9,7 @@ from typing import Any, NoReturn
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", quote: str = "") -> str:
-    """Returns a sentence, to be put behind an error, about the known name that is nearest to a wrong one.
-
-    Args:
-        name: The wrong name.
-        known: The names that there are.
-        otherwise: What is returned if none is near.
-        quote: What stands on both sides of the name.
+    """Returns a sentence, to be put behind an error, about the known name nearest to a wrong one, else `otherwise`.
 
     Example:
         >>> did_you_mean("--transport_setps", ["--step_size", "--transport_steps"])
@@ -26,12 +20,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", quote: st
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse` parser.
-
-    Args:
-        examples: What may stand behind the program's name, one example each.
-        **kwargs: As for `argparse.ArgumentParser`.
-    """
+    """An `argparse` parser; each of `examples` is what may stand behind the program's name."""
 
     def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)

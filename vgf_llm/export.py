@@ -33,26 +33,16 @@ _MOST_MEASURED = 64  # prompts
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a plain model is from the transported policy, on the states that its own samples visit.
+    """How far a plain model is from the transported policy, on the states that its own samples visit."""
 
-    Attributes:
-        kl: KL(p_S || pi), in nats per token.
-        reward: Mean reward of the same samples; `None` without reward functions.
-    """
-
-    kl: float
-    reward: float | None = None
+    kl: float  # KL(p_S || pi), in nats per token
+    reward: float | None = None  # Mean reward of the same samples; `None` without reward functions
 
 
 class TransportDistillation(DistillationTrainer):
-    """TRL's on-policy distillation, with the transported policy of a `ValuedPolicy` as the teacher.
+    """TRL's on-policy distillation into a plain student, with a transported policy as the teacher.
 
-    Args:
-        student: A plain language model of the policy's vocabulary.
-        teacher: The policy with its value; it stays as it is.
-        transport: Its budget and candidates.
-        reward_funcs: As for `VGFTrainer`; they score the samples of evaluation.
-        **kwargs: Further arguments of `DistillationTrainer`.
+    The teacher stays as it is. `reward_funcs` are as for `VGFTrainer`, and score the samples of evaluation.
     """
 
     def __init__(

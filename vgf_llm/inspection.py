@@ -26,11 +26,7 @@ _PARTS = {
 
 
 def inspect(directory: Path) -> None:
-    """Prints the settings, the defaults of transport and the weights of a folder that holds a VGF model.
-
-    Raises:
-        ValueError: If it holds none, or a file of weights is not whole.
-    """
+    """Prints the settings, the defaults of transport and the weights of a folder that holds a VGF model."""
     settings = asdict(VGFModelConfig.load(directory))
     transport = settings.pop("transport")
     budget = transport["transport_steps"] * transport["step_size"]

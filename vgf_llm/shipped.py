@@ -46,15 +46,9 @@ def recipes() -> dict[str, Path]:
 
 
 def launch(argv: Sequence[str]) -> None:
-    """Runs a recipe under `accelerate launch`.
+    """Runs a recipe under `accelerate launch`: its options, the recipe's name, and the recipe's own options.
 
-    Args:
-        argv: Options of `accelerate launch`, the recipe's name and its options. A YAML file that is not here, such as
-            `recipes/configs/gsm8k_embedded.yaml`, is looked for in `root()`.
-
-    Raises:
-        ValueError: If there is no recipe of that name.
-        subprocess.CalledProcessError: If it failed.
+    A YAML file that is not here, such as `recipes/configs/gsm8k_embedded.yaml`, is looked for in `root()`.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
 

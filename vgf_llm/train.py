@@ -33,9 +33,6 @@ REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"
 def load_reward_func(name: str) -> Any:
     """Returns one of TRL's rewards, or what a dotted path names, the present folder included.
 
-    Raises:
-        ValueError: If there is none of that name.
-
     Example:
         >>> load_reward_func("accuracy_reward").__name__
         'accuracy_reward'
@@ -56,11 +53,7 @@ def load_reward_func(name: str) -> Any:
 
 
 def load_splits(script: GRPOScriptArguments, mixture: DatasetMixtureConfig) -> Any:
-    """Returns the splits that the options name: a hub id or a folder, or TRL's mixture of several.
-
-    Raises:
-        ValueError: If none or both are given.
-    """
+    """Returns the splits that the options name: a hub id or a folder, or TRL's mixture of several."""
     if bool(mixture.datasets) == bool(script.dataset_name):
         found = "both are given" if script.dataset_name else "none is given"
         raise ValueError(f"Give the data by `--dataset_name`, or by `datasets` in a YAML file; {found}.")
@@ -80,11 +73,7 @@ def make_parser() -> VGFParser:
 
 
 def reward_funcs_of(script: GRPOScriptArguments, model: ModelConfig) -> list[Any] | None:
-    """Returns the reward functions that the options name, `None` without any, which preference pairs need none of.
-
-    Raises:
-        ValueError: If one cannot be found, or there is no model to train.
-    """
+    """Returns the reward functions that the options name, `None` without any, which preference pairs need none of."""
     if model.model_name_or_path is None:
         raise ValueError("`--model_name_or_path` is missing: the hub id or the folder of the policy.")
     funcs = [load_reward_func(name) for name in script.reward_funcs or ()]
@@ -92,14 +81,7 @@ def reward_funcs_of(script: GRPOScriptArguments, model: ModelConfig) -> list[Any
 
 
 def train(argv: Sequence[str] | None = None) -> None:
-    """Trains and saves, in this process; `launch` starts it in one or several.
-
-    Args:
-        argv: Options; those of the process by default.
-
-    Raises:
-        ValueError: If there is no model or no data, or a reward function cannot be found.
-    """
+    """Trains and saves, in this process, by the given options or its own; `launch` starts processes."""
     script, args, model, mixture = make_parser().parse_args_and_config(
         None if argv is None else list(argv), fail_with_unknown_args=False
     )
@@ -131,14 +113,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def launch(argv: Sequence[str]) -> None:
-    """Runs `train` under `accelerate launch`, after a look at the options of both.
-
-    Args:
-        argv: The options.
-
-    Raises:
-        ValueError: If neither has an option of that name, or for what `train` refuses at once.
-    """
+    """Runs `train` under `accelerate launch`, after a look at the options of both."""
     parser, launcher = make_parser(), launch_command_parser()
     script, _, model, _, config_rest, rest = parser.parse_args_and_config(
         list(argv), return_remaining_strings=True, separate_remaining_strings=True

@@ -17,34 +17,3 @@ from .losses import (
 )
 from .sequence import pool_tokens, sequence_direction, sequence_step, straight_through_tokens
 from .simplex import candidate_set, simplex_direction, simplex_flow
-
-__all__ = [
-    "Range",
-    "TransportResult",
-    "bernoulli_value_loss",
-    "candidate_set",
-    "cap_kl",
-    "check_choice",
-    "distillation_loss",
-    "flow_direction",
-    "kernel_matrix",
-    "kl_divergence",
-    "masked_log_softmax",
-    "masked_mean",
-    "median_bandwidth",
-    "mmd_bound",
-    "mmd_squared",
-    "pairwise_value_loss",
-    "pool_tokens",
-    "rbf_kernel",
-    "regression_value_loss",
-    "sequence_direction",
-    "sequence_step",
-    "simplex_direction",
-    "simplex_flow",
-    "straight_through_tokens",
-    "success_likelihood_loss",
-    "transport",
-    "value_checks",
-    "within_prompt_accuracy",
-]

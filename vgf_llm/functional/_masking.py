@@ -46,6 +46,13 @@ def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     return torch.log_softmax(torch.where(rows, filled, 0.0), dim=-1)
 
 
+def candidate_mask(top_log_probs: Tensor, min_prob: float) -> Tensor:
+    """Which of a row's most likely tokens [..., K] are candidates: the first, and those of `min_prob` or more."""
+    mask = (top_log_probs.exp() >= min_prob) & (top_log_probs > -torch.inf)
+    mask[..., 0] = True
+    return mask
+
+
 def below_max(values: Tensor, mask: Tensor) -> Tensor:
     """`values` minus the row's largest one under the mask, [..., K]; 0 at masked entries.
 

@@ -154,20 +154,10 @@ def rbf_kernel(x: Tensor, y: Tensor, bandwidth: float | Tensor) -> tuple[Tensor,
     grad_{x_i} k(x_i, y_j) = k(x_i, y_j) (y_j - x_i) / bandwidth^2. The gradient takes N M D numbers; `flow_direction`
     needs only sums of it and never builds it.
 
-    Args:
-        x: Particles, [..., N, D].
-        y: Particles, [..., M, D], with the leading dimensions of `x`.
-        bandwidth: Length scale in the units of the particles, a number or [...].
+    Arguments, errors and source are those of `kernel_matrix`.
 
     Returns:
         The kernel [..., N, M] and its gradient [..., N, M, D].
-
-    Raises:
-        TypeError: The particles are not floating point.
-        ValueError: Shapes do not agree, input is not finite, or the bandwidth is not positive.
-
-    Source:
-        arXiv 2604.14265, the kernel of the particle flow.
 
     Example:
         >>> kernel, grad = rbf_kernel(torch.tensor([[0.0]]), torch.tensor([[2.0]]), bandwidth=2.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import COUNT, NON_NEGATIVE, Range, check_finite, check_shape, checks_values
-from ._masking import as_mask, below_max, masked_log_softmax, working_dtype
+from ._masking import as_mask, below_max, candidate_mask, masked_log_softmax, working_dtype
 from .budget import cap_kl
 
 _ALPHA = Range(0, open_low=True, hint="None gives the tilt without a target.")
@@ -188,6 +188,4 @@ def candidate_set(logits: Tensor, *, top_k: int, min_prob: float) -> tuple[Tenso
         "a row may hold -inf, but no NaN or +inf, and not only -inf",
         per_token=True,
     )
-    mask = (top_log_probs.exp() >= min_prob) & (values > -torch.inf)
-    mask[..., 0] = True
-    return ids, mask
+    return ids, candidate_mask(top_log_probs, min_prob)

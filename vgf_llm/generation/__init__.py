@@ -9,17 +9,3 @@ from vgf_llm.generation.sample import Sampled, sample
 from vgf_llm.generation.selection import select
 from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.options import TRANSPORT_OPTIONS, TransportOption
-
-__all__ = [
-    "TRANSPORT_OPTIONS",
-    "FeatureTap",
-    "Sampled",
-    "TransportOption",
-    "TransportProcessor",
-    "VGFGenerateOutput",
-    "generate",
-    "mask_after_eos",
-    "response_mask",
-    "sample",
-    "select",
-]

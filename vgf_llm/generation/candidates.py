@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from vgf_llm.functional import candidate_set
+from vgf_llm.functional._masking import candidate_mask
 
 # What a request to vLLM names its `CandidateProcessor`'s arguments by.
 CANDIDATES_ARGUMENT = "own_candidates"
@@ -17,9 +18,7 @@ def candidate_tokens(log_probs: Tensor, *, top_k: int, min_prob: float) -> tuple
     Returns ids, mask and log-probabilities of the candidates, each `[R, K]`, most likely first.
     """
     top, ids = log_probs.topk(min(top_k, log_probs.shape[-1]), dim=-1, sorted=True)
-    mask = (top.exp() >= min_prob) & (top > -torch.inf)
-    mask[..., 0] = True
-    return ids, mask, top
+    return ids, candidate_mask(top, min_prob), top
 
 
 class CandidateProcessor(LogitsProcessor):

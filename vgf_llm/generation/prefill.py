@@ -59,14 +59,12 @@ class SharedPrefill:
         self._done = True
         if cache is None or not can_expand(cache) or int(cache.get_seq_length()) > 0:
             return None
-        distinct = over_rows(kwargs, ids.shape[0], self._distinct)
+        n = self.num_particles
+        distinct = over_rows(kwargs, ids.shape[0], lambda x, dim: x[::n] if dim == 0 else x[:, ::n])
         if distinct is None:
             return None
         self._cache = cache
         return args, distinct
-
-    def _distinct(self, x: Tensor, dim: int) -> Tensor:
-        return x[:: self.num_particles] if dim == 0 else x[:, :: self.num_particles]
 
     def _repeat(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if self._cache is None:

@@ -2,7 +2,7 @@
 """Token-level transport as an ordinary LogitsProcessor, so that every `generate` feature works with it."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,22 +12,10 @@ from vgf_llm.functional import cap_kl, masked_log_softmax
 from vgf_llm.generation.candidates import candidate_tokens
 from vgf_llm.generation.taps import FeatureTap
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.value import StateFeatures, ValueModel
+from vgf_llm.models.value import ValueModel
 from vgf_llm.spaces import DecodeState, LogitSpace
 
 _EMPTIED = -1e30  # a displacement that leaves no probability at any scale that `cap_kl` can return but 0
-
-
-class _ReadOnce:
-    """The value as a space asks it, whose raw scores stay for whoever wants them next."""
-
-    def __init__(self, value: ValueModel) -> None:
-        self.value = value
-        self.scores: Tensor | None = None
-
-    def q_values(self, features: StateFeatures, candidate_ids: Tensor) -> Tensor:
-        self.scores = self.value.scores(features, candidate_ids)
-        return self.value.potential(self.scores)
 
 
 @dataclass(frozen=True)
@@ -54,8 +42,7 @@ class TransportProcessor(LogitsProcessor):
         control: str | None = None,
         record: bool = True,
     ) -> None:
-        self._value = _ReadOnce(value)
-        self.space = LogitSpace(cast(ValueModel, self._value), transport, control=control)
+        self.space = LogitSpace(value, transport, control=control)
         self.tap = tap
         self.transport = transport
         self.record = record
@@ -92,7 +79,7 @@ class TransportProcessor(LogitsProcessor):
         if untouched is not None:
             result = torch.where(untouched.unsqueeze(-1), log_probs, result)
         if self.record:
-            self._keep(state, logits, untouched)
+            self._keep(state, moved.scores, logits, untouched)
         return result.to(scores.dtype)
 
     def _within_budget(self, logits: Tensor, state: DecodeState, log_probs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -122,13 +109,12 @@ class TransportProcessor(LogitsProcessor):
         over = scale == 0
         return logits, over if untouched is None else over | untouched
 
-    def _keep(self, state: DecodeState, logits: Tensor, untouched: Tensor | None) -> None:
+    def _keep(self, state: DecodeState, scores: Tensor, logits: Tensor, untouched: Tensor | None) -> None:
         probs = logits.exp()
         kl = torch.where(probs > 0, probs * (logits - state.logits), torch.zeros_like(probs)).sum(dim=-1).clamp(min=0)
         if untouched is not None:
             kl = torch.where(untouched, torch.zeros_like(kl), kl)
-        assert self._value.scores is not None
-        self._records.append(_Record(state.candidate_ids, self._value.scores, kl))
+        self._records.append(_Record(state.candidate_ids, scores, kl))
 
     def token_kl(self, mask: Tensor) -> Tensor:
         """Returns the KL to the base spent at every token `[R, T]`, in nats, 0 where `mask` `[R, T]` is."""

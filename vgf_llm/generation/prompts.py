@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 def unknown_tokens_note(tokenizer: "PreTrainedTokenizerBase", prompt_ids: Sequence[int]) -> str:
     """Returns one line about a prompt with unknown tokens, and an empty text about any other.
 
-    Args:
-        tokenizer: The tokenizer. One whose unknown token also begins or ends texts, as GPT-2's does, reads everything.
-        prompt_ids: The ids of one prompt.
-
-    Returns:
-        How many tokens are unknown.
+    A tokenizer whose unknown token also begins or ends texts, as GPT-2's does, reads everything.
     """
     unknown = tokenizer.unk_token_id
     count = list(prompt_ids).count(unknown)

@@ -18,23 +18,14 @@ from vgf_llm.models.language_model import backbone_name
 
 @dataclass(frozen=True)
 class Responses:
-    """R responses as `generate` left them.
+    """R responses as `generate` left them."""
 
-    Attributes:
-        sequences: `[R, P + T]`.
-        prompt_length: P.
-        ends: Their lengths, whether they finished, and the criteria that ended them.
-        transport: What moved them, with its records; `None` where nothing did.
-        scores: Processed logits per step, when asked for.
-        logits: Raw logits per step, when asked for.
-    """
-
-    sequences: Tensor
-    prompt_length: int
-    ends: Ends
-    transport: TransportProcessor | None = None
-    scores: tuple[Tensor, ...] | None = None
-    logits: tuple[Tensor, ...] | None = None
+    sequences: Tensor  # `[R, P + T]`
+    prompt_length: int  # P
+    ends: Ends  # their lengths, whether they finished, and the criteria that ended them
+    transport: TransportProcessor | None = None  # what moved them, with its records; `None` where nothing did
+    scores: tuple[Tensor, ...] | None = None  # processed logits per step, when asked for
+    logits: tuple[Tensor, ...] | None = None  # raw logits per step, when asked for
 
     @property
     def tokens(self) -> Tensor:

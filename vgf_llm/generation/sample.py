@@ -26,18 +26,12 @@ Who = Literal["base", "value", "transport"]
 
 @dataclass(frozen=True)
 class Sampled:
-    """R = B * N responses, those of one prompt in adjacent rows.
+    """R = B * N responses, those of one prompt in adjacent rows."""
 
-    Attributes:
-        tokens: `[R, T]`; what stands behind a response's length means nothing.
-        lengths: `[R]`, tokens of each response, the one that ended it included.
-        finished: `[R]`, true where a response ended by itself; false where a limit of length or time cut it.
-        kl: `[R, T]`, KL to the base spent at every token, in nats, 0 behind the end; `None` where it is not measured.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    finished: Tensor
+    tokens: Tensor  # `[R, T]`; what stands behind a response's length means nothing
+    lengths: Tensor  # `[R]`, tokens of each response, the one that ended it included
+    finished: Tensor  # `[R]`, true where a response ended by itself; false where a limit of length or time cut it
+    # `[R, T]`, KL to the base spent at every token, in nats, 0 behind the end; `None` where it is not measured
     kl: Tensor | None = None
 
 

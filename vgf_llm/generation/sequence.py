@@ -38,18 +38,16 @@ class _Best:
         return _Best(joined(self.text, text, better, pad_id), kept, torch.where(better, step, self.step))
 
 
+@dataclass
 class SequenceTransport:
-    """Moves the N samples of a block and returns the best text of each; without a space tokens are swapped.
+    """Moves the N samples of a block and returns the best text of each; without a space tokens are swapped."""
 
-    `num_steps` and `stop_reason` are those of all blocks so far.
-    """
-
-    def __init__(
-        self, decoder: SequenceDecoder, scorer: TextScorer, space: SequenceSpace | None, transport: TransportConfig
-    ) -> None:
-        self.decoder, self.scorer, self.space, self.transport = decoder, scorer, space, transport
-        self.num_steps = 0
-        self.stop_reason = "num_steps"
+    decoder: SequenceDecoder
+    scorer: TextScorer
+    space: SequenceSpace | None
+    transport: TransportConfig
+    num_steps: int = 0  # of all blocks so far, as is the reason
+    stop_reason: str = "num_steps"
 
     def run(self, prefix: Prefix, start: Text, max_new_tokens: int, offset: int, *, valued: bool) -> _Best:
         """Moves samples behind a prefix, whose first token has the response position `offset`.

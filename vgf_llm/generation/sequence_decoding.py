@@ -28,13 +28,7 @@ from vgf_llm.generation.ends import Ends, response_mask
 from vgf_llm.generation.responses import run_generate
 from vgf_llm.models.adapter_rows import adapter_rows
 from vgf_llm.models.config import TransportConfig
-from vgf_llm.models.language_model import (
-    accepts_argument,
-    inner_model,
-    last_hidden_states,
-    logits_of_states,
-    position_ids_from_mask,
-)
+from vgf_llm.models.language_model import inner_model, last_hidden_states, logits_of_states
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.spaces.sequence import TextCandidates, Tilt
 
@@ -43,23 +37,15 @@ _SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "ep
 
 @dataclass(frozen=True)
 class Prefix:
-    """What stands before the tokens that are written next, R = B * N rows.
+    """What stands before the tokens that are written next, R = B * N rows."""
 
-    Attributes:
-        ids: `[R, P]`.
-        mask: `[R, P]`, 1 on real tokens.
-        response: `[R, P]`, 1 on tokens that belong to the response.
-        finished: `[R]`, true where the response has ended.
-        kl: `[R, P]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded.
-        cache: The base's keys and values of all but the last column, or `None`.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    response: Tensor
-    finished: Tensor
+    ids: Tensor  # `[R, P]`
+    mask: Tensor  # `[R, P]`, 1 on real tokens
+    response: Tensor  # `[R, P]`, 1 on tokens that belong to the response
+    finished: Tensor  # `[R]`, true where the response has ended
+    # `[R, P]`, KL to the base of each token's distribution, in nats; `None` for tokens that were not decoded
     kl: Tensor | None
-    cache: DynamicCache | None = None
+    cache: DynamicCache | None = None  # the base's keys and values of all but the last column, or `None`
 
     def followed_by(self, text: "Text") -> "Prefix":
         """The prefix of what stands behind a text, without a cache."""
@@ -75,19 +61,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens after a prefix.
+    """Tokens after a prefix."""
 
-    Attributes:
-        tokens: `[R, T]`, padded on the right.
-        mask: `[R, T]`, true up to and with the token that ended the response.
-        ended: `[R]`, true where the response ended here, and no limit cut it.
-        kl: `[R, T]`, as in `Prefix`.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    ended: Tensor
-    kl: Tensor | None
+    tokens: Tensor  # `[R, T]`, padded on the right
+    mask: Tensor  # `[R, T]`, true up to and with the token that ended the response
+    ended: Tensor  # `[R]`, true where the response ended here, and no limit cut it
+    kl: Tensor | None  # `[R, T]`, as in `Prefix`
 
     @property
     def last(self) -> Tensor:
@@ -297,11 +276,7 @@ class SequenceDecoder:
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
         """Runs the base on the last columns of what `mask` covers; returns hidden states."""
-        kwargs: dict[str, Any] = {}
-        if accepts_argument(self.policy, "position_ids"):
-            kwargs["position_ids"] = position_ids_from_mask(mask)[:, -ids.shape[1] :]
-        if cache is not None:
-            kwargs.update(past_key_values=cache, use_cache=True)
+        kwargs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         with adapter_rows(self.model.policy, self.model.policy_adapter):
             return last_hidden_states(self.policy, ids, mask, **kwargs)
 

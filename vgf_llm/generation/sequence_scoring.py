@@ -2,6 +2,7 @@
 """Values of decoded responses, from a differentiable value or a black box."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ from vgf_llm.spaces.sequence import check_values
 ScoreFn = Callable[[list[list[int]], list[list[int]]], Sequence[float] | Tensor]
 
 
+@dataclass
 class TextScorer:
     """Values the text of R rows and counts how often it was asked."""
 
-    def __init__(self, value: DifferentiableValue | ScoreFn, lower_bound_coef: float) -> None:
-        self.value = value
-        self.lower_bound_coef = lower_bound_coef
-        self.calls = 0
-        self._read: tuple[Prefix, ReadPrefix | None] | None = None
+    value: DifferentiableValue | ScoreFn
+    lower_bound_coef: float
+    calls: int = 0
+    _read: tuple[Prefix, ReadPrefix | None] | None = None
 
     def read(self, prefix: Prefix, num_particles: int) -> ReadPrefix | None:
         """Lets the value read a prefix once for all texts behind it, of N equal rows one; returns what it keeps."""
@@ -44,11 +45,7 @@ class TextScorer:
         return self.value.lower_bound(values, self.lower_bound_coef)
 
     def __call__(self, prefix: Prefix, text: Text) -> Tensor:
-        """Values prefix and text of every row, `[R]`, in float32.
-
-        Raises:
-            ValueError: If a value is not finite, or a black box returns another number of them.
-        """
+        """Values prefix and text of every row, `[R]`, in float32; raises ValueError for values that are not finite."""
         self.calls += 1
         whole = prefix.followed_by(text)
         ids, mask, response = whole.ids, whole.mask, whole.response

@@ -78,11 +78,9 @@ class _OwnModel:
 class FeatureTap:
     """Gives the value's features of each decode step while `generate` runs on a copy of the policy's object.
 
-    Args:
-        model: The model.
-        attention_mask: `[R, P]`, the prompts' mask, one row per particle.
-        max_cache_len: Length of a static cache for models of the value's own; `None` for a cache that grows.
-        num_particles: Adjacent rows that share a prompt, which is then read once.
+    The prompts' mask `[R, P]` has one row per particle; `num_particles` adjacent rows share a prompt, which is then
+    read once. `max_cache_len` is the length of a static cache for models of the value's own; `None` lets their caches
+    grow.
     """
 
     def __init__(

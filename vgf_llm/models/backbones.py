@@ -68,16 +68,6 @@ def check_value_fits(value: ValueModel, *, width: int, vocab_size: int, embeddin
             )
 
 
-def copy_without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Returns a trainable copy of a plain model; raises ValueError if it carries PEFT adapters."""
-    if isinstance(model, PeftModel):
-        raise ValueError(
-            "`backbone='copy'` copies a plain model; the policy carries PEFT adapters. Use `backbone='lora'`, or merge "
-            "the adapters first with `merge_and_unload()`."
-        )
-    return copy.deepcopy(inner_model(model))
-
-
 def linear_targets(policy: PreTrainedModel | PeftModel, config: LoraConfig) -> list[str]:
     """The linear layers of a policy that an adapter on "all-linear" goes on; raises ValueError if there are none.
 

@@ -104,18 +104,7 @@ class TransportConfig:
 
     @classmethod
     def from_dict(cls, settings: Any, source: str) -> Self:
-        """Builds the configuration of settings that were read from somewhere.
-
-        Args:
-            settings: Settings by name.
-            source: Where they were read, for errors.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ValueError: If they are no mapping, or a field is unknown, no longer one, or not allowed.
-        """
+        """Builds the configuration of settings that were read from `source`; raises ValueError, which names it."""
         known = {item.name for item in fields(cls)}
         if not isinstance(settings, dict) or set(settings) - known - set(_GONE):
             found = sorted(map(str, settings)) if isinstance(settings, dict) else settings
@@ -152,41 +141,27 @@ TRANSPORT_CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass
 class VGFModelConfig:
-    """What a saved VGF model is made of.
+    """What a saved VGF model is made of."""
 
-    Args:
-        parametrization: `"log_ratio"`, `"bilinear"` or `"vocab"`.
-        backbone: Where the value reads: `"policy"` (the policy's own features), `"lora"` (an adapter on it) or
-            `"model"` (a model of its own, in `value_model/`).
-        hidden_size: D of the value backbone.
-        vocab_size: V of the policy.
-        head_hidden_size: Width of the head's MLP; `None` for a linear head.
-        reward_kind: `"bernoulli"` or `"regression"`.
-        base_model_name_or_path: The policy's origin, for folders that do not hold its weights.
-        base_model_revision: Its commit on the hub, from which the policy is loaded.
-        base_model_dtype: The type in which the policy's weights were, such as `"bfloat16"`.
-        base_model_fingerprint: Checksum of the policy's weights without adapters; see `vgf_llm.models.origin`.
-        transformers_version: The release that wrote the folder.
-        transport: Defaults of `VGFModel.generate`.
-        files: Digest of every file that belongs to the folder, by its path in it; see `tensor_files.file_digest`.
-            The card, the tokenizer's files and `generation_config.json` may change. `None` in format 1.
-        format_version: Version of this format.
-    """
-
-    parametrization: str
+    parametrization: str  # `"log_ratio"`, `"bilinear"` or `"vocab"`
+    # Where the value reads: `"policy"` (the policy's own features), `"lora"` (an adapter on it) or `"model"` (a model
+    # of its own, in `value_model/`)
     backbone: str
-    hidden_size: int
-    vocab_size: int
-    head_hidden_size: int | None = None
-    reward_kind: str = "bernoulli"
-    base_model_name_or_path: str | None = None
-    base_model_revision: str | None = None
-    base_model_dtype: str | None = None
+    hidden_size: int  # D of the value backbone
+    vocab_size: int  # V of the policy
+    head_hidden_size: int | None = None  # width of the head's MLP; `None` for a linear head
+    reward_kind: str = "bernoulli"  # `"bernoulli"` or `"regression"`
+    base_model_name_or_path: str | None = None  # the policy's origin, for folders that do not hold its weights
+    base_model_revision: str | None = None  # its commit on the hub, from which the policy is loaded
+    base_model_dtype: str | None = None  # the type in which the policy's weights were, such as `"bfloat16"`
+    # Checksum of the policy's weights without adapters; see `vgf_llm.models.origin`
     base_model_fingerprint: str | None = None
-    transformers_version: str | None = None
-    transport: TransportConfig = field(default_factory=TransportConfig)
+    transformers_version: str | None = None  # the release that wrote the folder
+    transport: TransportConfig = field(default_factory=TransportConfig)  # defaults of `VGFModel.generate`
+    # Digest of every file that belongs to the folder, by its path in it; see `tensor_files.file_digest`. The card, the
+    # tokenizer's files and `generation_config.json` may change. `None` in format 1.
     files: dict[str, str] | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_VERSION  # version of this format
 
     def save(self, directory: str | Path) -> None:
         """Writes `vgf_config.json` into `directory`."""
@@ -194,12 +169,7 @@ class VGFModelConfig:
 
     @classmethod
     def load(cls, directory: str | Path) -> "VGFModelConfig":
-        """Reads `vgf_config.json` from `directory`.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If it is not JSON, of another format version, or has unknown or missing fields.
-        """
+        """Reads `vgf_config.json` from `directory`; raises FileNotFoundError, or ValueError for other fields."""
         path = Path(directory) / CONFIG_NAME
         if not path.is_file():
             raise FileNotFoundError(

@@ -187,16 +187,13 @@ def _run(inner: PreTrainedModel, given: Tensor | None, **inputs: Any) -> tuple[A
 def last_hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
     """Runs the model's own forward and returns the hidden states `[B, T, D]` of its backbone.
 
-    Args:
-        model: A causal language model, PEFT-wrapped or not.
-        input_ids: `[B, T]`.
-        attention_mask: `[B, T]`, 1 on real tokens, padding on either side.
-        **kwargs: Handed to the forward, such as `past_key_values`.
+    The ids `[B, T]` may be padded on either side; the mask `[B, P + T]` is 1 on real tokens, with those of P tokens in
+    `past_key_values`, if there are any. Further arguments go to the forward.
     """
     inner = inner_model(model)
     if accepts_argument(inner, "position_ids") and "position_ids" not in kwargs:
-        kwargs["position_ids"] = position_ids_from_mask(attention_mask)
-    kwargs.setdefault("use_cache", False)
+        kwargs["position_ids"] = position_ids_from_mask(attention_mask)[:, -input_ids.shape[1] :]
+    kwargs.setdefault("use_cache", kwargs.get("past_key_values") is not None)
     return _run(inner, None, input_ids=input_ids, attention_mask=attention_mask, **kwargs)[1]
 
 

@@ -3,44 +3,29 @@
 
 import inspect
 import re
-from dataclasses import dataclass, fields
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from vgf_llm.models.config import TransportConfig
 
 
 @dataclass(frozen=True)
 class TransportOption:
-    """One setting of transport.
+    """One setting of transport."""
 
-    Attributes:
-        kind: `int`, `float`, `bool` or `str`; what `None` stands for is the saved model's own.
-        text: What it means, a sentence or two.
-    """
-
-    kind: type
-    text: str
+    kind: type  # `int`, `float`, `bool` or `str`; what `None` stands for is the saved model's own
+    text: str  # what it means, a sentence or two
 
 
 def _options() -> dict[str, TransportOption]:
-    hints = get_type_hints(TransportConfig)
-    texts = _texts(inspect.getdoc(TransportConfig) or "")
-    return {item.name: TransportOption(_kind(hints[item.name]), texts[item.name]) for item in fields(TransportConfig)}
-
-
-def _kind(hint: Any) -> type:
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    if get_origin(hint) is Literal:
-        return type(kinds[0])
-    return kinds[0] if kinds else hint
-
-
-def _texts(doc: str) -> dict[str, str]:
-    """What the section of arguments in a docstring says about each."""
-    section = doc.split("Args:\n", 1)[1].split("\n\n", 1)[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()).replace("`", "") for name, text in entries}
+    # What the docstring's section of arguments says about each.
+    section = (inspect.getdoc(TransportConfig) or "").split("Args:\n", 1)[1].split("\n\n", 1)[0]
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE))
+    options = {}
+    for name, hint in get_type_hints(TransportConfig).items():
+        kind = (get_args(hint) or (hint,))[0]  # of an optional one, what it is if it is given
+        options[name] = TransportOption(kind, " ".join(texts[name].split()).replace("`", ""))
+    return options
 
 
 TRANSPORT_OPTIONS = _options()

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from vgf_llm.models.language_model import inner_model
 
@@ -36,19 +36,12 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a policy was loaded from, and what it was then.
+    """Where a policy was loaded from, and what it was then."""
 
-    Attributes:
-        name: Folder or hub id.
-        revision: Commit on the hub.
-        fingerprint: Of the weights.
-        config: Digest of what the configuration says about the computation.
-    """
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    config: str
+    name: str  # folder or hub id
+    revision: str | None  # commit on the hub
+    fingerprint: str  # of the weights
+    config: str  # digest of what the configuration says about the computation
 
 
 def base_tensors(policy: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -149,7 +142,10 @@ def _files_hold(model: PreTrainedModel) -> bool:
         if len({tensor.dtype for tensor in own.values() if tensor.is_floating_point()}) != 1:
             return False  # no `dtype` loads it
         found: set[str] = set()
-        for path in _weight_files(name, revision):
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        for path in folder.glob("model*.safetensors"):
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no iterator)
                     mine = own.get(key)
@@ -159,19 +155,6 @@ def _files_hold(model: PreTrainedModel) -> bool:
     except (OSError, ValueError, KeyError, SafetensorError):
         return False
     return all(keys & found for keys in names.values())
-
-
-def _weight_files(name: str, revision: str | None) -> list[str]:
-    def local(file: str) -> str | None:
-        return cached_file(
-            name, file, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
-
-    single, index = local(SAFE_WEIGHTS_NAME), local(SAFE_WEIGHTS_INDEX_NAME)
-    if single is not None:
-        return [single]
-    shards = {} if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    return [path for path in map(local, sorted(set(shards.values()))) if path is not None]
 
 
 def _config_digest(config: Any) -> str:

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from vgf_llm.models.language_model import (
-    accepts_argument,
-    inner_model,
-    last_hidden_states,
-    position_ids_from_mask,
-)
+from vgf_llm.models.language_model import accepts_argument, inner_model, last_hidden_states
 
 _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -46,33 +41,24 @@ def can_share_prompts(model: nn.Module) -> bool:
 def grouped_hidden_states(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, group_sizes: Sequence[int]
 ) -> Tensor:
-    """Hidden states that would enter the output embedding, where rows share prompts.
+    """Hidden states that would enter the output embedding of a model that `can_share_prompts`.
 
-    Args:
-        model: A causal language model for which `can_share_prompts` is true.
-        input_ids: `[R, P + T]`, prompts padded left, responses padded right; rows with one prompt are adjacent.
-        attention_mask: `[R, P + T]`.
-        num_tokens: T.
-        group_sizes: Number of rows of each prompt; they add up to R.
+    The rows `[R, P + T]` have prompts padded left and `num_tokens` T of responses padded right; `group_sizes`, which
+    add up to R, are the numbers of adjacent rows with one prompt.
 
     Returns:
         `[R, 1 + T, D]`: of the prompt's last token and of the response's tokens.
     """
     length = input_ids.shape[1] - num_tokens
-    inner, positions = inner_model(model), {}
-    if accepts_argument(inner, "position_ids"):
-        positions = {"position_ids": position_ids_from_mask(attention_mask)[:, length:]}
-    cache = DynamicCache(config=inner.config.get_text_config(decoder=True))
+    cache = DynamicCache(config=inner_model(model).config.get_text_config(decoder=True))
     sizes = torch.tensor(group_sizes)
     first = (sizes.cumsum(0) - sizes).to(input_ids.device)
     prompts, masks = input_ids[first, :length], attention_mask[first, :length]
     # A number where it can be one: for a tensor of repeats a GPU waits at every layer.
     repeats = group_sizes[0] if len(set(group_sizes)) == 1 else sizes.to(input_ids.device)
-    prompt = last_hidden_states(model, prompts, masks, past_key_values=cache, use_cache=True)[:, -1:]
+    prompt = last_hidden_states(model, prompts, masks, past_key_values=cache)[:, -1:]
     cache.batch_repeat_interleave(repeats)
-    responses = last_hidden_states(
-        model, input_ids[:, length:], attention_mask, past_key_values=cache, use_cache=True, **positions
-    )
+    responses = last_hidden_states(model, input_ids[:, length:], attention_mask, past_key_values=cache)
     return torch.cat([prompt.repeat_interleave(repeats, dim=0), responses], dim=1)
 
 

@@ -20,19 +20,6 @@ from vgf_llm.functional import Range, candidate_set
 class Sampling:
     """How a token was drawn from a model's distribution, in the order in which `generate` applies it.
 
-    Args:
-        temperature: Divides the logits.
-        top_k: The most likely tokens that stay; 0 keeps all.
-        top_p: The least probability mass that stays.
-        min_p: A token's least probability, as a share of the largest.
-        repetition_penalty: What divides the positive logits of tokens that came before, and multiplies negative ones.
-        candidates: K and p: only the model's own K most likely tokens with a probability of at least p could be drawn,
-            ahead of the temperature; `None` for all tokens.
-
-    Raises:
-        TypeError: If a setting is no number.
-        ValueError: If a setting is out of range.
-
     Example:
         >>> Sampling(temperature=0.0)
         Traceback (most recent call last):
@@ -40,11 +27,14 @@ class Sampling:
         ValueError: `temperature` must be a number > 0 and finite, got 0.0.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature: float = 1.0  # divides the logits
+    top_k: int = 0  # the most likely tokens that stay; 0 keeps all
+    top_p: float = 1.0  # the least probability mass that stays
+    min_p: float = 0.0  # a token's least probability, as a share of the largest
+    # What divides the positive logits of tokens that came before, and multiplies negative ones
     repetition_penalty: float = 1.0
+    # K and p: only the model's own K most likely tokens with a probability of at least p could be drawn, ahead of the
+    # temperature; `None` for all tokens
     candidates: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +47,7 @@ class Sampling:
             if len(self.candidates) != 2:
                 raise ValueError(f"`candidates` must be K and a least probability, got {self.candidates!r}.")
             Range(1, integer=True).check("candidates[0]", self.candidates[0])
-            Range(0, 1).check("candidates[1]", self.candidates[1])
+            Range(0, 1, open_high=True).check("candidates[1]", self.candidates[1])
 
     @property
     def is_plain(self) -> bool:

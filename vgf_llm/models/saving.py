@@ -42,7 +42,7 @@ from vgf_llm.models.tensor_files import (
     write_json,
     write_tensors,
 )
-from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.value import ValueModel, build_saved_value
 from vgf_llm.models.valued_policy import ValuedPolicy
 
 Model = TypeVar("Model", bound=ValuedPolicy)
@@ -362,14 +362,7 @@ def load_vgf_model(
     sequence_value = None
     if _holds(directory, config, SEQUENCE_VALUE_DIR):
         sequence_value = SequenceValue.from_pretrained(directory / SEQUENCE_VALUE_DIR, **model_kwargs)
-    value = build_value(
-        config.parametrization,
-        width=config.hidden_size,
-        vocab_size=config.vocab_size,
-        embedding_width=output_width(policy),
-        head_hidden_size=config.head_hidden_size,
-        reward_kind=config.reward_kind,
-    )
+    value = build_saved_value(config, output_width(policy))
     load_value_head(value, directory)
     lora_config = None
     if config.backbone == "lora":

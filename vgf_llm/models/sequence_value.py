@@ -31,15 +31,10 @@ Pooling = Literal["last", "mean"]
 
 @dataclass(frozen=True)
 class ReadPrefix:
-    """What a value keeps of the P tokens before those that move, so that it does not read them again.
+    """What a value keeps of the P tokens before those that move, so that it does not read them again."""
 
-    Attributes:
-        cache: The backbone's keys and values, of R rows; not changed by those who read on.
-        scores: `[R, P, H]`, the scores of the tokens, some of which may belong to the response.
-    """
-
-    cache: DynamicCache
-    scores: Tensor
+    cache: DynamicCache  # the backbone's keys and values, of R rows; not changed by those who read on
+    scores: Tensor  # `[R, P, H]`, the scores of the tokens, some of which may belong to the response
 
     def repeat_interleave(self, repeats: int) -> "ReadPrefix":
         """Returns every row `repeats` times in succession."""
@@ -75,15 +70,12 @@ class DifferentiableValue(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-        """Values responses.
+        """Values responses, `[R, H]`, one value per ensemble member, in float32.
 
         Args:
             inputs_embeds: `[R, S, D]`, prompts and responses.
             attention_mask: `[R, S]`, 1 on real tokens.
             response_mask: `[R, S]`, 1 on response tokens; every row has at least one.
-
-        Returns:
-            `[R, H]`, one value per ensemble member, in float32.
         """
 
     @property
@@ -173,17 +165,10 @@ class SequenceValue(DifferentiableValue):
 
     @classmethod
     def from_classifier(cls, model: PreTrainedModel, pooling: Pooling = "last") -> "SequenceValue":
-        """Builds a value from an `AutoModelForSequenceClassification`; its labels become the ensemble's members.
+        """Builds a value from an `AutoModelForSequenceClassification`, which shares its weights.
 
-        Args:
-            model: A classifier with a linear `score` layer on the hidden states, as decoders have. Weights are shared.
-            pooling: See the class; a classifier itself reads the last token.
-
-        Returns:
-            The value.
-
-        Raises:
-            ValueError: If the classifier's head is of another kind.
+        The classifier has a linear `score` layer on the hidden states, as decoders have, and reads the last token; its
+        labels become the ensemble's members. Raises ValueError for another kind of head.
         """
         inner = inner_model(model)
         score = getattr(inner, "score", None)
@@ -225,10 +210,8 @@ class SequenceValue(DifferentiableValue):
     def token_scores(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """Returns the members' scores of every token, `[R, T, H]`, in float32.
 
-        Args:
-            inputs_embeds: `[R, T, D]`.
-            attention_mask: `[R, P + T]`, with the P tokens in `cache`, or none.
-            cache: Keys and values of tokens before; those of the T tokens are added.
+        The embeddings are `[R, T, D]`, the mask `[R, P + T]` with the P tokens in `cache`, or none; those of the T
+        tokens are added to it.
         """
         kwargs = {}
         if accepts_argument(self.backbone, "position_ids"):
@@ -266,10 +249,8 @@ class SequenceValue(DifferentiableValue):
         """Values responses, `[R, H]`; see `DifferentiableValue.forward`.
 
         With a `prefix` from `read_prefix`, whose P tokens no gradient reaches, `inputs_embeds` are those of the last T
-        of S = P + T tokens, `[R, T, D]`.
-
-        Raises:
-            ValueError: If a response is empty or a sequence is longer than the backbone's context.
+        of S = P + T tokens, `[R, T, D]`. Raises ValueError if a response is empty or a sequence longer than the
+        context.
         """
         self._check(attention_mask, response_mask)
         if prefix is None:
@@ -301,10 +282,8 @@ class SequenceValue(DifferentiableValue):
     ) -> None:
         """Writes backbone (as transformers does), heads (safetensors) and settings (JSON) to a folder.
 
-        Args:
-            save_directory: The folder; created if absent.
-            state_dict: This module's tensors gathered from all processes; its own when left out.
-            **kwargs: Handed to the backbone's `save_pretrained`, such as `max_shard_size`.
+        `state_dict` are this module's tensors gathered from all processes, where it holds shards; further arguments go
+        to the backbone's `save_pretrained`.
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -325,18 +304,9 @@ class SequenceValue(DifferentiableValue):
 
     @classmethod
     def from_pretrained(cls, save_directory: str | Path, **model_kwargs: object) -> "SequenceValue":
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, in evaluation mode; `model_kwargs` go to `AutoModel.from_pretrained`.
 
-        Args:
-            save_directory: The folder.
-            **model_kwargs: Handed to `AutoModel.from_pretrained`, such as `dtype`.
-
-        Returns:
-            The value, in evaluation mode.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is truncated, foreign, or does not fit the others.
+        Raises FileNotFoundError, or ValueError for a file that is truncated, foreign, or does not fit the others.
         """
         directory = Path(save_directory)
         settings = _load_settings(directory / CONFIG_NAME)

@@ -17,27 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgf_llm.functional import check_choice
-from vgf_llm.models.config import REWARD_KINDS, check_parametrization
+from vgf_llm.models.config import REWARD_KINDS, VGFModelConfig, check_parametrization
 from vgf_llm.models.heads import BilinearQHead, QHead
 
 
 @dataclass(frozen=True)
 class StateFeatures:
-    """What a value may read of a state, for any leading shape `[...]`.
+    """What a value may read of a state, for any leading shape `[...]`."""
 
-    Attributes:
-        hidden: `[..., D]`, the value backbone's last hidden state.
-        embedding: `[V, D]`, the frozen output embedding of the policy.
-        value_logits: `[..., V]`, next-token logits of the adapted model (`log_ratio` only).
-        ref_logits: `[..., V]`, next-token logits of the reference (`log_ratio` only).
-        ref_logps: `[..., V]`, its log-probabilities in their place, where they are known.
-    """
-
-    hidden: Tensor | None = None
-    embedding: Tensor | None = None
-    value_logits: Tensor | None = None
-    ref_logits: Tensor | None = None
-    ref_logps: Tensor | None = None
+    hidden: Tensor | None = None  # `[..., D]`, the value backbone's last hidden state
+    embedding: Tensor | None = None  # `[V, D]`, the frozen output embedding of the policy
+    value_logits: Tensor | None = None  # `[..., V]`, next-token logits of the adapted model (`log_ratio` only)
+    ref_logits: Tensor | None = None  # `[..., V]`, next-token logits of the reference (`log_ratio` only)
+    ref_logps: Tensor | None = None  # `[..., V]`, its log-probabilities in their place, where they are known
 
 
 class ValueModel(nn.Module, ABC):
@@ -69,15 +61,7 @@ class ValueModel(nn.Module, ABC):
         """Returns the raw scores `[..., K]` of candidates `[..., K]`; losses act on these."""
 
     def default_loss(self, *, outcomes: bool, pairs: bool) -> str:
-        """Names the loss that fits the data.
-
-        Args:
-            outcomes: Whether every reward is 0 or 1.
-            pairs: Whether the data are preference pairs.
-
-        Returns:
-            One of `losses`.
-        """
+        """Names the loss that fits the data: `outcomes` where every reward is 0 or 1, `pairs` for preference pairs."""
         if pairs:
             return "pairwise"
         return "bernoulli" if outcomes else "regression"
@@ -99,14 +83,9 @@ class ValueModel(nn.Module, ABC):
         return self.potential(self.scores(features, candidate_ids))
 
     def sequence_values(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Reduces per-token raw scores to one value per response: the score at its last token.
+        """Reduces raw scores of tokens `[B, T]` to one value per response, `[B]`: the score at its last token.
 
-        Args:
-            scores: `[B, T]`.
-            mask: `[B, T]`, 1 on response tokens.
-
-        Returns:
-            `[B]`; 0 for an empty response.
+        `mask` `[B, T]` is 1 on response tokens. An empty response has the value 0.
         """
         lengths = mask.long().sum(dim=-1)
         last = scores.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -118,12 +97,7 @@ class ValueModel(nn.Module, ABC):
 
 
 class HeadValue(ValueModel):
-    """Q from a head with one row per token of the vocabulary.
-
-    Args:
-        head: The head.
-        reward_kind: See `ValueModel`.
-    """
+    """Q from a head with one row per token of the vocabulary."""
 
     parametrization = "vocab"
 
@@ -218,3 +192,15 @@ def build_value(
     if parametrization == "bilinear":
         return BilinearValue(BilinearQHead(width, embedding_width or width, head_hidden_size), reward_kind)
     return HeadValue(QHead(width, vocab_size, head_hidden_size), reward_kind)
+
+
+def build_saved_value(config: VGFModelConfig, embedding_width: int) -> ValueModel:
+    """Builds the value that a saved model has, untrained."""
+    return build_value(
+        config.parametrization,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        embedding_width=embedding_width,
+        head_hidden_size=config.head_hidden_size,
+        reward_kind=config.reward_kind,
+    )

@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """`ValuedPolicy`: a language model, the policy, together with the value that transports its samples."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,6 @@ from vgf_llm.models.backbones import (
     add_value_adapter,
     check_policy_adapters,
     check_value_fits,
-    copy_without_adapters,
     disable_checkpointing,
     drops,
     enable_checkpointing,
@@ -56,23 +56,14 @@ PLAIN = (Sampling(),)
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts with their responses, as every pass over them takes them.
+    """Prompts with their responses, as every pass over them takes them."""
 
-    Attributes:
-        input_ids: `[B, P + T]`, prompts padded left, responses padded right.
-        attention_mask: `[B, P + T]`.
-        num_tokens: T.
-        group_size: Adjacent rows that share a prompt: one number, or one for every prompt.
-        samplings: How tokens were drawn.
-        sampler: `[B]`, which of `samplings` drew each row; the first where left out.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    num_tokens: int
-    group_size: int | Sequence[int] = 1
-    samplings: Sequence[Sampling] = PLAIN
-    sampler: Tensor | None = None
+    input_ids: Tensor  # `[B, P + T]`, prompts padded left, responses padded right
+    attention_mask: Tensor  # `[B, P + T]`
+    num_tokens: int  # T
+    group_size: int | Sequence[int] = 1  # adjacent rows that share a prompt: one number, or one for every prompt
+    samplings: Sequence[Sampling] = PLAIN  # how tokens were drawn
+    sampler: Tensor | None = None  # `[B]`, which of `samplings` drew each row; the first where left out
 
     def __post_init__(self) -> None:
         rows, size = self.input_ids.shape[0], self.group_size
@@ -168,7 +159,12 @@ class ValuedPolicy(nn.Module):
         check_policy_adapters(base_model)
         vocab_size = output_vocab_size(base_model)
         if value_model is None and backbone == "copy":
-            value_model = copy_without_adapters(base_model)
+            if isinstance(base_model, PeftModel):
+                raise ValueError(
+                    "`backbone='copy'` copies a plain model; the policy carries PEFT adapters. Use `backbone='lora'`, "
+                    "or merge the adapters first with `merge_and_unload()`."
+                )
+            value_model = copy.deepcopy(base_model)
         if value_model is not None and output_vocab_size(value_model) != vocab_size:
             raise ValueError(
                 f"`value_model` has {output_vocab_size(value_model)} logits, the policy {vocab_size}: a value needs "

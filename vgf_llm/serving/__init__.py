@@ -4,13 +4,3 @@
 from vgf_llm.serving.artefacts import engine_arguments, load_served_value, policy_view
 from vgf_llm.serving.client import best_of, score
 from vgf_llm.serving.transport import ServedRequest, ServedTransport
-
-__all__ = [
-    "ServedRequest",
-    "ServedTransport",
-    "best_of",
-    "engine_arguments",
-    "load_served_value",
-    "policy_view",
-    "score",
-]

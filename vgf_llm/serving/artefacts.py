@@ -8,7 +8,7 @@ from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 from vgf_llm.models.merging import merge_backbone
 from vgf_llm.models.saving import REF_MODEL_DIR, VALUE_HEAD_NAME, VALUE_MODEL_DIR, load_value_head, load_vgf_model
 from vgf_llm.models.tensor_files import check_files
-from vgf_llm.models.value import ValueModel, build_value
+from vgf_llm.models.value import ValueModel, build_saved_value
 from vgf_llm.models.valued_policy import ValuedPolicy
 from vgf_llm.serving.pair import ARCHITECTURE, LOGITS_KEY, VALUE_MODEL_KEY, check_same_shape
 from vgf_llm.serving.transport import check_servable
@@ -21,29 +21,14 @@ _TRAINING_SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
-    """Loads the value of a saved model without its policy.
+    """Loads the value of a saved model without its policy, in evaluation mode, and the configuration.
 
-    Args:
-        path: A folder that `VGFModel.save_pretrained` or `VGFTrainer.save_model` wrote.
-
-    Returns:
-        The value, in evaluation mode, and the configuration.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is not whole, or an engine cannot compute the model's transport.
+    Raises FileNotFoundError, or ValueError if a file is not whole, or an engine cannot compute the model's transport.
     """
     directory = Path(path)
     config = VGFModelConfig.load(directory)
     check_files(directory, config.files or {}, CONFIG_NAME)
-    value = build_value(
-        config.parametrization,
-        width=config.hidden_size,
-        vocab_size=config.vocab_size,
-        embedding_width=config.hidden_size,
-        head_hidden_size=config.head_hidden_size,
-        reward_kind=config.reward_kind,
-    )
+    value = build_saved_value(config, config.hidden_size)
     check_servable(config.transport)
     if value.needs_logits and (directory / REF_MODEL_DIR).exists():
         raise ValueError(
@@ -55,19 +40,11 @@ def load_served_value(path: str | Path) -> tuple[ValueModel, VGFModelConfig]:
 
 
 def policy_view(path: str | Path, view: str | Path) -> str:
-    """Makes a folder that holds the policy's files alone, as links.
+    """Makes a folder, `view`, that holds the policy's files alone, as links.
 
-    Engines load every safetensors file of a folder, and would take the value's for weights of the policy.
-
-    Args:
-        path: The saved model.
-        view: An empty folder for the links.
-
-    Returns:
-        What to give the engine as model: the view, or the policy's origin where the folder has no weights of it.
-
-    Raises:
-        ValueError: If the policy is a LoRA adapter on a base, or names no origin.
+    Engines load every safetensors file of a folder, and would take the value's for weights of the policy. Returns what
+    to give the engine as model: the view, or the policy's origin where the saved model has no weights of it. Raises
+    ValueError if the policy is a LoRA adapter on a base, or names no origin.
     """
     directory, target = Path(path).resolve(), Path(view)
     if (directory / "adapter_config.json").is_file():
@@ -117,15 +94,15 @@ def engine_arguments(path: str | Path, view: str | Path) -> dict[str, Any]:
     """
     value, config = load_served_value(path)  # its errors belong here, not into the engine's process
     model = policy_view(path, view)
-    arguments: dict[str, Any] = {
-        "model": model,
+    arguments: dict[str, Any] = {"model": model}
+    if model != str(view) and config.base_model_revision:
+        arguments["revision"] = config.base_model_revision
+    arguments |= {
         "logits_processors": [RATIO_PROCESSOR if value.needs_logits else PROCESSOR],
         "additional_config": {MODEL_KEY: str(Path(path).resolve())},
         # Scores travel as log-probabilities of what the processors made.
         "logprobs_mode": "processed_logprobs",
     }
-    if model != str(view) and config.base_model_revision:
-        arguments["revision"] = config.base_model_revision
     if config.backbone != "policy":
         folder = value_folder(path, view, config)
         check_same_shape(model, folder, arguments.get("revision"))

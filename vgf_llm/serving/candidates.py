@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgf_llm.functional import Range
 from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT, CandidateProcessor
+from vgf_llm.models.sampling import Sampling
 
 
 def __getattr__(name: str) -> Any:
@@ -23,17 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 def requested_candidates(extra_args: Mapping[str, Any] | None) -> tuple[int, float] | None:
-    """Reads which tokens a request may take.
-
-    Args:
-        extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`; its `own_candidates` are K and a least
-            probability, as `CandidateProcessor` takes them.
-
-    Returns:
-        The two, or `None` for a request without them.
-
-    Raises:
-        ValueError: If they are anything else.
+    """Reads which tokens a request may take: K and a least probability, or `None` for all; raises ValueError.
 
     Example:
         >>> requested_candidates({"own_candidates": [40, 0.02]})
@@ -43,25 +33,15 @@ def requested_candidates(extra_args: Mapping[str, Any] | None) -> tuple[int, flo
     if given is None:
         return None
     try:
-        top_k, min_prob = given
-        Range(1, integer=True).check(f"{CANDIDATES_ARGUMENT}[0]", top_k)
-        Range(0, 1, open_high=True).check(f"{CANDIDATES_ARGUMENT}[1]", min_prob)
+        return Sampling(candidates=tuple(given)).candidates
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{CANDIDATES_ARGUMENT}` must be K and a least probability, got {given!r}: {error}"
         ) from error
-    return top_k, min_prob
 
 
 def keep_candidates(logits: Tensor, requests: Mapping[int, tuple[int, float]]) -> Tensor:
-    """Leaves the candidates of some rows of a batch.
-
-    Args:
-        logits: `[R, V]`; changed in place, as engines do.
-        requests: The candidates of each row that has some.
-
-    Returns:
-        `logits`.
+    """Leaves the candidates of those rows of `logits` `[R, V]` that have some; changes them in place, as engines do.
 
     Example:
         >>> keep_candidates(torch.tensor([[0.5, 0.3, 0.2]] * 2).log(), {1: (2, 0.0)}).exp()

@@ -11,19 +11,13 @@ from vgf_llm.models.value import StateFeatures, ValueModel
 
 @dataclass
 class Captured:
-    """What a value reads of the last step.
+    """What a value reads of the last step."""
 
-    Attributes:
-        hidden: `[R, D]`, what the logits layer was given, or states of the value's own model in their place.
-        lm_head: The engine's output embedding.
-        value_logits: `[R, V]`, of the model behind a `log_ratio` value.
-        ref_logits: `[R, V]`, of the policy beside it, as they were before the engine changed them.
-    """
-
+    # `[R, D]`, what the logits layer was given, or states of the value's own model in their place
     hidden: Tensor | None = None
-    lm_head: Any = None
-    value_logits: Tensor | None = None
-    ref_logits: Tensor | None = None
+    lm_head: Any = None  # the engine's output embedding
+    value_logits: Tensor | None = None  # `[R, V]`, of the model behind a `log_ratio` value
+    ref_logits: Tensor | None = None  # `[R, V]`, of the policy beside it, as they were before the engine changed them
 
     def features(self, value: ValueModel, vocab_size: int) -> StateFeatures:
         """Returns what `value` reads; raises RuntimeError if the engine left nothing."""

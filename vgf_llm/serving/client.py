@@ -12,19 +12,9 @@ from vgf_llm.serving.transport import SCORE_TOKEN, score_partner
 
 
 def score(client: Any, model: str, prompt_ids: list[int], response_ids: list[int]) -> float:
-    """Asks for the raw score of a finished response: its value at its last token.
+    """Asks a server, by an `openai.OpenAI`, for the raw score of a finished response: its value at its last token.
 
-    Args:
-        client: An `openai.OpenAI`.
-        model: The served model's name.
-        prompt_ids: Token ids of the prompt.
-        response_ids: Token ids of the response, at least one.
-
-    Returns:
-        The log-odds of success, or the expected reward, as the value was trained.
-
-    Raises:
-        ValueError: If `response_ids` is empty.
+    That is the log-odds of success, or the expected reward, as the value was trained.
     """
     if not response_ids:
         raise ValueError("`response_ids` is empty; a response that says nothing has no value.")

@@ -27,12 +27,7 @@ _LOAD_FORMATS = ("auto", "hf", "safetensors")  # the others read one folder of w
 class PolicyAndValueForCausalLM(nn.Module):
     """Two models of one architecture: logits are the policy's, and what the value reads is left in `CAPTURED`.
 
-    Args:
-        vllm_config: The engine's configuration; its `additional_config` names the value's folder.
-        prefix: As vLLM passes it.
-
-    Raises:
-        ValueError: If the engine is asked for what the two models cannot do together.
+    The engine's `additional_config` names the value's folder. Raises ValueError for what the two cannot do together.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:

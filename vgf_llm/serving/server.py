@@ -27,31 +27,19 @@ def server_command(path: str | Path, view: str | Path, engine: Sequence[str] = (
             "one, `vgf generate` answers prompts, and scripts/setup_vllm_cpu.sh of the repository builds vLLM's CPU "
             "version for tests."
         )
-    arguments = engine_arguments(path, view)
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", arguments["model"]),
-        *(("--revision", arguments["revision"]) if "revision" in arguments else ()),
-        *("--served-model-name", Path(path).resolve().name),
-        *("--logits-processors", *arguments["logits_processors"]),
-        *("--additional-config", json.dumps(arguments["additional_config"])),
-        *("--logprobs-mode", arguments["logprobs_mode"]),
-        *(("--hf-overrides", json.dumps(arguments["hf_overrides"])) if "hf_overrides" in arguments else ()),
-        *("--host", "127.0.0.1"),  # vLLM's own default is every interface, without a key
-        *engine,
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in engine_arguments(path, view).items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        command += [f"--{name.replace('_', '-')}", *values]
+    command += ["--served-model-name", Path(path).resolve().name]
+    command += ["--host", "127.0.0.1"]  # vLLM's own default is every interface, without a key
+    return [*command, *engine]
 
 
 def serve(path: str | Path, engine: Sequence[str] = ()) -> None:
-    """Serves until it is stopped.
+    """Serves a saved model until it is stopped; `engine` are further options of vLLM's server.
 
-    Args:
-        path: The saved model.
-        engine: Further options of vLLM's server.
-
-    Raises:
-        ValueError: If the model cannot be served, or vLLM is not installed.
-        OSError: If the server ended with an error.
+    Raises ValueError if the model cannot be served or vLLM is not installed, OSError if the server ended with an error.
     """
     with tempfile.TemporaryDirectory(prefix="vgf-serve-") as view:
         child = subprocess.Popen(server_command(path, view, engine))

@@ -8,6 +8,7 @@ through the processor that `VGFModel.generate` uses; rows without a budget are n
 import logging
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,27 +50,10 @@ class ServedRequest:
         return self.score_token is None and self.transport.transport_steps == 0
 
 
-class _Rows:
-    """The features of some rows of a batch, where `TransportProcessor` asks a tap for them."""
-
-    def __init__(self, features: StateFeatures) -> None:
-        self._features = features
-
-    def features(self, input_ids: Tensor | None, policy_logps: Tensor | None = None) -> StateFeatures:
-        """Returns the features `[R, ...]`."""
-        return self._features
-
-
 class ServedTransport:
-    """Moves the logits of a batch of requests by the value of a saved model.
+    """Moves the logits of a batch of requests by the value of a saved model, whose policy has V tokens.
 
-    Args:
-        value: The value.
-        defaults: The transport that requests start from.
-        vocab_size: V of the policy.
-
-    Raises:
-        ValueError: If an engine step cannot compute the defaults.
+    Requests start from the transport `defaults`; raises ValueError if an engine step cannot compute these.
 
     Example:
         >>> from vgf_llm.models.config import TransportConfig
@@ -109,18 +93,9 @@ class ServedTransport:
 
     @torch.no_grad()
     def apply(self, logits: Tensor, features: StateFeatures, requests: Mapping[int, ServedRequest]) -> Tensor:
-        """Moves the rows whose requests have a budget.
+        """Moves those rows of `logits` `[R, V]` whose requests have a budget, in place, as engines do.
 
-        Args:
-            logits: `[R, V]`; changed in place, as engines do.
-            features: What the value reads, `[R, ...]`: hidden states, or logits of its model and of the policy.
-            requests: The request of each row; a row without one is not touched.
-
-        Returns:
-            `logits`.
-
-        Raises:
-            ValueError: If the rows of `logits` and `features` do not match.
+        `features` are what the value reads, `[R, ...]`: hidden states, or logits of its model and of the policy.
         """
         active = {row: request for row, request in requests.items() if not request.is_plain and row < logits.shape[0]}
         if not active:
@@ -144,8 +119,8 @@ class ServedTransport:
         return logits
 
     def _transport(self, logits: Tensor, features: StateFeatures, transport: TransportConfig) -> Tensor:
-        rows: Any = _Rows(features)
-        processor = TransportProcessor(self.value, transport, rows, record=False)
+        tap: Any = SimpleNamespace(features=lambda input_ids, policy_logps: features)
+        processor = TransportProcessor(self.value, transport, tap, record=False)
         # Beyond V the engine pads its vocabulary; those columns are no tokens and stay as they are.
         moved = logits.clone()
         moved[:, : self.vocab_size] = processor(None, logits[:, : self.vocab_size])  # type: ignore[arg-type]
@@ -163,16 +138,8 @@ class ServedTransport:
 
 def _select(features: StateFeatures, rows: list[int]) -> StateFeatures:
     """The features of some rows."""
-
-    def own(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[torch.tensor(rows, device=tensor.device)]
-
-    return replace(
-        features,
-        hidden=own(features.hidden),
-        value_logits=own(features.value_logits),
-        ref_logits=own(features.ref_logits),
-    )
+    of_rows = {name: getattr(features, name) for name in ("hidden", "value_logits", "ref_logits")}
+    return replace(features, **{name: x[rows] for name, x in of_rows.items() if x is not None})
 
 
 def check_not_scored(extra_args: Mapping[str, Any] | None) -> None:
@@ -189,15 +156,9 @@ def read_request(
 ) -> ServedRequest:
     """Reads the parameters of a request, which an engine step computes whatever they are.
 
-    Args:
-        extra_args: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to other
-            extensions of the engine and pass.
-        defaults: The transport that the request starts from.
-        vocab_size: V of the policy, where it is known.
-
-    Raises:
-        ValueError: If a value is out of its range or of the wrong type, or a name is a field of `TransportConfig` that
-            requests cannot set.
+    `extra_args` are `SamplingParams.extra_args`, over HTTP `vllm_xargs`. Names that are not transport's belong to other
+    extensions of the engine and pass; `defaults` are the transport that the request starts from. Raises ValueError for
+    a bad value, and for a field of `TransportConfig` that requests cannot set.
     """
     given = dict(extra_args or {})
     refused = [name for name in TRANSPORT_FIELDS if name in given and name not in REQUEST_RANGES]

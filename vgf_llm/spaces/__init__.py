@@ -8,17 +8,6 @@ from vgf_llm.spaces.sequence import SequenceSpace, SequenceState
 from vgf_llm.spaces.sequence_embedding import SequenceEmbeddingSpace
 from vgf_llm.spaces.sequence_logit import SequenceLogitSpace
 
-__all__ = [
-    "DecodeState",
-    "LogitSpace",
-    "SequenceEmbeddingSpace",
-    "SequenceLogitSpace",
-    "SequenceSpace",
-    "SequenceState",
-    "TransportedStep",
-    "build_sequence_space",
-]
-
 
 def build_sequence_space(
     value: DifferentiableValue, transport: TransportConfig, *, temperature: float = 1.0, control: str | None = None

@@ -26,47 +26,29 @@ from vgf_llm.spaces.controls import CONTROLS, random_like, shuffled_like
 
 @dataclass(frozen=True)
 class DecodeState:
-    """One decode step of R = B * N rows.
+    """One decode step of R = B * N rows."""
 
-    Attributes:
-        candidate_ids: `[R, K]`.
-        candidate_mask: `[R, K]`, true on candidates.
-        logits: `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary.
-        features: What the value reads.
-        num_particles: N; the rows of one prompt are consecutive.
-    """
-
-    candidate_ids: Tensor
-    candidate_mask: Tensor
-    logits: Tensor
-    features: StateFeatures
-    num_particles: int = 1
+    candidate_ids: Tensor  # `[R, K]`
+    candidate_mask: Tensor  # `[R, K]`, true on candidates
+    logits: Tensor  # `[R, K]`, the base's log-probabilities of the candidates, normalised over the vocabulary
+    features: StateFeatures  # what the value reads
+    num_particles: int = 1  # N; the rows of one prompt are consecutive
 
 
 @dataclass(frozen=True)
 class TransportedStep:
-    """The outcome of transport at one decode step.
+    """The outcome of transport at one decode step."""
 
-    Attributes:
-        logits: `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask.
-        q_values: `[R, K]`, potentials of the candidates.
-    """
-
-    logits: Tensor
-    q_values: Tensor
+    logits: Tensor  # `[R, K]`, normalised log-probabilities of the candidates, `-inf` off the mask
+    q_values: Tensor  # `[R, K]`, potentials of the candidates
+    scores: Tensor  # `[R, K]`, the value's raw scores of them, whatever a control made of these
 
 
 class LogitSpace:
-    """Transport of next-token distributions.
+    """Transport of next-token distributions by a value that ranks candidates.
 
-    Args:
-        value: A value that ranks candidates.
-        transport: Steps, temperature and interaction.
-        control: `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
-            `"shuffled"`, the value's own numbers given to the wrong candidates.
-
-    Raises:
-        ValueError: For an unknown control.
+    `control` is `None`, or a control for result tables: `"random"`, directions of the value's norm and random sense, or
+    `"shuffled"`, the value's own numbers given to the wrong candidates.
     """
 
     def __init__(self, value: ValueModel, transport: TransportConfig, *, control: str | None = None) -> None:
@@ -75,7 +57,9 @@ class LogitSpace:
 
     def q_values(self, state: DecodeState) -> Tensor:
         """Returns the potentials `[R, K]` that drive the flow; under a control, senseless ones of their spread."""
-        q_values = self.value.q_values(state.features, state.candidate_ids)
+        return self._controlled(self.value.q_values(state.features, state.candidate_ids), state)
+
+    def _controlled(self, q_values: Tensor, state: DecodeState) -> Tensor:
         if self.control == "random":
             weights = masked_log_softmax(state.logits, state.candidate_mask).exp()
             q_values = random_like(q_values, weights)
@@ -99,7 +83,8 @@ class LogitSpace:
 
     def transport(self, state: DecodeState) -> TransportedStep:
         """Moves the distributions of a decode step: in closed form where there is one."""
-        q_values, config = self.q_values(state), self.config
+        scores, config = self.value.scores(state.features, state.candidate_ids), self.config
+        q_values = self._controlled(self.value.potential(scores), state)
         if not config.interaction:
             logits = simplex_flow(
                 state.logits,
@@ -109,11 +94,11 @@ class LogitSpace:
                 alpha=config.alpha,
                 candidate_mask=state.candidate_mask,
             )
-            return TransportedStep(logits, q_values)
+            return TransportedStep(logits, q_values, scores)
         particles = self.lift(state)
         for _ in range(config.transport_steps):
             particles = self.step(particles, self.velocity(particles, state, q_values), state)
-        return TransportedStep(particles, q_values)
+        return TransportedStep(particles, q_values, scores)
 
 
 def _interact(probs: Tensor, scores: Tensor, state: DecodeState, config: TransportConfig) -> Tensor:

@@ -21,43 +21,26 @@ Tilt = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TextCandidates:
-    """What the base would have written at every position of a text, R rows of T tokens.
+    """What the base would have written at every position of a text, R rows of T tokens."""
 
-    Attributes:
-        ids: `[R, T, K]`; the text's own token is always among them.
-        mask: `[R, T, K]`, true on candidates.
-        logps: `[R, T, K]`, log-probabilities under the base, normalised over the vocabulary.
-        perturbed: `[R, T, K]`, the perturbed scores whose largest entry was sampled: the text's own token.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    logps: Tensor
-    perturbed: Tensor
+    ids: Tensor  # `[R, T, K]`; the text's own token is always among them
+    mask: Tensor  # `[R, T, K]`, true on candidates
+    logps: Tensor  # `[R, T, K]`, log-probabilities under the base, normalised over the vocabulary
+    perturbed: Tensor  # `[R, T, K]`, the perturbed scores whose largest entry was sampled: the text's own token
 
 
 @dataclass(frozen=True)
 class SequenceState:
-    """Responses of R = B * N rows as text, from which particles start.
+    """Responses of R = B * N rows as text, from which particles start."""
 
-    Attributes:
-        prefix_embeds: `[R, P, D]`, the value's embeddings of what stands before the tokens that move.
-        prefix_mask: `[R, P]`, 1 on real tokens.
-        prefix_response: `[R, P]`, 1 on tokens that belong to the response.
-        tokens: `[R, T]`, the text that moves.
-        mask: `[R, T]`, true on response tokens.
-        num_particles: N; the rows of one prompt are consecutive.
-        candidates: For spaces that choose among the base's candidates.
-        prefix: The prefix as the value has read it, so that it is not read again; `None` where it cannot be kept.
-    """
-
-    prefix_embeds: Tensor
-    prefix_mask: Tensor
-    prefix_response: Tensor
-    tokens: Tensor
-    mask: Tensor
-    num_particles: int = 1
-    candidates: TextCandidates | None = None
+    prefix_embeds: Tensor  # `[R, P, D]`, the value's embeddings of what stands before the tokens that move
+    prefix_mask: Tensor  # `[R, P]`, 1 on real tokens
+    prefix_response: Tensor  # `[R, P]`, 1 on tokens that belong to the response
+    tokens: Tensor  # `[R, T]`, the text that moves
+    mask: Tensor  # `[R, T]`, true on response tokens
+    num_particles: int = 1  # N; the rows of one prompt are consecutive
+    candidates: TextCandidates | None = None  # for spaces that choose among the base's candidates
+    # The prefix as the value has read it, so that it is not read again; `None` where it cannot be kept
     prefix: ReadPrefix | None = None
 
     def needed_candidates(self) -> TextCandidates:
@@ -69,29 +52,17 @@ class SequenceState:
 
 @dataclass(frozen=True)
 class SequenceVelocity:
-    """Where particles want to go.
+    """Where particles want to go."""
 
-    Attributes:
-        direction: Shaped as the particles.
-        values: `[R, H]`, the members' values where the gradient was taken.
-    """
-
-    direction: Tensor
-    values: Tensor
+    direction: Tensor  # shaped as the particles
+    values: Tensor  # `[R, H]`, the members' values where the gradient was taken
 
 
 class SequenceSpace(ABC):
-    """Moves whole responses; every leaf says where they live.
+    """Moves whole responses along the gradient of a value; every leaf says where they live.
 
-    Args:
-        value: The sequence value.
-        transport: Steps, temperature, interaction, and what the space itself asks for.
-        control: `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
-            of another prompt's response, or of another particle where there is one prompt).
-
-    Raises:
-        TypeError: If the value has no gradient in the embeddings.
-        ValueError: For an unknown control.
+    `control` is `None`, `"random"` (directions of the gradient's norm and random sense) or `"shuffled"` (the gradient
+    of another prompt's response, or of another particle where there is one prompt).
     """
 
     needs_candidates: ClassVar[bool] = False
@@ -143,9 +114,6 @@ class SequenceSpace(ABC):
         """Values embeddings `[R, T, D]`; returns the values `[R, H]` and the lower bound's gradient `[R, T, D]`.
 
         One backward serves all particles, since no value depends on another's row.
-
-        Raises:
-            ValueError: If values or gradients are not finite, or there is no gradient.
         """
         with torch.enable_grad():
             leaf = embeds.detach().requires_grad_()

@@ -16,11 +16,6 @@ class SequenceEmbeddingSpace(SequenceSpace):
     """Transport of the value's embeddings of a response.
 
     Every token of a response moves by the same length, `step_size` times the mean norm of the embedding matrix.
-
-    Its arguments are those of `SequenceSpace`.
-
-    Raises:
-        ValueError: If the embedding matrix is zero.
     """
 
     def __init__(self, value: DifferentiableValue, transport: TransportConfig, *, control: str | None = None) -> None:

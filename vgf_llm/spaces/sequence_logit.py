@@ -12,17 +12,11 @@ from vgf_llm.spaces.sequence import SequenceSpace, SequenceState, SequenceVeloci
 
 
 class SequenceLogitSpace(SequenceSpace):
-    """Transport of per-position next-token distributions.
+    """Transport of per-position next-token distributions; `temperature` is the one that the text was sampled at.
 
     The value reads the tokens that the moved logits would give under the sample's own noise, and its gradient passes
     straight through to the expected embeddings: Q of a candidate is E[v] . (gradient at its position). With `alpha` the
     score is Q / alpha + log mu - log p, whose entropy keeps a distribution from collapsing.
-
-    Args:
-        value: See `SequenceSpace`.
-        transport: See `SequenceSpace`.
-        temperature: The sampling temperature of the text.
-        control: See `SequenceSpace`.
     """
 
     needs_candidates = True

@@ -23,7 +23,7 @@ from vgf_llm.models.config import TransportConfig
 from vgf_llm.models.language_model import inner_model, output_vocab_size, output_width
 from vgf_llm.models.origin import record_origin
 from vgf_llm.models.saving import load_policy_or_vgf
-from vgf_llm.models.sequence_value import DifferentiableValue, SequenceValue
+from vgf_llm.models.sequence_value import SequenceValue
 from vgf_llm.models.value import build_value
 from vgf_llm.models.valued_policy import BackboneName
 from vgf_llm.trainer.choose.prompts import check_dataset, check_output_dir, check_tokenizer, check_vocabulary
@@ -34,26 +34,8 @@ from vgf_llm.vgf_model import VGFModel
 logger = logging.getLogger(__name__)
 
 
-def check_config(args: Any) -> None:
-    """Raises TypeError if `args` is no `VGFConfig`."""
-    if not isinstance(args, VGFConfig):
-        raise TypeError(
-            f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
-        )
-
-
 def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuses bad datasets, an unwritable folder and settings that exclude each other before anything is loaded.
-
-    Args:
-        args: The configuration.
-        train_dataset: What was given as such, logged completions in groups.
-        eval_dataset: Likewise.
-
-    Raises:
-        TypeError: If a dataset or a prompt is of the wrong type.
-        ValueError: Anything else; the message names the argument.
-    """
+    """Refuses bad datasets and an unwritable folder before anything is loaded; errors name the argument."""
     check_dataset(train_dataset)
     fit_round(args, train_dataset)
     if eval_dataset is not None:
@@ -61,12 +43,12 @@ def check_inputs(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None
     check_output_dir(args.output_dir)
 
 
-def refuse_agents(tools: Any, environment_factory: Any) -> None:
-    """Refuses completions of several turns, which are not one run of the policy's tokens.
-
-    Raises:
-        ValueError: If there are tools or an environment.
-    """
+def check_arguments(args: Any, tools: Any, environment_factory: Any) -> None:
+    """Refuses another configuration, and completions of several turns, which are not one run of the policy's tokens."""
+    if not isinstance(args, VGFConfig):
+        raise TypeError(
+            f"`args` must be a VGFConfig, got {type(args).__name__}; VGFConfig.from_grpo(args) carries one over."
+        )
     for name, value in (("tools", tools), ("environment_factory", environment_factory)):
         if value:
             raise ValueError(
@@ -78,8 +60,7 @@ def refuse_agents(tools: Any, environment_factory: Any) -> None:
 def resolve_streams(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> None:
     """Sets what keeps the completions of a prompt together where a dataset is streamed, as `GRPOTrainer` does.
 
-    Raises:
-        ValueError: If `accelerator_config` has batches dispatched, which splits them.
+    Raises ValueError if `accelerator_config` has batches dispatched, which splits them.
     """
     parts = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
     if not any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *parts)):
@@ -100,19 +81,7 @@ def resolve_streams(args: VGFConfig, train_dataset: Any, eval_dataset: Any) -> N
 
 
 def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) -> nn.Module:
-    """Loads the policy if it is a name, and passes a model through.
-
-    Args:
-        model: A path or hub id, a `PreTrainedModel`, a `PeftModel` or a `VGFModel`.
-        args: The configuration; its `model_init_kwargs` apply to a name.
-        quantization_config: As for `GRPOTrainer`.
-
-    Returns:
-        The model.
-
-    Raises:
-        TypeError: For anything else.
-    """
+    """Loads the policy if it is a name, as `args.model_init_kwargs` say, and passes a model through."""
     if isinstance(model, str):
         kwargs = settings_dict(args.model_init_kwargs)
         if quantization_config is not None:
@@ -143,13 +112,7 @@ def load_policy(model: Any, args: VGFConfig, quantization_config: Any = None) ->
 
 
 def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> PreTrainedTokenizerBase:
-    """Loads the policy's tokenizer if none is given, and makes sure that it can pad and end a completion.
-
-    Raises:
-        TypeError: If `processing_class` is no tokenizer.
-        ValueError: If the tokenizer has no end-of-sequence token or tokens that the model does not have, or the model
-            names no origin to load one from.
-    """
+    """Loads the policy's tokenizer if none is given, and makes sure that it can pad and end a completion."""
     if processing_class is None:
         origin = get_config_model_id(model.config)
         if not origin:
@@ -174,13 +137,7 @@ def load_tokenizer(processing_class: Any, model: nn.Module, args: VGFConfig) -> 
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, args: VGFConfig) -> list[int]:
-    """Returns every token that ends a completion: the tokenizer's and those the model declares, or the user's own.
-
-    Args:
-        model: Any policy.
-        tokenizer: Its tokenizer.
-        args: The configuration; `generation_kwargs["eos_token_id"]` takes the place of both.
-    """
+    """Returns every token that ends a completion: the tokenizer's and those the model declares, or the user's own."""
     given = settings_dict(args.generation_kwargs).get("eos_token_id")
     declared = model.generation_config.eos_token_id if given is None else given
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
@@ -188,31 +145,8 @@ def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, args: VGFConfi
     return declared if given is not None or own in declared else [own, *declared]
 
 
-def trains_sequence_value(model: VGFModel, args: VGFConfig) -> bool:
-    """Tells whether the value of whole responses is trained: the only kind that the model has, or the one asked for."""
-    if args.value_parametrization == "sequence":
-        needed_value(model)
-        return True
-    return False
-
-
-def needed_value(model: VGFModel) -> DifferentiableValue:
-    """The model's sequence value, for those who cannot do without."""
-    if model.sequence_value is None:
-        raise ValueError(
-            "`value_parametrization='sequence'` trains `model.sequence_value`, and this VGFModel has none. Build it "
-            "with `sequence_value=SequenceValue(...)`, or pass the policy alone."
-        )
-    return model.sequence_value
-
-
 def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> None:
-    """Refuses a `peft_config` that nothing would use, or that cannot be a value's adapter.
-
-    Raises:
-        TypeError: If it is no plain LoRA.
-        ValueError: If the model has adapters already, or no part of the run takes one.
-    """
+    """Refuses a `peft_config` that nothing would use, or that cannot be a value's adapter."""
     if peft_config is None:
         return
     if type(peft_config) is not LoraConfig:
@@ -237,19 +171,9 @@ def check_peft_config(peft_config: Any, policy: nn.Module, args: VGFConfig) -> N
 
 
 def build_vgf_model(policy: nn.Module, args: VGFConfig, peft_config: PeftConfig | None) -> VGFModel:
-    """Puts the value that `args` describes on a policy.
+    """Puts the value that `args` describes on a policy that `load_policy` returned, with gradients on what is trained.
 
-    Args:
-        policy: What `load_policy` returned.
-        args: The configuration.
-        peft_config: LoRA of the policy when `distill_coef > 0`, and of the value when `value_backbone="lora"`.
-
-    Returns:
-        The model, with gradients on exactly what is trained.
-
-    Raises:
-        TypeError: If `peft_config` is no plain LoRA.
-        ValueError: If nothing would use `peft_config`, or the value of a VGFModel is another than `args` ask for.
+    `peft_config` is the LoRA of the policy when `distill_coef > 0`, and of the value when `value_backbone="lora"`.
     """
     check_peft_config(peft_config, policy, args)
     distil = args.distill_coef > 0
@@ -325,9 +249,12 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
             f"of the kind {own!r}, which is what would be trained. Leave `value_parametrization` out, or pass the "
             "policy alone."
         )
-    if sequence:
-        needed_value(model)
-    else:
+    if sequence and model.sequence_value is None:
+        raise ValueError(
+            "`value_parametrization='sequence'` trains `model.sequence_value`, and this VGFModel has none. Build it "
+            "with `sequence_value=SequenceValue(...)`, or pass the policy alone."
+        )
+    if not sequence:
         args.value_parametrization = own
     if args.samples_from == "value" and (sequence or not model.value.needs_logits):
         raise ValueError(
@@ -348,16 +275,7 @@ def _taken_over(model: VGFModel, args: VGFConfig) -> VGFModel:
 def copy_language_model(model: nn.Module, args: VGFConfig) -> PreTrainedModel:
     """Returns a second model with the weights of the first.
 
-    Args:
-        model: A language model.
-        args: The configuration.
-
-    Returns:
-        The copy; loaded again from the model's origin where ZeRO-3 holds a shard of each weight, which cannot be
-        copied.
-
-    Raises:
-        ValueError: If the weights are sharded and the model names no origin.
+    Where ZeRO-3 holds a shard of each weight, which cannot be copied, it is loaded again from the model's origin.
     """
     inner = inner_model(model)
     if not any(is_sharded(parameter) for parameter in inner.parameters()):

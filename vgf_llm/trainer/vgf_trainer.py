@@ -1,7 +1,6 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """`VGFTrainer`: learns a value from rewards, and on request distils the transported policy into weights."""
 
-import logging
 import textwrap
 import time
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ from vgf_llm.trainer.keep.outcomes import PromptOutcomes
 from vgf_llm.trainer.keep.rounds import PassShare, ValueRounds, is_held_out
 from vgf_llm.trainer.measure.gate import ValueGate, measure_gate
 from vgf_llm.trainer.measure.metrics import MetricLog
-from vgf_llm.trainer.sample import WHO, Request, RolloutFunc, Samples, build_sampler
+from vgf_llm.trainer.sample import Request, RolloutFunc, Samples, build_sampler
 from vgf_llm.trainer.sample.arguments import rollout_samplings
 from vgf_llm.trainer.sample.function import FunctionSampler
 from vgf_llm.trainer.sample.prefetch import Lookahead, PrefetchingSampler
@@ -61,18 +60,22 @@ from vgf_llm.trainer.score.rewards import RewardRunner, combine, decode_completi
 from vgf_llm.trainer.setup import (
     align_pad_token,
     build_vgf_model,
-    check_config,
+    check_arguments,
     check_inputs,
     end_token_ids,
     load_policy,
     load_tokenizer,
-    refuse_agents,
     resolve_streams,
-    trains_sequence_value,
 )
 from vgf_llm.vgf_model import VGFModel
 
-logger = logging.getLogger(__name__)
+# What callbacks and reward functions for `GRPOTrainer` read of a trainer: arguments, under their own names.
+_GRPO_ATTRIBUTES = (
+    *("num_generations", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "pad_to_multiple_of", "use_vllm", "vllm_mode", "shuffle_dataset"),
+    *("mask_truncated_completions", "log_completions", "log_unique_prompts", "num_completions_to_print"),
+    *("entropy_coef", "use_adaptive_entropy"),
+)
 
 
 class VGFTrainer(CheckpointedTrainer):
@@ -183,11 +186,10 @@ class VGFTrainer(CheckpointedTrainer):
         rollout_func: RolloutFunc | None = None,
         environment_factory: None = None,
     ) -> None:
-        refuse_agents(tools, environment_factory)
         if args is None:
             origin = model if isinstance(model, str) else get_config_model_id(model.config)
             args = VGFConfig(f"{str(origin).rstrip('/').split('/')[-1] or 'model'}-VGF")
-        check_config(args)
+        check_arguments(args, tools, environment_factory)
         # What the dataset has logged in the place of samples: "completions", "pairs", or nothing.
         self.logged = logged.logged_kind(train_dataset) if reward_funcs is None else None
         if self.logged is not None:
@@ -260,21 +262,10 @@ class VGFTrainer(CheckpointedTrainer):
 
     def _settings(self, args: VGFConfig, model: VGFModel, train_dataset: Any) -> None:
         """Sets TRL's attributes, which callbacks and reward functions read, and the parts that need no accelerator."""
-        self.num_generations = cast(int, args.num_generations)
+        for name in _GRPO_ATTRIBUTES:
+            setattr(self, name, getattr(args, name))
         self.num_generations_eval = args.num_generations_eval or self.num_generations
-        self.num_iterations = args.num_iterations
-        self.max_completion_length = args.max_completion_length
         self.chat_template_kwargs = settings_dict(args.chat_template_kwargs)
-        self.temperature, self.top_p, self.top_k, self.min_p = args.temperature, args.top_p, args.top_k, args.min_p
-        self.repetition_penalty = args.repetition_penalty
-        self.pad_to_multiple_of = cast(int | None, args.pad_to_multiple_of)
-        self.use_vllm, self.vllm_mode = args.use_vllm, args.vllm_mode
-        self.shuffle_dataset = bool(args.shuffle_dataset)
-        self.mask_truncated_completions = args.mask_truncated_completions
-        self.log_completions = args.log_completions
-        self.log_unique_prompts = args.log_unique_prompts
-        self.num_completions_to_print = args.num_completions_to_print
-        self.entropy_coef, self.use_adaptive_entropy = args.entropy_coef, args.use_adaptive_entropy
         self.entropy_control = EntropyControl(args)
         runner = self.reward_runner
         self.reward_funcs, self.reward_func_names = runner.reward_funcs, runner.reward_func_names
@@ -289,7 +280,7 @@ class VGFTrainer(CheckpointedTrainer):
         self.objective = Objective(
             model,
             value_loss=args.value_loss,
-            sequence=trains_sequence_value(model, args),
+            sequence=args.value_parametrization == "sequence",
             distill_coef=args.distill_coef,
             pairs=self.logged == "pairs",
             samplings=(Sampling(),) if self.logged else rollout_samplings(args, model.transport),
@@ -324,8 +315,8 @@ class VGFTrainer(CheckpointedTrainer):
         self.metrics = MetricLog(accelerator, self.reward_func_names, args.generation_batch_size)
         self._metrics, self._logs = self.metrics.values, self.metrics.logs
         self.rounds = ValueRounds(
-            groups_per_round=cast(int, args.generation_batch_size) // self.num_generations,
-            steps_per_round=cast(int, args.steps_per_generation),
+            groups_per_round=args.generation_batch_size // self.num_generations,
+            steps_per_round=args.steps_per_generation,
             num_iterations=self.num_iterations,
             buffer_size=args.buffer_size,
             replay_ratio=args.replay_ratio,
@@ -334,7 +325,7 @@ class VGFTrainer(CheckpointedTrainer):
                 self._tokenizer,
                 args.value_holdout_ratio,
                 lambda ids: is_held_out(ids, args.value_holdout_ratio, args.seed),
-                settings_dict(args.chat_template_kwargs),
+                self.chat_template_kwargs,
             ),
             seed=args.seed,
             num_processes=accelerator.num_processes,
@@ -360,10 +351,9 @@ class VGFTrainer(CheckpointedTrainer):
     @property
     def vgf_model(self) -> VGFModel:
         """The model without the wrappers of distributed training."""
-        accelerator = getattr(self, "accelerator", None)
         if isinstance(self.model, VGFModel):  # nothing to take off, and every step asks
             return self.model
-        return self.model if accelerator is None else accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def vllm_generation(self) -> Any:
@@ -513,15 +503,8 @@ class VGFTrainer(CheckpointedTrainer):
         self, rows: list[dict[str, Any]], request: Request, samples: Samples, mode: str
     ) -> list[RolloutGroup]:
         completions = decode_completions(self._tokenizer, request.prompts, samples.completion_ids)
-        local = self.reward_runner(
-            rows,
-            request.prompts,
-            completions,
-            samples.completion_ids,
-            self.state,
-            self.metrics.log_extra,
-            self.metrics.log_metric,
-        )
+        of_run = (self.state, self.metrics.log_extra, self.metrics.log_metric)
+        local = self.reward_runner(rows, request.prompts, completions, samples.completion_ids, *of_run)
         local[~torch.tensor(samples.present, device=local.device)] = torch.nan
         per_func = self.accelerator.gather(local)
         rewards = combine(per_func, self.reward_weights)
@@ -532,8 +515,7 @@ class VGFTrainer(CheckpointedTrainer):
                 self.rounds.forget()
         prompt_ids = request.prompt_ids if samples.prompt_ids is None else samples.prompt_ids
         logps = self._ref_logps(prompt_ids, request, samples)
-        who = [WHO.index(kind) for kind in request.who]
-        columns = (prompt_ids, samples.completion_ids, logps, samples.finished, who, samples.present)
+        columns = (prompt_ids, samples.completion_ids, logps, samples.finished, request.samplers, samples.present)
         everyone = gather_object(list(zip(*columns, strict=True)))
         if self.mask_truncated_completions:
             cut = torch.tensor([not finished for _, _, _, finished, _, _ in everyone], device=rewards.device)
@@ -567,7 +549,6 @@ class VGFTrainer(CheckpointedTrainer):
             return [None] * len(prompt_ids)
         if samples.ref_logps is not None and self.temperature == 1:
             return list(samples.ref_logps)
-        samplers = torch.tensor([WHO.index(who) for who in request.who])
         longest = max(gather_object([max(map(len, samples.completion_ids))]))
         result: list[list[float] | None] = []
         with self._scoring() as model:
@@ -575,8 +556,8 @@ class VGFTrainer(CheckpointedTrainer):
                 rows = slice(start, start + self._rows_without_gradients)
                 ids = samples.completion_ids[rows]
                 group = [
-                    Row(RolloutGroup(prompt, [row], [0.0], samplers=[int(kind)]), 0)
-                    for prompt, row, kind in zip(prompt_ids[rows], ids, samplers[rows], strict=True)
+                    Row(RolloutGroup(prompt, [row], [0.0], samplers=[sampler]), 0)
+                    for prompt, row, sampler in zip(prompt_ids[rows], ids, request.samplers[rows], strict=True)
                 ]
                 batch = self._collate(group, num_tokens=longest)
                 logps = model.ref_logps(
@@ -660,21 +641,16 @@ class VGFTrainer(CheckpointedTrainer):
         pad_token_id, device = self._tokenizer.pad_token_id, self.accelerator.device
         return collate(rows, pad_token_id, device, self.pad_to_multiple_of, **kwargs)
 
-    def _reads(self, group: RolloutGroup) -> list[int]:
-        return self.objective.reads(group, self.rounds.outcomes)
-
     def _training_batch(self) -> MicroBatch:
-        steps = cast(int, self.args.steps_per_generation)
-        pass_index, slice_index = divmod(self._step, steps)
+        pass_index, slice_index = divmod(self._step, self.args.steps_per_generation)
         if self._pass is None or self._pass[0] != pass_index:
             compares = self.objective.kind is not None and self.objective.compares
             # The configuration decides, so that every process does the same: whole groups in every micro-batch, or the
             # scores of all completions at the beginning of the pass.
             whole = self.args.per_device_train_batch_size % self.num_generations == 0
-            shares = self.rounds.shares(pass_index, self._reads, whole_groups=compares and whole)
-            self._pass = (pass_index, shares, None)
-            if compares and not whole:
-                self._pass = (pass_index, shares, self._scores(shares))
+            reads = partial(self.objective.reads, outcomes=self.rounds.outcomes)
+            shares = self.rounds.shares(pass_index, reads, whole_groups=compares and whole)
+            self._pass = (pass_index, shares, self._scores(shares) if compares and not whole else None)
         _, shares, scores = self._pass
         return self._batch_of(shares[slice_index], scores)
 
@@ -911,13 +887,9 @@ class VGFTrainer(CheckpointedTrainer):
         logs.update(self.metrics.pop(mode, self._evaluating or ""))
         super().log(logs, start_time)
         if self.accelerator.is_main_process and self.log_completions:
-            self.metrics.show_completions(
-                self.state.global_step,
-                self.num_completions_to_print,
-                self.log_unique_prompts,
-                self.args.report_to or [],
-                Path(str(self.args.output_dir)) / "completions",
-            )
+            folder = Path(str(self.args.output_dir)) / "completions"
+            shown = (self.num_completions_to_print, self.log_unique_prompts, self.args.report_to or [])
+            self.metrics.show_completions(self.state.global_step, *shown, folder)
 
     # Checkpoints
 

@@ -12,10 +12,8 @@ from vgf_llm._compat import RepeatSampler
 class EpochRepeatSampler(RepeatSampler):
     """TRL's `RepeatSampler` whose order depends on the epoch alone, so that a resumed run draws the same prompts.
 
-    Args:
-        fills: Whether the last round of an epoch is filled up with the epoch's first prompts. Otherwise prompts that
-            fill no round are left out of the epoch, as in TRL.
-        **kwargs: As for `RepeatSampler`.
+    With `fills` the last round of an epoch is filled up with the epoch's first prompts. Otherwise prompts that fill no
+    round are left out of the epoch, as in TRL.
 
     Example:
         >>> sampler = EpochRepeatSampler(

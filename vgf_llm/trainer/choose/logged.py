@@ -28,6 +28,7 @@ from vgf_llm.trainer.choose.prompts import (
     plain_messages,
     problem_of_messages,
     tokenize_prompts,
+    wrong_row,
 )
 from vgf_llm.trainer.keep.buffer import RolloutGroup
 from vgf_llm.trainer.keep.outcomes import PromptOutcomes
@@ -42,10 +43,7 @@ _STREAMED_ROWS = 1000
 
 
 def logged_kind(dataset: Any) -> str | None:
-    """Names what a dataset has logged: `"pairs"`, `"completions"`, or `None` for nothing.
-
-    Raises:
-        ValueError: If it has the columns of both.
+    """Names what a dataset has logged: `"pairs"`, `"completions"` or `None`; raises ValueError for both.
 
     Example:
         >>> logged_kind(Dataset.from_dict({"prompt": ["a"], "completion": ["b"], "reward": [0.5]}))
@@ -69,16 +67,7 @@ def logged_reward(completions: list[Any], logged_reward: list[float], **kwargs: 
 
 
 def check_logged(args: Any, kind: str, rollout_func: Any) -> None:
-    """Refuses settings that logged completions leave no room for.
-
-    Args:
-        args: The configuration.
-        kind: What `logged_kind` returned.
-        rollout_func: What was given as such.
-
-    Raises:
-        ValueError: If groups of preference pairs are not of two, or something asks for samples.
-    """
+    """Raises ValueError for settings that completions of a kind that `logged_kind` returned leave no room for."""
     sizes = {"num_generations": args.num_generations}
     if args.num_generations_eval is not None:
         sizes["num_generations_eval"] = args.num_generations_eval
@@ -111,21 +100,11 @@ def grouped(dataset: Any, size: int, name: str = "train_dataset") -> Any:
 
     More than `size` completions of a prompt are dealt out to several groups, of sizes that differ by one at most, with
     high and low rewards in each. Of a stream, the rows of a prompt are looked for among 1000 rows at a time.
+    Completions without a reward (`None` or NaN) are left out, and a warning counts them.
 
-    Args:
-        dataset: A dataset of completions or pairs, or a dict of them. What `tokenized` returned is passed through, and
-            so is what is no dataset.
-        size: The largest group.
-        name: Name of the argument, for messages.
-
-    Returns:
-        The dataset of groups, with the columns `prompt`, `completions`, `rewards` and `whole`: whether the group is
-        nothing without one of its completions, as a pair is. Completions without a reward (`None` or NaN) are left
-        out, and a warning counts them.
-
-    Raises:
-        TypeError: If a prompt, completion or reward is of the wrong type; the message names column and row.
-        ValueError: If a column is missing or doubled, no row has a reward, or a pair is of no use.
+    The groups have the columns `prompt`, `completions`, `rewards` and `whole`: whether the group is nothing without one
+    of its completions, as a pair is. What `tokenized` returned, and what is no dataset, is passed through; errors call
+    the dataset `name`.
 
     Example:
         >>> rows = {"prompt": ["a", "b", "a"], "completion": ["x", "y", "z"], "label": [True, False, False]}
@@ -163,7 +142,7 @@ def _group_by_prompt(dataset: Any, column: str, size: int, name: str) -> Any:
 
     def group(rows: dict[str, list], rewards: list[float], numbers: list[int]) -> dict[str, Any]:
         pairs = zip(rows["prompt"], rows["completion"], numbers, strict=True)
-        completions = [_completion(prompt, completion, f"Row {row} of `{name}`") for prompt, completion, row in pairs]
+        completions = [_completion(prompt, completion, row, f"`{name}`") for prompt, completion, row in pairs]
         return {"prompt": rows["prompt"][0], "completions": completions, "rewards": rewards, "whole": False}
 
     if isinstance(dataset, IterableDataset):
@@ -206,10 +185,7 @@ def _rewards(values: Iterable[Any], column: str, rows: Sequence[int], name: str)
     rewards = []
     for value, row in zip(values, rows, strict=True):
         if value is not None and not isinstance(value, Real):
-            raise TypeError(
-                f"Row {row} of `{name}`: `{column}` must be a number, got {str(value)[:80]!r} "
-                f"({type(value).__name__}). Convert the column, or filter such rows out."
-            )
+            raise wrong_row(row, f"`{name}`", f"`{column}` must be a number", value)
         reward = math.nan if value is None else float(value)
         if math.isinf(reward) or (column == "label" and reward not in (0, 1) and not math.isnan(reward)):
             allowed = "true or false" if column == "label" else "finite"
@@ -239,7 +215,7 @@ def _places(prompts: Iterable[Any], rewards: Sequence[float], size: int) -> list
     return groups
 
 
-def _completion(prompt: Any, completion: Any, where: str) -> Any:
+def _completion(prompt: Any, completion: Any, row: int, where: str) -> Any:
     """A completion of its prompt's format: a text, or messages."""
     if isinstance(prompt, list) and isinstance(completion, str):
         return [{"role": "assistant", "content": completion}]
@@ -248,28 +224,21 @@ def _completion(prompt: Any, completion: Any, where: str) -> Any:
     else:
         problem = problem_of_messages(completion, "completion")
     if problem:
-        raise TypeError(f"{where}: {problem}, got {str(completion)[:80]} ({type(completion).__name__}).")
+        raise wrong_row(row, where, problem, completion)
     return completion
 
 
 def _pair_group(row: dict[str, Any], index: int) -> dict[str, Any]:
     """A preference pair; without a prompt, the one that both responses begin with, as in TRL."""
     pair = {name: row[name] for name in ("prompt", *PAIR) if row.get(name) is not None}
-    prompt = pair.get("prompt", "")
-    problem = None if isinstance(prompt, str) else problem_of_messages(prompt)
-    if problem:
-        raise TypeError(
-            f"Row {index} of the preference pairs: {problem}, got {str(prompt)[:80]} ({type(prompt).__name__})."
-        )
+    for name, part in pair.items():
+        problem = None if isinstance(part, str) or (not part and name in PAIR) else problem_of_messages(part, name)
+        if problem:
+            raise wrong_row(index, "the preference pairs", problem, part)
     for name in PAIR:
         response = pair.get(name)
         if isinstance(response, str) and is_conversational({"prompt": pair.get("prompt")}):
             response = pair[name] = [{"role": "assistant", "content": response}]
-        problem = None if isinstance(response, str) or not response else problem_of_messages(response, name)
-        if problem:
-            raise TypeError(
-                f"Row {index} of the preference pairs: {problem}, got {str(response)[:80]} ({type(response).__name__})."
-            )
         messages = plain_messages(response) if isinstance(response, list) else [{"content": response}]
         if not any(message.get("content") for message in messages):
             raise ValueError(
@@ -296,23 +265,10 @@ def tokenized(
     chat_template_kwargs: dict[str, Any],
     name: str = "train_dataset",
 ) -> Any:
-    """Tokenizes groups of logged completions, and leaves out completions that are too long.
+    """Tokenizes what `grouped` returned to `GROUP_COLUMNS`, and leaves out completions and prompts that are too long.
 
-    Args:
-        dataset: What `grouped` returned, a dict of datasets or what is no dataset included.
-        tokenizer: The policy's tokenizer; conversations go through its chat template.
-        eos_token_ids: Tokens that end a completion; one is added where a completion has none.
-        max_completion_length: The longest completion, in tokens.
-        max_prompt_length: The longest prompt.
-        chat_template_kwargs: Further arguments of the chat template.
-        name: Name of the argument, for messages.
-
-    Returns:
-        The dataset with `GROUP_COLUMNS`; one that has them already, as it is. What was left out is counted in a
-        warning; of a stream the first is told.
-
-    Raises:
-        ValueError: If nothing is left, or a prompt has no tokens.
+    Conversations go through the tokenizer's chat template. A completion without a token of `eos_token_ids` gets one.
+    What was left out is counted in a warning; of a stream the first is told. Raises ValueError if nothing is left.
     """
     if isinstance(dataset, Mapping):
         of_part = partial(
@@ -427,18 +383,10 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase, eos_token_ids: li
     return [*ids, tokenizer.eos_token_id]
 
 
-def logged_outcomes(dataset: Any, objective: Any, name: str = "train_dataset") -> PromptOutcomes:
+def logged_outcomes(dataset: Any, objective: Any) -> PromptOutcomes:
     """Returns what rewards each prompt has, and lets all rewards decide the loss; of a stream nothing is known ahead.
 
-    A warning counts the completions that teach the value nothing.
-
-    Args:
-        dataset: What `tokenized` returned.
-        objective: The run's `Objective`.
-        name: Name of the argument, for messages.
-
-    Raises:
-        ValueError: If the rewards do not fit the loss, or no completion teaches the value anything.
+    A warning counts the completions that teach the value nothing. Raises ValueError if none teaches it anything.
     """
     outcomes = PromptOutcomes()
     if not isinstance(dataset, Dataset):
@@ -449,8 +397,9 @@ def logged_outcomes(dataset: Any, objective: Any, name: str = "train_dataset") -
     sizes = [(len(group), bool(objective.learns(group, outcomes))) for group in _groups(dataset)]
     total, silent = sum(size for size, _ in sizes), sum(size for size, teaches in sizes if not teaches)
     reason = (
-        f"of the {total} completions of `{name}` teach the value nothing (`value_loss` {objective.kind or 'auto'!r}): "
-        "it learns from what differs between completions of one prompt, and theirs have one completion or one reward"
+        f"of the {total} completions of `train_dataset` teach the value nothing (`value_loss` "
+        f"{objective.kind or 'auto'!r}): it learns from what differs between completions of one prompt, and theirs "
+        "have one completion or one reward"
     )
     if silent == total:
         raise ValueError(

@@ -12,6 +12,8 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from vgf_llm.models.language_model import weight_shape
+
 logger = logging.getLogger(__name__)
 
 # Prompts that are tokenized before training; of the others, those whose texts are long enough to be too long.
@@ -19,28 +21,14 @@ NUM_CHECKED_PROMPTS = 1000
 _SHOWN_CHARACTERS = 200
 # Columns that hold prompts in common datasets, the likeliest first.
 _PROMPT_COLUMNS = (
-    "prompts",
-    "question",
-    "problem",
-    "query",
-    "instruction",
-    "messages",
-    "conversations",
-    "input",
-    "text",
+    *("prompts", "question", "problem", "query", "instruction", "messages", "conversations", "input", "text"),
 )
 
 
 def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
-    """Refuse a dataset that is of the wrong type, empty, or has a row without a prompt.
+    """Refuses a dataset that is of the wrong type, empty, or has a row without a prompt; errors call it `name`.
 
-    Args:
-        dataset: A `Dataset` or `IterableDataset`, or, for evaluation, a dict of them. Of a stream, one row is read.
-        name: Name of the argument, for errors.
-
-    Raises:
-        TypeError: If it is no dataset, several for training, or if a prompt is neither a text nor a list of messages.
-        ValueError: If it is missing, empty, or has no column `prompt`.
+    A dict of datasets is for evaluation. Of a stream, one row is read.
 
     Example:
         >>> check_dataset(Dataset.from_dict({"prompt": ["1 + 1 ="]}))
@@ -79,14 +67,7 @@ def check_dataset(dataset: Any, name: str = "train_dataset") -> None:
 
 
 def check_prompts(prompts: Iterator[Any] | Sequence[Any], where: str) -> None:
-    """Refuse prompts that are neither all texts nor all lists of messages.
-
-    Args:
-        prompts: The prompts.
-        where: What holds them, for errors.
-
-    Raises:
-        TypeError: For the first one that is something else; the row is named.
+    """Raises TypeError, which names the row, for prompts that are neither all texts nor all lists of messages.
 
     Example:
         >>> check_prompts(["a", None], "`train_dataset`")
@@ -101,11 +82,16 @@ def check_prompts(prompts: Iterator[Any] | Sequence[Any], where: str) -> None:
         if problem is None and row > 0 and type(prompt) is not first:
             problem = "all prompts must be texts, or all lists of messages, as that of row 0 is"
         if problem is not None:
-            raise TypeError(
-                f"Row {row} of {where}: {problem}, got {_show(prompt)} ({type(prompt).__name__}). Correct the row, or "
-                "filter such rows out."
-            )
+            raise wrong_row(row, where, problem, prompt)
         first = first or type(prompt)
+
+
+def wrong_row(row: int, where: str, problem: str, found: Any) -> TypeError:
+    """The error for a row of a dataset that holds something else than it has to."""
+    return TypeError(
+        f"Row {row} of {where}: {problem}, got {_show(found)} ({type(found).__name__}). Correct the row, or filter "
+        "such rows out."
+    )
 
 
 def problem_of_messages(messages: Any, column: str = "prompt") -> str | None:
@@ -138,14 +124,7 @@ def _column(dataset: Dataset) -> Iterator[Any]:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer without an end-of-sequence token, with which completions would never end.
-
-    Args:
-        tokenizer: The tokenizer of the policy.
-
-    Raises:
-        ValueError: If it has no `eos_token`.
-    """
+    """Raises ValueError for a tokenizer without an end-of-sequence token, with which completions would never end."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer ({type(tokenizer).__name__}) has no `eos_token`, so completions would only end at "
@@ -153,23 +132,13 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name: str = "model") -> None:
-    """Refuse a tokenizer that can produce ids for which the model has no embedding.
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """Raises ValueError for a tokenizer that can produce ids for which the model has no embedding.
 
     Special tokens that neither begin, end nor pad a sequence are let through with a warning: some checkpoints of text
     models carry the tokenizer of a multimodal relative.
-
-    Args:
-        tokenizer: The tokenizer.
-        model: A transformers model.
-        name: Name of the model's argument, for errors.
-
-    Raises:
-        ValueError: If an id has no embedding.
     """
-    weight = model.get_input_embeddings().weight  # type: ignore[operator]
-    # DeepSpeed ZeRO-3 leaves an empty tensor in place of the weight and keeps its shape aside.
-    rows = getattr(weight, "ds_shape", weight.shape)[0]
+    rows = weight_shape(model.get_input_embeddings().weight)[0]  # type: ignore[operator]
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if not beyond:
         return
@@ -178,7 +147,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name:
     token, highest = max(beyond.items(), key=lambda item: item[1])
     problem = (
         f"The tokenizer has {len(beyond)} token(s) with ids from {rows} on, e.g. {token!r} with {highest}, but "
-        f"`{name}` has {rows} embeddings"
+        f"`model` has {rows} embeddings"
     )
     if set(beyond.values()) <= unused_specials:
         logger.warning("%s. They are special tokens; prompts must not contain them.", problem)
@@ -189,28 +158,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name:
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Return the longest sequence that a model was made for, in tokens, `None` where its config does not say.
-
-    Example:
-        >>> from transformers import GPT2Config
-        >>> context_length(GPT2Config(n_positions=64))
-        64
-    """
+    """Returns the longest sequence that a model was made for, in tokens, `None` where its config does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def max_prompt_length(config: PreTrainedConfig, max_completion_length: int | None) -> int | None:
-    """Return the longest prompt, in tokens, that leaves room for a completion.
+    """Returns the longest prompt, in tokens, that leaves room for a completion; `None` where the config sets no limit.
 
-    Args:
-        config: Config of the model.
-        max_completion_length: Longest completion; `None` counts as one token.
-
-    Returns:
-        Number of tokens, `None` where the config sets no limit.
-
-    Raises:
-        ValueError: If the completion alone fills the context.
+    A completion of no given length counts as one token. Raises ValueError if the completion alone fills the context.
     """
     context = context_length(config)
     if context is None:
@@ -227,22 +182,10 @@ def max_prompt_length(config: PreTrainedConfig, max_completion_length: int | Non
 def tokenize_prompts(
     prompts: Sequence[Any], processing_class: Any, chat_template_kwargs: dict[str, Any] | None = None
 ) -> list[list[int]]:
-    """Turn prompts into token ids as TRL does: the chat template for messages, plain tokenization for texts.
+    """Turns prompts into token ids, without padding, as TRL does: messages by the chat template.
 
     A conversation that ends with a message of the assistant is continued. An end-of-sequence token that the tokenizer
     itself puts behind a text is left out, because completions follow it; a warning says so once.
-
-    Args:
-        prompts: Texts or lists of messages.
-        processing_class: Tokenizer or processor.
-        chat_template_kwargs: Further arguments of `apply_chat_template`.
-
-    Returns:
-        Token ids of each prompt, without padding.
-
-    Raises:
-        TypeError: If a prompt is neither a text nor a list of messages.
-        ValueError: If the prompts are messages and there is no chat template.
     """
     if not prompts:
         return []
@@ -317,17 +260,9 @@ def check_prompt_lengths(
     prompts: Sequence[Any],
     rows: Sequence[int] | None = None,
 ) -> None:
-    """Refuse prompts that are empty or do not fit the model's context.
+    """Raises ValueError for prompts that are empty or do not fit the model's context.
 
-    Args:
-        prompt_ids: Token ids of each prompt.
-        config: Config of the model.
-        max_completion_length: Longest completion; `None` counts as one token.
-        prompts: The prompts themselves, shown in errors.
-        rows: Where they stand in the dataset, for errors; `None` for their place among `prompts`.
-
-    Raises:
-        ValueError: If a prompt has no tokens or too many.
+    Errors show the prompt and say where it stands in the dataset: its place in `rows`, or among `prompts`.
 
     Example:
         >>> from transformers import GPT2Config
@@ -358,34 +293,24 @@ def check_dataset_prompts(
     chat_template_kwargs: dict[str, Any] | None = None,
     name: str = "train_dataset",
 ) -> None:
-    """Check the lengths of the prompts of a dataset; of a stream, only that a completion leaves room for one.
+    """Checks the lengths of the prompts of a dataset; of a stream, only that a completion leaves room for one.
 
-    Of a large dataset, the first `NUM_CHECKED_PROMPTS` are tokenized and those whose text may be too long.
-
-    Args:
-        dataset: A dataset that passed `check_dataset`, or a dict of them.
-        processing_class: Tokenizer or processor.
-        config: Config of the model.
-        max_completion_length: Longest completion.
-        chat_template_kwargs: Further arguments of `apply_chat_template`.
-        name: Name of the argument, for errors.
-
-    Raises:
-        ValueError: If a prompt does not fit, or they cannot be tokenized.
+    Of a large dataset, the first `NUM_CHECKED_PROMPTS` are tokenized and those whose text may be too long. Raises
+    ValueError if a prompt does not fit.
     """
     longest = max_prompt_length(config, max_completion_length)
+    settings = (processing_class, config, max_completion_length, chat_template_kwargs)
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():
-            part_name = f"{name}[{key!r}]"
-            check_dataset_prompts(
-                part, processing_class, config, max_completion_length, chat_template_kwargs, part_name
-            )
+            check_dataset_prompts(part, *settings, f"{name}[{key!r}]")
     elif isinstance(dataset, Dataset):
         # A token is at least a byte, and a template adds less than half of the room.
         suspicious = [
             (row, prompt)
             for row, prompt in enumerate(_column(dataset))
-            if row < NUM_CHECKED_PROMPTS or not prompt or (longest is not None and 2 * _num_bytes(prompt) > longest)
+            if row < NUM_CHECKED_PROMPTS
+            or not prompt
+            or (longest and 2 * len(str(prompt).encode(errors="replace")) > longest)
         ]
         for start in range(0, len(suspicious), 1000):
             rows, prompts = zip(*suspicious[start : start + 1000], strict=True)
@@ -396,30 +321,16 @@ def check_dataset_prompts(
                 raise ValueError(f"`{name}`: {error}") from None
 
 
-def _num_bytes(prompt: Any) -> int:
-    return len((prompt if isinstance(prompt, str) else str(prompt)).encode(errors="replace"))
-
-
 def usable_holdout_ratio(
     dataset: Any,
     processing_class: Any,
     ratio: float,
     is_held_out: Callable[[Sequence[int]], bool],
     chat_template_kwargs: dict[str, Any] | None = None,
-    name: str = "train_dataset",
 ) -> float:
-    """Keep a small training set from being held out as a whole.
+    """Returns the share of prompts to hold out, or 0 with a warning where a small training set would be held out whole.
 
-    Args:
-        dataset: A dataset that passed `check_dataset`, or one of tokenized pairs. Streams have prompts enough.
-        processing_class: Tokenizer or processor.
-        ratio: Share of prompts to hold out.
-        is_held_out: Says of a prompt's token ids whether it is held out.
-        chat_template_kwargs: Further arguments of `apply_chat_template`.
-        name: Name of the argument, for the warning.
-
-    Returns:
-        `ratio`, or 0 with a warning where every prompt would be held out.
+    `is_held_out` says of a prompt's token ids whether it is held out. Streams have prompts enough.
     """
     if ratio == 0 or not isinstance(dataset, Dataset):
         return ratio
@@ -430,24 +341,17 @@ def usable_holdout_ratio(
         if not is_held_out(ids):
             return ratio
     logger.warning(
-        "All %d prompts of `%s` would be held out by `value_holdout_ratio` (%g) with this seed, and nothing would "
-        "train. None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give more prompts.",
+        "All %d prompts of `train_dataset` would be held out by `value_holdout_ratio` (%g) with this seed, and "
+        "nothing would train. None is held out, and the gate is not measured. Set `value_holdout_ratio=0`, or give "
+        "more prompts.",
         len(dataset),
-        name,
         ratio,
     )
     return 0.0
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:
-    """Create the output folder and write to it once, so that no result is lost at the end of a run.
-
-    Args:
-        output_dir: The folder.
-
-    Raises:
-        OSError: If it cannot be created or written to.
-    """
+    """Creates the output folder and writes to it once, so that no result is lost at the end; raises OSError."""
     try:
         os.makedirs(output_dir, exist_ok=True)
         with tempfile.TemporaryFile(dir=os.fspath(output_dir)) as file:

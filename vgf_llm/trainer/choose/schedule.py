@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,7 @@ class UnsolvedFirst:
 
     A prompt that has a right completion needs no other one to be imitated, and one without has taught nothing yet.
     Every process holds the same record and chooses the same prompts. What it chooses follows from the record and the
-    seed, so that a resumed run goes on with the same ones.
-
-    Args:
-        num_prompts: Prompts of the training set.
-        seed: Seed of the run; decides among prompts that stand equal.
+    run's seed, so that a resumed run goes on with the same ones.
 
     Example:
         >>> prompts = UnsolvedFirst(3, seed=0)
@@ -52,14 +49,9 @@ class UnsolvedFirst:
         return order.repeat(repeats)[:count].tolist()
 
     def record(self, indices: Sequence[int], rewards: Tensor) -> None:
-        """Notes the outcomes of a round.
+        """Notes the outcomes of a round: the rewards `[len(indices), G]` of the prompts that `choose` returned.
 
-        Args:
-            indices: What `choose` returned.
-            rewards: Reward of each completion, `[len(indices), G]`; 1 is a success, NaN is none.
-
-        Raises:
-            ValueError: If a reward is neither 0 nor 1.
+        1 is a success, NaN is no reward. Raises ValueError if a reward is neither 0 nor 1.
         """
         scored = rewards[~rewards.isnan()]
         if bool(((scored != 0) & (scored != 1)).any()):
@@ -82,11 +74,7 @@ class UnsolvedFirst:
         return {"rounds": self._rounds, "tries": self._tries.tolist(), "solved": self._solved.nonzero()[:, 0].tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Puts a record in place.
-
-        Raises:
-            ValueError: If it is of another number of prompts.
-        """
+        """Puts a record in place; raises ValueError if it is of another number of prompts."""
         if len(state["tries"]) != len(self._tries):
             raise ValueError(
                 f"The checkpoint has outcomes of {len(state['tries'])} prompts, but `train_dataset` has "
@@ -98,16 +86,9 @@ class UnsolvedFirst:
         self._solved[torch.tensor(state["solved"], dtype=torch.int64)] = True
 
 
+@dataclass(kw_only=True)
 class Schedule:
     """Who samples each completion of a round, and in which steps rounds are sampled at all.
-
-    Args:
-        num_generations: Completions of a training prompt.
-        samples_from: Who samples what the base does not, of `vgf_llm.trainer.sample.sampler.WHO`.
-        base_generations: Of the completions of a training prompt, those that the base samples.
-        round_steps: Micro-steps of a round, all passes over it.
-        rollout_fraction: Share of the training steps whose rounds are sampled, to the nearest whole round.
-        prompts: Chooses the prompts of a round by their outcomes; `None` takes those that the loader gives.
 
     Example:
         >>> schedule = Schedule(num_generations=3, samples_from="value", base_generations=1, round_steps=1)
@@ -115,22 +96,12 @@ class Schedule:
         ['value', 'base', 'value', 'value']
     """
 
-    def __init__(
-        self,
-        *,
-        num_generations: int,
-        samples_from: str,
-        round_steps: int,
-        base_generations: int = 0,
-        rollout_fraction: float = 1.0,
-        prompts: UnsolvedFirst | None = None,
-    ) -> None:
-        self.num_generations = num_generations
-        self.samples_from = samples_from
-        self.round_steps = round_steps
-        self.base_generations = base_generations
-        self.rollout_fraction = rollout_fraction
-        self.prompts = prompts
+    num_generations: int  # completions of a training prompt
+    samples_from: str  # who samples what the base does not, of `vgf_llm.trainer.sample.sampler.WHO`
+    round_steps: int  # micro-steps of a round, all passes over it
+    base_generations: int = 0  # of the completions of a training prompt, those that the base samples
+    rollout_fraction: float = 1.0  # share of the training steps whose rounds are sampled, to the nearest whole round
+    prompts: UnsolvedFirst | None = None  # chooses by outcomes; `None` takes the prompts that the loader gives
 
     def who(self, count: int, *, first_row: int, mode: str) -> list[str]:
         """Returns who samples each of `count` rows, the first of which is `first_row` among those of all processes."""

@@ -38,44 +38,27 @@ def is_held_out(prompt_ids: Sequence[int], ratio: float, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class PassShare:
-    """One process's part of one micro-step of a pass over a round.
+    """One process's part of one micro-step of a pass over a round."""
 
-    Attributes:
-        rows: Groups with the places of the completions that are read, in order; empty where nothing is left for it.
-        num_groups: Groups of the pass per micro-batch, those that teach nothing included.
-        num_rows: Completions of the pass per micro-batch, likewise.
-        num_read_tokens: Tokens of the pass per micro-batch, those of the completions that are read alone.
-    """
-
+    # Groups with the places of the completions that are read, in order; empty where nothing is left for it
     rows: list[tuple[RolloutGroup, int]]
-    num_groups: float
-    num_rows: float
-    num_read_tokens: float
+    num_groups: float  # groups of the pass per micro-batch, those that teach nothing included
+    num_rows: float  # completions of the pass per micro-batch, likewise
+    num_read_tokens: float  # tokens of the pass per micro-batch, those of the completions that are read alone
 
 
 @dataclass(kw_only=True)
 class ValueRounds:
-    """Fresh groups, earlier groups, and the shares of them that micro-batches are made of.
+    """Fresh groups, earlier groups, and the shares of them that micro-batches are made of."""
 
-    Attributes:
-        groups_per_round: Prompts of a round.
-        steps_per_round: Micro-steps of one pass over a round.
-        num_iterations: Passes over a round.
-        buffer_size: Completions kept of earlier rounds.
-        replay_ratio: Earlier completions per fresh one.
-        holdout_ratio: Fraction of prompts that nothing trains on.
-        seed: Seed of the run.
-        num_processes: Processes of the run.
-    """
-
-    groups_per_round: int
-    steps_per_round: int
-    num_iterations: int = 1
-    buffer_size: int = 65536
-    replay_ratio: float = 1.0
-    holdout_ratio: float = 0.0
-    seed: int = 0
-    num_processes: int = 1
+    groups_per_round: int  # prompts of a round
+    steps_per_round: int  # micro-steps of one pass over a round
+    num_iterations: int = 1  # passes over a round
+    buffer_size: int = 65536  # completions kept of earlier rounds
+    replay_ratio: float = 1.0  # earlier completions per fresh one
+    holdout_ratio: float = 0.0  # fraction of prompts that nothing trains on
+    seed: int = 0  # seed of the run
+    num_processes: int = 1  # processes of the run
 
     def __post_init__(self) -> None:
         self.restart()

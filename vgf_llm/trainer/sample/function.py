@@ -13,19 +13,12 @@ from vgf_llm.trainer.sample.sampler import Prompt, Request, Sampler, Samples
 
 @dataclass
 class FunctionSampler(Sampler):
-    """Samples with `f(prompts) -> {"prompt_ids", "completion_ids", ...}`; who samples is the function's own affair.
+    """Samples with `f(prompts) -> {"prompt_ids", "completion_ids", ...}`; who samples is the function's own affair."""
 
-    Attributes:
-        function: The function; prompts come repeated, as TRL gives them.
-        eos_token_id: Stands for a completion without tokens, which ended at once.
-        end_token_ids: Tokens by which a completion has ended by itself, where the function does not say.
-        engine: A `VLLMSampler` whose engine the function may ask, kept up to date.
-    """
-
-    function: Callable[[list[Prompt]], dict[str, Any]]
-    eos_token_id: int
-    end_token_ids: list[int]
-    engine: Any = None
+    function: Callable[[list[Prompt]], dict[str, Any]]  # the function; prompts come repeated, as TRL gives them
+    eos_token_id: int  # stands for a completion without tokens, which ended at once
+    end_token_ids: list[int]  # tokens by which a completion has ended by itself, where the function does not say
+    engine: Any = None  # A `VLLMSampler` whose engine the function may ask, kept up to date
 
     def __call__(self, request: Request) -> Samples:
         """Asks the function for the rows of a request; refuses too few, too many, and lengths that do not agree."""

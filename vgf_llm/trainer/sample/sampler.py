@@ -14,52 +14,37 @@ WHO = ("base", "value", "transport")
 
 @dataclass(frozen=True)
 class Request:
-    """The prompts of one process, one row per completion, with what makes their seeds.
+    """The prompts of one process, one row per completion, with what makes their seeds."""
 
-    Attributes:
-        prompts: As the dataset gave them.
-        prompt_ids: Token ids without padding; the rows of a group stand together.
-        who: Who samples each row, of `WHO`.
-        num_generations: Completions of a group, which may be shared by processes.
-        first_row: Number of the first row among those of all processes.
-        mode: `"train"` or `"eval"`.
-        step: The round, or the optimisation step of an evaluation.
-        seed: The run's seed.
-        rows: The rows of the dataset, where completions are read and not sampled.
-    """
-
-    prompts: list[Prompt]
-    prompt_ids: list[list[int]]
-    who: list[str]
-    num_generations: int
-    first_row: int
-    mode: str
-    step: int
-    seed: int
+    prompts: list[Prompt]  # as the dataset gave them
+    prompt_ids: list[list[int]]  # token ids without padding; the rows of a group stand together
+    who: list[str]  # who samples each row, of `WHO`
+    num_generations: int  # completions of a group, which may be shared by processes
+    first_row: int  # number of the first row among those of all processes
+    mode: str  # `"train"` or `"eval"`
+    step: int  # the round, or the optimisation step of an evaluation
+    seed: int  # the run's seed
+    # The rows of the dataset, where completions are read and not sampled
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def samplers(self) -> list[int]:
+        """Who samples each row, by its index in `WHO`."""
+        return [WHO.index(who) for who in self.who]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The completions of a request.
+    """The completions of a request."""
 
-    Attributes:
-        completion_ids: Token ids without padding, with the end-of-sequence token where there is one.
-        finished: Whether each completion ended by itself, and was not cut at the greatest length.
-        kl: Mean KL to the base per token, in nats, of the rows that the transported policy sampled.
-        prompt_ids: The prompts as the sampler tokenized them, where it did that itself.
-        ref_logps: Log-probability of each completion token under the base at temperature 1, where sampling told.
-        extra: Further columns for the reward functions.
-        present: Which rows are completions; all when left out. The others stand in where a group has fewer, and count
-            nowhere.
-    """
-
-    completion_ids: list[list[int]]
-    finished: list[bool]
-    kl: Tensor | None = None
-    prompt_ids: list[list[int]] | None = None
+    completion_ids: list[list[int]]  # token ids without padding, with the end-of-sequence token where there is one
+    finished: list[bool]  # whether each completion ended by itself, and was not cut at the greatest length
+    kl: Tensor | None = None  # mean KL to the base per token, in nats, of the rows that the transported policy sampled
+    prompt_ids: list[list[int]] | None = None  # the prompts as the sampler tokenized them, where it did that itself
+    # Log-probability of each completion token under the base at temperature 1, where sampling told
     ref_logps: list[list[float]] | None = None
-    extra: dict[str, list[Any]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)  # further columns for the reward functions
+    # Which rows are completions; all when left out. The others stand in where a group has fewer, and count nowhere.
     present: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:

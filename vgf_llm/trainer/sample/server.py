@@ -4,6 +4,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from vgf_llm.generation.candidates import CANDIDATES_ARGUMENT
@@ -13,24 +14,20 @@ CANDIDATE_PROCESSOR = "vgf_llm.serving.candidates:CandidateLogitsProcessor"
 _CONCURRENT_REQUESTS = 32
 
 
+@dataclass
 class FrozenServer:
-    """Completions of a vLLM server that holds the policy's weights and keeps them.
+    """Completions of a vLLM server that holds the policy's weights and keeps them, asked by TRL's `VLLMClient`.
 
     TRL's engine joins the server's weight-transfer group, which takes CUDA and a server started for it. Nothing is sent
-    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows.
-
-    Args:
-        client: TRL's `VLLMClient`.
-        sampling: Sampling arguments of its `generate`.
-        value_arguments: What requests for rows of the value hold beside, in their `vllm_xargs`.
+    here, so that any OpenAI-compatible vLLM server will do, and each process asks for its own rows. `value_arguments`
+    are what requests for rows of the value hold beside, in their `vllm_xargs`.
     """
 
-    def __init__(self, client: Any, sampling: dict[str, Any], value_arguments: dict[str, Any] | None = None) -> None:
-        self.vllm_client = client
-        self.sampling = sampling
-        self.value_arguments = value_arguments or {}
-        self.value_client: Any = None
-        self.value_salt = ""
+    vllm_client: Any
+    sampling: dict[str, Any]
+    value_arguments: dict[str, Any] = field(default_factory=dict)
+    value_client: Any = None
+    value_salt: str = ""
 
     def sync_weights(self) -> None:
         """Does nothing: the policy is frozen."""

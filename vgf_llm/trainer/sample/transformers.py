@@ -36,23 +36,15 @@ def prompts_in_a_row(prompts: Sequence[Sequence[int]]) -> int:
 
 @dataclass
 class TransformersSampler(Sampler):
-    """Samples with the model that trains.
+    """Samples with the model that trains."""
 
-    Attributes:
-        model: Gives the policy and its value, unwrapped.
-        gathered: A context in which sharded weights are whole.
-        pad_token_id: Fills prompts on the left.
-        generation_kwargs: Arguments of `generate`.
-        pad_to_multiple_of: Lengths of prompts are rounded up to a multiple of it.
-        most: Gives the largest of a number over all processes. Where weights stay shards while completions are sampled,
-            every process has to call `generate` as often as every other, whichever kinds its own rows are of.
-    """
-
-    model: Callable[[], ValuedPolicy]
-    gathered: Callable[[], AbstractContextManager[Any]]
-    pad_token_id: int
-    generation_kwargs: dict[str, Any]
-    pad_to_multiple_of: int | None
+    model: Callable[[], ValuedPolicy]  # gives the policy and its value, unwrapped
+    gathered: Callable[[], AbstractContextManager[Any]]  # A context in which sharded weights are whole
+    pad_token_id: int  # fills prompts on the left
+    generation_kwargs: dict[str, Any]  # arguments of `generate`
+    pad_to_multiple_of: int | None  # lengths of prompts are rounded up to a multiple of it
+    # Gives the largest of a number over all processes. Where weights stay shards while completions are sampled, every
+    # process has to call `generate` as often as every other, whichever kinds its own rows are of.
     most: Callable[[int], int]
 
     def __call__(self, request: Request) -> Samples:

@@ -18,14 +18,9 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM sets room aside f
 class ValueAdapter:
     """The value's adapter in a temporary folder, in PEFT's format; other weights get another folder and number.
 
-    Args:
-        model: The policy with its value, unwrapped.
-        state: Gives the adapter's whole tensors on the CPU, by their names in the policy, where its argument says that
-            this process needs them. Every process has to take part.
-
-    Attributes:
-        name: The same for all adapters of a run, and of no other run.
-        number: How many adapters were written.
+    `state` gives the adapter's whole tensors on the CPU, by their names in the policy, where its argument says that
+    this process needs them; every process has to take part. `name` is the same for all adapters of a run, and of no
+    other run.
     """
 
     def __init__(self, model: ValuedPolicy, state: Callable[[bool], dict[str, Tensor]]) -> None:

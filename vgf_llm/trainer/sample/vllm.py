@@ -30,6 +30,13 @@ from vgf_llm.trainer.sample.sampler import Request, Sampler, Samples
 from vgf_llm.trainer.sample.server import CANDIDATE_PROCESSOR, FrozenServer
 from vgf_llm.trainer.sample.value_adapter import ValueAdapter
 
+# Settings of TRL's engine, which `vllm_` stands before in a configuration.
+_ENGINE_SETTINGS = (
+    *("mode", "structured_outputs_regex", "server_base_url", "server_host", "server_port", "server_timeout"),
+    *("group_port", "tensor_parallel_size", "gpu_memory_utilization", "max_model_length", "enable_sleep_mode"),
+    "model_impl",
+)
+
 
 def seeds(request: Request, prompt_ids: list[list[int]] | None = None) -> list[int]:
     """Returns a seed for each row; those of a group follow each other, as vLLM numbers the samples of a prompt.
@@ -238,22 +245,11 @@ class VLLMSampler(Sampler):
             model=policy,
             accelerator=self.accelerator,
             processing_class=self.tokenizer,
-            mode=args.vllm_mode,
-            structured_outputs_regex=args.vllm_structured_outputs_regex,
-            server_base_url=args.vllm_server_base_url,
-            server_host=args.vllm_server_host,
-            server_port=args.vllm_server_port,
-            group_port=args.vllm_group_port,
-            server_timeout=args.vllm_server_timeout,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-            max_model_length=args.vllm_max_model_length,
             max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
-            enable_sleep_mode=args.vllm_enable_sleep_mode,
-            model_impl=args.vllm_model_impl,
             trust_remote_code=args.trust_remote_code,
             max_completion_length=args.max_completion_length,
             logprobs=None,
+            **{name: getattr(args, f"vllm_{name}") for name in _ENGINE_SETTINGS},
             **sampling,
         )
 

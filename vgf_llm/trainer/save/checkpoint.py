@@ -15,7 +15,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
@@ -78,14 +78,11 @@ class CheckpointedTrainer(_BaseTrainer):
     name once it is whole.
 
     A subclass has `vgf_model`, the model without the wrappers of training, and gives the state of its own that a
-    resumed run needs by `round_state`, `round_tensors` and `load_round_state`.
-
-    Attributes:
-        fixed_on_resume: Names of settings with which a run has to be resumed as it was started. Others may change, and
-            one warning names them.
-        sigterm: Saves when the run is told to stop.
+    resumed run needs: `round_state()`, the same on every process, as JSON can hold it, `round_tensors()`, by name, and
+    `load_round_state(state, tensors)`, which puts both in place.
     """
 
+    # Settings with which a run has to be resumed as it was started. Others may change, and one warning names them.
     fixed_on_resume: ClassVar[tuple[str, ...]] = ()
     vgf_model: Any
     _staging: bool = False
@@ -95,18 +92,6 @@ class CheckpointedTrainer(_BaseTrainer):
         self.sigterm = SaveOnSigterm(self.accelerator)
         self.add_callback(self.sigterm)
         self.add_callback(RunRecord())
-
-    def round_state(self) -> dict[str, Any]:
-        """Returns the subclass's own state, as JSON can hold it; the same on every process."""
-        raise NotImplementedError
-
-    def round_tensors(self) -> dict[str, Tensor]:
-        """Returns the tensors of its own state, by name."""
-        raise NotImplementedError
-
-    def load_round_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Puts what `round_state` and `round_tensors` returned in place."""
-        raise NotImplementedError
 
     # Training
 

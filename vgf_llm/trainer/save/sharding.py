@@ -5,22 +5,19 @@ DDP and ZeRO-1/2 keep whole parameters on every process and need nothing. ZeRO-3
 gather every layer again for every token that is sampled; here they are gathered once and stay until the phase ends.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, patch_environment
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from vgf_llm._compat import unwrap_model_for_generation
-
-_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def is_zero3(accelerator: Accelerator) -> bool:
@@ -112,12 +109,6 @@ def load_deepspeed_shards(engine: Any, directory: str) -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    before = os.environ.get(_WEIGHTS_ONLY)
-    os.environ[_WEIGHTS_ONLY] = "1"  # the only way past the argument that DeepSpeed gives to torch.load
-    try:
-        with torch.serialization.safe_globals(known):
-            deepspeed_load_checkpoint(engine, directory, load_module_strict=False)
-    finally:
-        os.environ.pop(_WEIGHTS_ONLY)
-        if before is not None:
-            os.environ[_WEIGHTS_ONLY] = before
+    # The variable is the only way past the argument that DeepSpeed gives to torch.load.
+    with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), torch.serialization.safe_globals(known):
+        deepspeed_load_checkpoint(engine, directory, load_module_strict=False)

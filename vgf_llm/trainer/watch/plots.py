@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -47,6 +48,12 @@ class Point(NamedTuple):
     error: float
     number: int
 
+    @classmethod
+    def of(cls, x: float, measured: Sequence[float]) -> "Point":
+        """The mean of measurements at x; one alone has no standard error."""
+        error = stdev(measured) / math.sqrt(len(measured)) if len(measured) > 1 else math.nan
+        return cls(x, fmean(measured), error, len(measured))
+
 
 def binned(x: Sequence[float], y: Sequence[float], most: int = 10, least: int = 20) -> list[Point]:
     """Means of y in bins of x that hold as many measurements each: at most `most` bins, of `least` or more.
@@ -57,18 +64,9 @@ def binned(x: Sequence[float], y: Sequence[float], most: int = 10, least: int = 
     """
     if not len(x):
         return []
-    order = np.argsort(x, kind="stable")
-    parts = np.array_split(order, min(most, max(1, len(x) // least)))
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    return [
-        Point(
-            float(xs[part].mean()),
-            float(ys[part].mean()),
-            float(ys[part].std(ddof=1) / math.sqrt(len(part))) if len(part) > 1 else math.nan,
-            len(part),
-        )
-        for part in parts
-    ]
+    parts = np.array_split(xs.argsort(kind="stable"), min(most, max(1, len(x) // least)))
+    return [Point.of(float(xs[part].mean()), ys[part].tolist()) for part in parts]
 
 
 def _scored(prompt: ScoredPrompt) -> list[tuple[float, float]]:
@@ -87,13 +85,11 @@ def ordered_pairs(prompts: Sequence[ScoredPrompt]) -> tuple[list[float], list[fl
     """
     gaps, right = [], []
     for prompt in prompts:
-        rows = _scored(prompt)
-        for place, (value, reward) in enumerate(rows):
-            for other, other_reward in rows[place + 1 :]:
-                if reward != other_reward:
-                    ahead = (value - other) * (1 if reward > other_reward else -1)
-                    gaps.append(abs(ahead))
-                    right.append(0.5 + 0.5 * (ahead > 0) - 0.5 * (ahead < 0))
+        for (value, reward), (other, other_reward) in combinations(_scored(prompt), 2):
+            if reward != other_reward:
+                ahead = (value - other) * (1 if reward > other_reward else -1)
+                gaps.append(abs(ahead))
+                right.append(0.5 + 0.5 * (ahead > 0) - 0.5 * (ahead < 0))
     return gaps, right
 
 
@@ -280,8 +276,7 @@ class PlotCallback(TrainerCallback):
                 rows = [[reward for _, reward in _scored(prompt)] for prompt in self.trainer.metrics.held_out]
                 means = [fmean(row) for row in rows if row]
                 if means:
-                    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-                    point = Point(transport.transport_steps, fmean(means), error, len(means))
+                    point = Point.of(transport.transport_steps, means)
                     found.append((point, metrics.get(f"{name}_rollout/kl")))  # whole responses have none
                     logs |= {key: metrics[key] for key in (f"{name}_reward", f"{name}_rollout/kl") if key in metrics}
         self.trainer.log(logs)
