@@ -21,7 +21,7 @@ help:  ## list the targets
 env: $(ENV_STAMP)  ## create .venv and install the package with its test dependencies
 
 demo: $(ENV_STAMP)  ## run the main job: learn a value on grade-school math and spend a step budget
-	$(BIN)/accelerate launch recipes/gsm8k_vgf.py $(ARGS)
+	$(BIN)/vgf recipe gsm8k_vgf $(ARGS)
 
 # Hours on two cores; every run is kept in outputs/, so that a second call goes on where the first one stopped.
 results: $(ENV_STAMP)  ## print the embedded tables of docs/results.md again
