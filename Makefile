@@ -2,7 +2,7 @@
 # `make demo` and `make test` need nothing but Python 3.11 to 3.13; both create .venv on the first call.
 #   make demo ARGS="--seed 1"          more arguments for the main job
 #   make test ARGS="-k simplex -x"     more arguments for pytest
-#   make test PYTHON=python3.12 VENV=.venv312
+#   make test PYTHON=python3.13 VENV=.venv313
 
 PYTHON ?= python3
 VENV ?= .venv
