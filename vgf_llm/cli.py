@@ -63,14 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         _set_progress_bars()
-    argv = argv or ["--help"]
-    command = COMMANDS.get(argv[0])
+    command = COMMANDS.get(argv[0]) if argv else None
     if command is not None and command.hands_on:
         if command.examples and argv[1:2] in ([], ["-h"], ["--help"]):
             make_parser(argv[:1]).parse_args([argv[0], "--help"])
         return _run(lambda: command.run(list(argv[1:])))
     parser = make_parser(argv[:1])
-    if argv[0] in _RENAMED:
+    if argv and argv[0] in _RENAMED:
         parser.error(f"`vgf {argv[0]}` is `vgf {_RENAMED[argv[0]]}` now.")
     args = parser.parse_args(argv)
     return _run(lambda: COMMANDS[args.command].run(args))
