@@ -2,7 +2,7 @@
 # `make demo` and `make test` need nothing but Python 3.11 to 3.13; both create .venv on the first call.
 #   make demo ARGS="--seed 1"          more arguments for the main job
 #   make test ARGS="-k simplex -x"     more arguments for pytest
-#   make test PYTHON=python3.12 VENV=.venv312
+#   make test PYTHON=python3.13 VENV=.venv313
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +21,7 @@ help:  ## list the targets
 env: $(ENV_STAMP)  ## create .venv and install the package with its test dependencies
 
 demo: $(ENV_STAMP)  ## run the main job: learn a value on grade-school math and spend a step budget
-	$(BIN)/accelerate launch recipes/gsm8k_vgf.py $(ARGS)
+	$(BIN)/vgf recipe gsm8k_vgf $(ARGS)
 
 # Hours on two cores; every run is kept in outputs/, so that a second call goes on where the first one stopped.
 results: $(ENV_STAMP)  ## print the embedded tables of docs/results.md again

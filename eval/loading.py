@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from eval.store import digest, fingerprint
+from vgf_llm.loading import dtype_and_device, load_tokenizer
 from vgf_llm.models import VGFModel
 from vgf_llm.models.config import CONFIG_NAME, VGFModelConfig
 
@@ -105,40 +105,20 @@ def load_model(
         FileNotFoundError: If there is no such model.
         ValueError: For an unknown dtype or device, or a model without a tokenizer.
     """
-    resolved = dtype if dtype == "auto" else getattr(torch, dtype, None)
-    if resolved != "auto" and not isinstance(resolved, torch.dtype):
-        raise ValueError(f"`dtype` must be 'auto' or a torch dtype such as float32 or bfloat16, got {dtype!r}.")
-    place = _device(device)
+    resolved, place = dtype_and_device(dtype, device)
     folder = local_folder(name_or_path, revision)
     mark = fingerprint(folder)
     has_value = (folder / CONFIG_NAME).is_file()
-    base = origin = None
-    if has_value:
-        config = VGFModelConfig.load(folder)
+    base, config = None, VGFModelConfig.load(folder) if has_value else None
+    if config is not None:
         origin = base_model or config.base_model_name_or_path
         pinned = None if base_model else config.base_model_revision
         model = VGFModel.from_pretrained(folder, base_model=base_model, dtype=resolved)
         if origin and (base_model or not (folder / "config.json").is_file()):  # a checkpoint holds no frozen policy
             base = f"{origin} ({identity(origin, pinned)})"
     else:
-        pinned = None
         model = VGFModel(AutoModelForCausalLM.from_pretrained(folder, dtype=resolved)).eval()
-    inside = (folder / "tokenizer_config.json").is_file()
-    source = tokenizer or (str(folder) if inside else origin)
-    if not source:
-        raise ValueError(f"{folder} holds no tokenizer and names no base model; pass `--tokenizer`.")
-    from_origin = tokenizer is None and not inside
-    loaded = AutoTokenizer.from_pretrained(source, padding_side="left", revision=pinned if from_origin else None)
+    loaded = load_tokenizer(str(folder), config, tokenizer=tokenizer, base_model=base_model)
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
     return LoadedModel(model.to(place), loaded, has_value, name_or_path, mark, base)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"`device` must be a torch device such as cpu or cuda:0, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is {name!r}, but torch sees no CUDA device here; leave it out to run on the CPU.")
-    return device

@@ -31,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_matplotlib_available
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from eval import plots, report, scaling
@@ -337,7 +338,8 @@ def main(argv: list[str]) -> None:
         peft_config=get_peft_config(model_args),
     )
     trainer.add_callback(VGFProgressCallback(trainer))
-    trainer.add_callback(PlotCallback(trainer))
+    if is_matplotlib_available():
+        trainer.add_callback(PlotCallback(trainer))
     resume = training_args.resume_from_checkpoint
     if resume in ("True", "true", "last"):
         resume = get_last_checkpoint(training_args.output_dir)
@@ -356,12 +358,14 @@ def main(argv: list[str]) -> None:
         report.print_table(result.rows, f"{count} test problems, seed {training_args.seed}")
         summarize(result, args, console)
         n, best = args.eval_baseline_samples, result.chosen_steps
-        names = ("greedy", f"majority@{n}", f"best-of-{n} by value", f"random direction, L={best}")
-        baselines = [result.row(name) for name in names]
-        plot = result_dir / "accuracy_over_budget.png"
-        plots.plot_budget(result.curves, baselines, plot, "What the step budget buys")
+        written = ["model", "results.json", "results.md"]
+        if is_matplotlib_available():
+            names = ("greedy", f"majority@{n}", f"best-of-{n} by value", f"random direction, L={best}")
+            plot = result_dir / "accuracy_over_budget.png"
+            plots.plot_budget(result.curves, [result.row(name) for name in names], plot, "What the step budget buys")
+            written.append(plot.name)
         console.print(f"\nwithin-prompt pair accuracy of the value on held-out prompts: {accuracy:.3f}")
-        console.print(f"model, results.json, results.md and {plot.name} are in {result_dir}")
+        console.print(f"{', '.join(written)} are in {result_dir}")
         if merging_obstacle(trainer.vgf_model) is None:
             console.print(f"plain model, one forward per token: vgf export {result_dir} OUT", soft_wrap=True)
         if example is not None:
@@ -373,4 +377,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:  # Ctrl+C in a training of minutes needs no traceback
+        sys.exit(130)

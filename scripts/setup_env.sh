@@ -15,7 +15,7 @@ cpu_torch="torch==2.13.0"
 if ! "$venv/bin/python" -c "" 2>/dev/null; then
     if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
         echo "setup_env: '$python' is $("$python" --version 2>&1); vgf-llm needs Python 3.11 to 3.13." >&2
-        echo "setup_env: name one, for example: make env PYTHON=python3.12" >&2
+        echo "setup_env: name one, for example: make env PYTHON=python3.13" >&2
         exit 1
     fi
     echo "setup_env: creating $venv with $("$python" --version)"

@@ -8,18 +8,16 @@ have are written once. The parser has the options of the one command that runs, 
 
 import argparse
 import importlib
-import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgf_llm import __version__, shipped
-from vgf_llm.command_line import Parser
+from vgf_llm.command_line import Parser, json_object, regular_expression
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +148,7 @@ def _add_prompt_options(group: Any, *, raw: bool = True) -> None:
     group.add_argument("--system_prompt", help="first message of the chat")
     group.add_argument(
         "--chat_template_kwargs",
-        type=_json_object,
+        type=json_object,
         metavar="JSON",
         help="switches of the chat template, such as '{\"enable_thinking\": false}'",
     )
@@ -172,23 +170,6 @@ def _add_options(group: Any, options: dict[str, tuple[type, str]]) -> None:
         if kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(f"--{name}", default=None, help=text.replace("%", "%%"), **how)
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a JSON object, such as '{{\"enable_thinking\": false}}'")
-    return found
 
 
 # what runs elsewhere: the trainer, the recipes, the evaluation, vLLM
@@ -225,14 +206,6 @@ def _recipe(argv: list[str]) -> None:
 def _shipped_module(name: str) -> Any:
     shipped.add_to_path()
     return importlib.import_module(name)
-
-
-def _eval(args: argparse.Namespace) -> None:
-    _shipped_module("eval.run").execute(args)
-
-
-def _tune_budget(args: argparse.Namespace) -> None:
-    _shipped_module("eval.tune_budget").execute(args)
 
 
 def _lm_eval(argv: list[str]) -> None:
@@ -306,17 +279,14 @@ def _export(args: argparse.Namespace) -> None:
         )
     settings = _given(args, _DISTILLATION_OPTIONS)
     if args.prompts is None:
-        if not 0 <= args.budget <= 1 or settings or args.reward_funcs:
-            unused = [
-                f"--{name}" for name in ("reward_funcs", *_DISTILLATION_OPTIONS) if getattr(args, name) is not None
-            ]
+        unused = "".join(f", `--{name}`" for name in _given(args, ["reward_funcs", *_DISTILLATION_OPTIONS]))
+        if unused or not 0 <= args.budget <= 1:
             raise ValueError(
-                f"`--budget` {args.budget:g}{''.join(f', `{name}`' for name in unused)}: distillation needs "
-                "`--prompts`. Without them the budget is from 0 to 1, and no option of distillation has an effect."
+                f"`--budget` {args.budget:g}{unused}: distillation needs `--prompts`. Without them the budget is from "
+                "0 to 1, and no option of distillation has an effect."
             )
         args.device = args.device or "cpu"  # nothing runs
-    model = _load_model(args)
-    tokenizer = _load_tokenizer(args, model)
+    model, tokenizer = _load(args)
     what = "the model behind the value, which is transport at L * epsilon = 1"
     if args.prompts is not None:
         from vgf_llm.export import distil_budget, load_prompts
@@ -350,7 +320,9 @@ def _add_generate_options(generate: argparse.ArgumentParser) -> None:
     output = generate.add_argument_group("input and output")
     _add_prompt_options(output)
     output.add_argument(
-        "--answer_regex", type=_pattern, help="votes compare its last match (first group) instead of whole responses"
+        "--answer_regex",
+        type=regular_expression,
+        help="votes compare its last match (first group) instead of whole responses",
     )
     shown = output.add_mutually_exclusive_group()
     shown.add_argument("--all", action="store_true", help="print every particle with its value and its KL")
@@ -363,15 +335,14 @@ def _generate(args: argparse.Namespace) -> None:
     from transformers import TextStreamer
 
     from vgf_llm.generation.prompts import unknown_tokens_note
+    from vgf_llm.generation.selection import last_match
 
     transport = _transport(args)
-    model = _load_model(args)
-    tokenizer = _load_tokenizer(args, model)
+    model, tokenizer = _load(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     inputs = _encode(args, tokenizer, prompt).to(model.device)
     if note := unknown_tokens_note(tokenizer, inputs["input_ids"][0].tolist()):
         print(f"vgf: warning: {note}", file=sys.stderr)
-    options = {**transport, **_sampling(args, model, tokenizer)}
     if args.seed is not None:
         torch.manual_seed(args.seed)
     output: Any = model.generate(
@@ -380,8 +351,9 @@ def _generate(args: argparse.Namespace) -> None:
         do_sample=not args.greedy,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if args.stream else None,
         return_dict_in_generate=args.all,
-        answer_fn=_answer_fn(args.answer_regex, tokenizer),
-        **options,
+        answer_fn=None if args.answer_regex is None else last_match(args.answer_regex, tokenizer),
+        **transport,
+        **_sampling(args, model, tokenizer),
     )
     prompt_length = inputs["input_ids"].shape[1]
     if args.all:
@@ -413,86 +385,20 @@ def _sampling(args: argparse.Namespace, model: "VGFModel", tokenizer: "PreTraine
     return options
 
 
-def _load_model(args: argparse.Namespace) -> "VGFModel":
-    import torch
+def _load(args: argparse.Namespace) -> "tuple[VGFModel, PreTrainedTokenizerBase]":
+    from vgf_llm.loading import load_model, load_tokenizer
 
-    from vgf_llm.models import VGFModel
-
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype, None)
-    if dtype != "auto" and not isinstance(dtype, torch.dtype):
-        raise ValueError(f"`--dtype` must be `auto` or a torch dtype such as float32 or bfloat16, got {args.dtype!r}.")
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"`--device` must be a torch device such as cpu or cuda:0, got {args.device!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`--device {args.device}`: torch sees no CUDA device here; leave it out to run on the CPU.")
-    try:
-        model = VGFModel.from_pretrained(
-            args.path, base_model=args.base_model, dtype=dtype, trust_remote_code=args.trust_remote_code
-        )
-    except (ValueError, OSError) as error:
-        if Path(args.path).is_dir():
-            raise
-        raise ValueError(
-            f"`path` {args.path!r} is no folder on this machine, and the hub gave no model of that name: {error}"
-        ) from error
-    return model.to(device)
-
-
-def _load_tokenizer(args: argparse.Namespace, model: "VGFModel") -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    # A folder holds a tokenizer when the trainer or the user saved one; else the base model's is the right one.
-    saved = not Path(args.path).is_dir() or (Path(args.path) / "tokenizer_config.json").is_file()
-    origin = args.tokenizer or (args.path if saved else args.base_model or model.vgf_config.base_model_name_or_path)
-    if not origin:
-        raise ValueError(f"{args.path} holds no tokenizer and names no base model; pass `--tokenizer`.")
-    return AutoTokenizer.from_pretrained(origin, padding_side="left", trust_remote_code=args.trust_remote_code)
+    names = {"base_model": args.base_model, "trust_remote_code": args.trust_remote_code}
+    model = load_model(args.path, dtype=args.dtype, device=args.device, **names)
+    return model, load_tokenizer(args.path, model.vgf_config, tokenizer=args.tokenizer, **names)
 
 
 def _encode(args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> Any:
-    if not prompt:
-        raise ValueError("`prompt` is empty; there is nothing to answer.")
-    if args.raw or tokenizer.chat_template is None:
-        for name in ("system_prompt", "chat_template_kwargs"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"`--{name}` needs a tokenizer with a chat template, and no `--raw`.")
-        return tokenizer(prompt, return_tensors="pt")
-    system = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
-    return _encode_messages(args, tokenizer, [*system, {"role": "user", "content": prompt}])
+    from vgf_llm.generation.prompts import encode_prompt
 
-
-def _encode_messages(
-    args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]]
-) -> Any:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **(args.chat_template_kwargs or {}),
-        )
-    except TemplateError as error:
-        raise ValueError(f"The tokenizer's chat template refuses these messages: {error}") from error
-
-
-def _answer_fn(
-    pattern: re.Pattern[str] | None, tokenizer: "PreTrainedTokenizerBase"
-) -> Callable[[list[int]], Hashable | None] | None:
-    """The answer of a response as votes see it; None leaves them to whole responses."""
-    if pattern is None:
-        return None
-
-    def answer(token_ids: list[int]) -> str | None:
-        matches = list(pattern.finditer(tokenizer.decode(token_ids, skip_special_tokens=True)))
-        return matches[-1].group(1 if pattern.groups else 0) if matches else None
-
-    return answer
+    return encode_prompt(
+        tokenizer, prompt, raw=args.raw, system_prompt=args.system_prompt, switches=args.chat_template_kwargs
+    )
 
 
 def _print_particles(output: Any, tokenizer: "PreTrainedTokenizerBase", prompt_length: int) -> None:
@@ -519,11 +425,11 @@ def _chat(args: argparse.Namespace) -> None:
     import torch
 
     from vgf_llm.chat import Conversation, converse
+    from vgf_llm.generation.prompts import encode_messages
     from vgf_llm.models.options import TRANSPORT_OPTIONS
 
     transport = _transport(args)
-    model = _load_model(args)
-    tokenizer = _load_tokenizer(args, model)
+    model, tokenizer = _load(args)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"`vgf chat` needs a tokenizer with a chat template, and that of {args.path!r} has none. Name the chat "
@@ -535,7 +441,7 @@ def _chat(args: argparse.Namespace) -> None:
         Conversation(
             model,
             tokenizer,
-            lambda messages: _encode_messages(args, tokenizer, messages).to(model.device),
+            lambda messages: encode_messages(tokenizer, messages, args.chat_template_kwargs).to(model.device),
             kinds={name: kind for name, (kind, _) in _SAMPLING_OPTIONS.items()}
             | {name: option.kind for name, option in TRANSPORT_OPTIONS.items()},
             system_prompt=args.system_prompt,
@@ -569,26 +475,22 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> None:
     if (args.path is None) != args.embedded:
         raise ValueError("`vgf demo` shows one model: pass the `path` of a saved one, or `--embedded` without a path.")
-    from vgf_llm.demo import Comparison, build_page, import_gradio, launch
+    from vgf_llm.demo import Comparison, build_page, check_address, import_gradio, launch
 
-    import_gradio()  # whether it is there is known before weights are read
+    import_gradio()  # what is missing or taken is known before anything is trained or read
+    check_address(args.host, args.port)
     if args.embedded:
         args.path = str(shipped.embedded_model(__version__))
         args.prompt = args.prompt or EMBEDDED_PROMPT
-    model = _load_model(args)
-    tokenizer = _load_tokenizer(args, model)
+    model, tokenizer = _load(args)
     comparison = Comparison(
         model,
         tokenizer,
         lambda prompt: _encode(args, tokenizer, prompt).to(model.device),
         **_sampling(args, model, tokenizer),
     )
-    launch(
-        build_page(comparison, Path(args.path).resolve().name, args.prompt or ""),
-        host=args.host,
-        port=args.port,
-        share=args.share,
-    )
+    page = build_page(comparison, Path(args.path).resolve().name, args.prompt or "")
+    launch(page, host=args.host, port=args.port, share=args.share)
 
 
 # the commands
@@ -617,12 +519,7 @@ class _Command:
 
 _EVALUATED = "outputs/gsm8k_embedded --task embedded_math --steps 0 1 2 4"
 COMMANDS = {
-    "train": _Command(
-        "train a value, in one process or several",
-        _train,
-        parser=_train_parser,
-        hands_on=True,
-    ),
+    "train": _Command("train a value, in one process or several", _train, parser=_train_parser, hands_on=True),
     "recipe": _Command(
         "run a recipe that ships with the package, under accelerate launch",
         _recipe,
@@ -659,13 +556,13 @@ COMMANDS = {
     "inspect": _Command("show what a saved model is made of", _inspect, ("my-value",), _add_inspect_options),
     "eval": _Command(
         "measure a model beside its baselines and controls",
-        _eval,
+        lambda args: _shipped_module("eval.run").execute(args),
         (f"{_EVALUATED} --output_dir outputs/eval",),
         lambda command: _shipped_module("eval.run").add_arguments(command, positional=True),
     ),
     "tune-budget": _Command(
         "choose a model's budget on validation problems",
-        _tune_budget,
+        lambda args: _shipped_module("eval.tune_budget").execute(args),
         (f"{_EVALUATED} --output_dir outputs/tuned --write",),
         lambda command: _shipped_module("eval.tune_budget").add_arguments(command, positional=True),
     ),

@@ -1,8 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""The parser of the commands: help that ends with examples. What every error says of a name that was probably meant."""
+"""The parser of the commands: help that ends with examples. Types of options, and what errors say of names."""
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -17,6 +18,25 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", quote: st
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {quote}{close[0]}{quote}?" if close else otherwise
+
+
+def regular_expression(text: str) -> re.Pattern[str]:
+    """The type of an option that takes a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The type of an option that takes a JSON object."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a JSON object, such as '{{\"enable_thinking\": false}}'")
+    return found
 
 
 class Parser(argparse.ArgumentParser):

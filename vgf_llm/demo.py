@@ -5,6 +5,7 @@
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -167,6 +168,20 @@ def import_gradio() -> Any:
     except ImportError as error:
         raise ImportError('The demo needs gradio: pip install "vgf-llm[demo]".') from error
     return gradio
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raises ValueError for an address that a server cannot listen on, such as a port that is in use."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
+            probe.bind((host, port or 0))
+    except (OSError, OverflowError) as error:
+        where = f"`--host` {host}" if port is None else f"`--port` {port} of `--host` {host}"
+        raise ValueError(
+            f"A server cannot listen on {where}: {error}. Name another, or leave both out: the page then takes the "
+            "first free port from 7860 on, on this machine alone."
+        ) from error
 
 
 def build_page(comparison: Comparison, name: str, prompt: str = "") -> Any:

@@ -5,10 +5,13 @@ A checkout has the three at its root. A wheel has them in a folder of the packag
 stand beside other projects' in `site-packages`; `add_to_path` makes them importable in one process and its children.
 """
 
+import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vgf_llm.command_line import did_you_mean
 
@@ -50,7 +53,7 @@ def launch(argv: Sequence[str]) -> None:
 
     A YAML file that is not here, such as `recipes/configs/gsm8k_embedded.yaml`, is looked for in `root()`.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command_parser
 
     def found(text: str) -> str:
         shipped = root() / text
@@ -63,13 +66,24 @@ def launch(argv: Sequence[str]) -> None:
         raise ValueError(f"There is no recipe {args.training_script!r}.{hint}")
     add_to_path()
     args.training_script = str(scripts[args.training_script])
-    launch_command(args)
+    run_launcher(args)
+
+
+def run_launcher(args: Any) -> None:
+    """Runs `accelerate launch` with parsed options; without a GPU it says nothing of the defaults that it takes."""
+    import torch
+    from accelerate.commands import launch
+
+    if not torch.accelerator.is_available():
+        logging.getLogger(launch.__name__).setLevel(logging.ERROR)
+    launch.launch_command(args)
 
 
 def embedded_model(version: str) -> Path:
     """Returns the model of the embedded math recipe: of a run in this folder, or trained once and kept.
 
-    It is kept by the package's version below `XDG_CACHE_HOME`, which is `~/.cache` if it is not set.
+    It is kept by the package's version below `XDG_CACHE_HOME`, which is `~/.cache` if it is not set. Of a training that
+    was interrupted or failed nothing is kept.
     """
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vgf-llm", version, "gsm8k_embedded")
     for folder in (Path("outputs", "gsm8k_embedded"), kept):
@@ -81,7 +95,14 @@ def embedded_model(version: str) -> Path:
         f"cores, nothing is downloaded. It will be kept in {kept}.",
         flush=True,
     )
-    unfinished = kept.with_name(f"{kept.name}-{os.getpid()}")  # a run that is killed leaves no half of a model
-    launch(["gsm8k_vgf", "--skip_evaluation", "true", "--output_dir", str(unfinished)])
-    unfinished.rename(kept)
+    unfinished = kept.with_name(f"{kept.name}-{os.getpid()}")
+    try:
+        launch(["gsm8k_vgf", "--skip_evaluation", "true", "--output_dir", str(unfinished)])
+        if not kept.exists():  # another process may have been faster
+            unfinished.rename(kept)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing of the model is kept; the next start trains it from the beginning.", flush=True)
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return kept

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from datasets import load_dataset
 from transformers.utils import is_matplotlib_available
 from trl import DatasetMixtureConfig, ModelConfig, get_dataset, get_peft_config, get_quantization_config, rewards
 
+from vgf_llm import shipped
 from vgf_llm._compat import GRPOScriptArguments, resolve_accelerate_config_argument
 from vgf_llm.command_line import did_you_mean
 from vgf_llm.trainer import VGFConfig, VGFTrainer
@@ -131,7 +132,7 @@ def launch(argv: Sequence[str]) -> None:
         else:
             own.append(text)
     options = resolve_accelerate_config_argument(config_rest + rest)
-    launch_command(launcher.parse_args([*options, "-m", "vgf_llm.train", *own]))
+    shipped.run_launcher(launcher.parse_args([*options, "-m", "vgf_llm.train", *own]))
 
 
 if __name__ == "__main__":

@@ -229,6 +229,18 @@ def test_the_embedded_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFi
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), base.parameters(), strict=True))
 
 
+def test_without_matplotlib_the_recipe_leaves_plots_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`pip install "vgf-llm[demo]"` brings none, and `vgf demo --embedded` trains with this recipe."""
+    monkeypatch.setattr(gsm8k_vgf, "is_matplotlib_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    gsm8k_vgf.main(["--output_dir", str(tmp_path), "--num_threads", "1", *TWO, "--num_generations", "2"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "model, results.json, results.md are in" in printed and "total: " in printed
+    assert VGFModel.from_pretrained(tmp_path) and not (tmp_path / "plots").exists()
+
+
 def _tiny_qwen2(folder: Path, texts: list[str]) -> None:
     """Saves a tiny random Qwen2 with a byte-level tokenizer that knows the data's words."""
     tokenizer = Tokenizer(models.BPE())

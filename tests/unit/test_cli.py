@@ -275,8 +275,8 @@ def test_switches_of_the_chat_template(adapted: Path, capsys: pytest.CaptureFixt
         (["--space", "hidden"], "`space` must be one of 'logit'"),
         (["--system_prompt", "w9"], "`--system_prompt` needs a tokenizer with a chat template"),
         (["--chat_template_kwargs", "{}"], "`--chat_template_kwargs` needs a tokenizer with a chat template"),
-        (["--dtype", "float99"], "`--dtype` must be `auto` or a torch dtype"),
-        (["--device", "nowhere"], "`--device` must be a torch device"),
+        (["--dtype", "float99"], "`dtype` must be `auto` or a torch dtype"),
+        (["--device", "nowhere"], "`device` must be a torch device"),
     ],
 )
 def test_wrong_settings_are_explained(

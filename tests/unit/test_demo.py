@@ -4,10 +4,12 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.layouts import VOCAB, tiny_model, vgf_model
 from vgf_llm.cli import main
-from vgf_llm.demo import Comparison, Particle, _pieces, answer_html, particles_html
+from vgf_llm.demo import Comparison, Particle, _pieces, answer_html, check_address, particles_html
 from vgf_llm.generation.prompts import unknown_tokens_note
 from vgf_llm.models import TransportConfig
 
@@ -144,6 +146,21 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", "no-such-folder"]) == 1
     assert capsys.readouterr().err == 'vgf: error: The demo needs gradio: pip install "vgf-llm[demo]".\n'
+
+
+def test_an_address_that_is_taken_is_told_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        assert main(["demo", "no-such-folder", "--port", port]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"vgf: error: A server cannot listen on `--port` {port} of `--host` 127.0.0.1: ")
+    assert "Address already in use. Name another, or leave both out" in err
+    check_address("127.0.0.1", int(port))  # free again
+    with pytest.raises(ValueError, match="`--port` 70000"):
+        check_address("127.0.0.1", 70000)
 
 
 def save_hostile(directory: Path) -> None:

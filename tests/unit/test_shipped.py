@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Recipes by name, and the embedded model that a demo shows."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def test_a_recipe_is_launched_with_its_options(launched: list[Any], tmp_path: Pa
     assert launched[1].training_script_args == ["--config", config]
 
 
+def test_defaults_of_the_launcher_are_told_where_there_is_a_choice(
+    launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("accelerate.commands.launch")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    for gpu, level in ((True, logging.NOTSET), (False, logging.ERROR)):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda gpu=gpu: gpu)
+        shipped.launch(["gsm8k_vgf"])
+        assert logger.level == level
+    assert len(launched) == 2
+
+
 def test_unknown_recipes_are_named(launched: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "gsm8k"]) == 1
     assert capsys.readouterr().err == "vgf: error: There is no recipe 'gsm8k'. Did you mean gsm8k_vgf?\n"
@@ -70,16 +83,15 @@ def test_the_embedded_model_is_trained_once(
         folder = Path(argv[argv.index("--output_dir") + 1])
         folder.mkdir(parents=True)
         if len(calls) == 1:
-            raise RuntimeError("killed")
+            raise KeyboardInterrupt
         (folder / "vgf_config.json").touch()
 
     monkeypatch.setattr(shipped, "launch", train)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KeyboardInterrupt):
         shipped.embedded_model(__version__)
+    assert "Nothing of the model is kept" in capsys.readouterr().out
     kept = tmp_path / "cache" / "vgf-llm" / __version__ / "gsm8k_embedded"
-    assert not kept.exists()
-    for folder in (tmp_path / "cache").rglob("gsm8k_embedded-*"):
-        folder.rmdir()
+    assert not list(kept.parent.iterdir())
     assert shipped.embedded_model(__version__) == kept == shipped.embedded_model(__version__)
     assert [path.name for path in kept.iterdir()] == ["vgf_config.json"] and len(calls) == 2
     assert "It will be kept in" in capsys.readouterr().out

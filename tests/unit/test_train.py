@@ -40,7 +40,7 @@ def test_a_model_is_trained_and_saved(tmp_path, given, capsys):
 
 def test_options_of_accelerate_are_handed_to_it(given, monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "launch_command", seen.append)
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", seen.append)
     assert main(["train", "--num_processes", "2", *given, "--step_size", "0.5", "--accelerate_config", "zero2"]) == 0
     (launched,) = seen
     assert launched.num_processes == 2 and launched.config_file.endswith("zero2.yaml")
@@ -58,7 +58,7 @@ def test_options_of_accelerate_are_handed_to_it(given, monkeypatch):
     ],
 )
 def test_wrong_options_are_named_before_a_process_starts(given, monkeypatch, capsys, options, message):
-    monkeypatch.setattr(command, "launch_command", None)
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", None)
     assert main(["train", *given, *options]) == 1
     assert message in capsys.readouterr().err
 

@@ -1,11 +1,13 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """Choosing one response among the particles of a prompt."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vgf_llm.models.config import TransportConfig
 
@@ -55,6 +57,16 @@ def select(
             members = [i for i, answer in enumerate(row_answers) if answer is not None and votes[answer] == best]
         chosen.append(max(members, key=row.__getitem__))
     return torch.tensor(chosen, device=values.device)
+
+
+def last_match(pattern: re.Pattern[str], tokenizer: PreTrainedTokenizerBase) -> AnswerFn:
+    """Returns what votes see of a response: the last match of a pattern, of its first group if it has one."""
+
+    def answer(token_ids: list[int]) -> str | None:
+        matches = list(pattern.finditer(tokenizer.decode(token_ids, skip_special_tokens=True)))
+        return matches[-1].group(1 if pattern.groups else 0) if matches else None
+
+    return answer
 
 
 def chosen_sequences(

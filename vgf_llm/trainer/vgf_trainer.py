@@ -74,7 +74,6 @@ _GRPO_ATTRIBUTES = (
     *("num_generations", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k", "min_p"),
     *("repetition_penalty", "pad_to_multiple_of", "use_vllm", "vllm_mode", "shuffle_dataset"),
     *("mask_truncated_completions", "log_completions", "log_unique_prompts", "num_completions_to_print"),
-    *("entropy_coef", "use_adaptive_entropy"),
 )
 
 
@@ -266,6 +265,7 @@ class VGFTrainer(CheckpointedTrainer):
             setattr(self, name, getattr(args, name))
         self.num_generations_eval = args.num_generations_eval or self.num_generations
         self.chat_template_kwargs = settings_dict(args.chat_template_kwargs)
+        self.entropy_coef, self.use_adaptive_entropy = args.entropy_coef, args.use_adaptive_entropy
         self.entropy_control = EntropyControl(args)
         runner = self.reward_runner
         self.reward_funcs, self.reward_func_names = runner.reward_funcs, runner.reward_func_names

@@ -102,7 +102,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(
         ({"batch_size": 0}, "`--batch_size` must be at least 1"),
         ({"compare_to": "ppo"}, "`--compare_to` must be one of the rows"),
         ({"model": other, "output_dir": done}, "holds samples of 'another', not of"),
-        ({"dtype": "float12"}, "`dtype` must be 'auto' or a torch dtype"),
+        ({"dtype": "float12"}, "`dtype` must be `auto` or a torch dtype"),
     ]
     for options, message in cases:
         assert run.main(arguments(model, tmp_path / "out", **{**SMALL, **options})) == 1
