@@ -360,6 +360,26 @@ def test_a_run_that_was_killed_goes_on_to_the_same_results(tmp_path: Path, monke
     assert table(whole["success"]).count("\n") == len(whole["success"]) + 2
 
 
+def test_the_command_writes_table_and_curves_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe, "make_environment", lambda task: Corridor())
+    monkeypatch.setattr(recipe, "generate", lambda task, transitions, folder: folder / "toy.npz")
+    monkeypatch.setattr(recipe, "read", lambda *args: toy())
+    command = ["--env", TASK, "--output_dir", str(tmp_path), "--seeds", "2", "--updates", "4", "--width", "8"]
+    command += ["--batch_size", "8", "--episodes", "2", "--curve_episodes", "1", "--baselines", "FQL"]
+    recipe.main(command)
+    text = (tmp_path / "results.md").read_text()
+    assert text in capsys.readouterr().out
+    assert text.count("\n") == 2 + 1 + 2 * 4 + 1  # behaviour cloning, each L_train at three L_test and the control, FQL
+    assert "VGF L_train=0 L_test=0 (best-of-N)" in text
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(Agent, "minimise", lambda *args: pytest.fail("something was trained again"))
+    monkeypatch.setattr(Pool, "success", lambda *args: pytest.fail("something was evaluated again"))
+    recipe.main(command)
+    assert (tmp_path / "results.md").read_text() == text
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run_in(tmp_path).keep()
     with pytest.raises(ValueError, match=r"differs in alpha, episodes; choose another --output_dir"):
