@@ -108,7 +108,7 @@ class Run:
         data: Dataset,
         meta: dict[str, Any],
         make: Callable[[], Any],
-        slots: int = 5,
+        slots: int = 10,
     ) -> None:
         self.folder, self.settings, self.plan, self.data = folder, settings, plan, data
         self.make, self.slots, self._pool = make, slots, None
