@@ -61,7 +61,7 @@ class Plan:
     test_steps: tuple[int, ...] = (0, 1, 4)
     baselines: tuple[str, ...] = tuple(BASELINES)
     episodes: int = 50
-    curve_episodes: int = 10
+    curve_episodes: int = 5
 
     def __post_init__(self) -> None:
         for name in ("train_steps", "test_steps"):

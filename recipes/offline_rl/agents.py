@@ -48,7 +48,7 @@ class Settings:
     seeds: int = 4
     updates: int = 20_000
     batch_size: int = 128
-    width: int = 256
+    width: int = 128
     learning_rate: float = 1e-3
     target_rate: float = 0.01
     discount: float = 0.99
@@ -56,7 +56,7 @@ class Settings:
     num_particles: int = 5
     test_particles: int = 10
     step_size: float = 0.02
-    alpha: float = 0.5
+    alpha: float = 0.1
     expectile: float = 0.9
     ifql_samples: int = 32
     fql_weight: float = 300.0

@@ -383,7 +383,7 @@ def test_the_command_writes_table_and_curves_and_does_nothing_twice(
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run_in(tmp_path).keep()
     with pytest.raises(ValueError, match=r"differs in alpha, episodes; choose another --output_dir"):
-        run_in(tmp_path, replace(TINY, alpha=0.1), episodes=4)
+        run_in(tmp_path, replace(TINY, alpha=0.2), episodes=4)
 
 
 @pytest.fixture
@@ -484,6 +484,12 @@ def test_without_mujoco_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(SystemExit, match=r"the tasks need the extra `ogbench` .* pip install \"vgf-llm\[ogbench\]\""):
         recipe.main(["--env", TASK, "--cache_dir", str(tmp_path), "--output_dir", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_names_the_defaults() -> None:
+    args = parse(["--env", TASK])
+    size = f"{args.settings.updates:,} gradient steps of networks of width {args.settings.width}"
+    assert f"{size} on {args.transitions:,} transitions" in " ".join((recipe.__doc__ or "").split())
 
 
 def test_a_default_task_has_its_number() -> None:
