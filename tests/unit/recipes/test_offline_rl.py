@@ -46,7 +46,7 @@ def toy(episodes: int = 10, steps: int = 6) -> Dataset:
         torch.rand(len(rows), 2, generator=generator) * 2 - 1,
         starts,
         -torch.ones(len(starts)),
-        (torch.rand(len(starts), generator=generator) > 0.1).float(),
+        (torch.rand(len(starts), generator=generator) > 0.5).float(),
     )
 
 
@@ -158,6 +158,7 @@ def test_the_td_goal_by_hand() -> None:
     behaviour, references = behaviour_of(data, TINY)
     agent = IFQL(replace(TINY, target_rate=0.25), data, generator(), behaviour, references)
     batch = draw(data, TINY, generator())
+    assert 0 < float(batch.masks.mean()) < 1
     goals: list[torch.Tensor] = []
     values = agent.critic.one(batch.observations, batch.actions).detach()
     slow = [weight.clone() for weight in agent.critic.slow.parameters()]
