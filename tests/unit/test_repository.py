@@ -88,7 +88,8 @@ def test_console_script_exists() -> None:
 
 def test_every_extra_is_there() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"deepspeed", "vllm", "math", "plots", "track", "lm-eval", "demo", "test", "docs", "dev"}
+    names = {"deepspeed", "vllm", "math", "plots", "track", "lm-eval", "demo", "ogbench", "test", "docs", "dev"}
+    assert set(extras) == names
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def drop_ignored(config: Any) -> list[str]:
     """Sets policy-gradient settings back to TRL's defaults; returns what to say about those that were changed."""
     given: dict[str, Any] = config.__dict__.pop("_foreign", {})
     # The model behind a log-ratio value is a policy, which has an entropy.
-    ignored = IGNORED if config.value_parametrization == "log_ratio" else {**IGNORED, **ENTROPY}
+    is_policy = not changed(config.value_parametrization, "log_ratio")
+    ignored = IGNORED if is_policy else {**IGNORED, **ENTROPY}
     acting: list[str] = []
     if isinstance(config.scale_rewards, bool):  # TRL's names for them
         config.scale_rewards = "group" if config.scale_rewards else "none"
