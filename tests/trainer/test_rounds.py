@@ -52,19 +52,25 @@ def test_the_likelihood_trains_on_successes_alone(tmp_path, monkeypatch):
     torch.testing.assert_close(whole, kept)
 
 
-def test_prompts_without_a_contrast_teach_a_log_ratio_nothing(tmp_path):
-    rewards = iter([[1.0] * 8, [0.0] * 8, [1.0] * 8])
-    prompts = tiny.prompts(2)
+def trained_on(folder, rewards, **settings):
+    """The batches of a training on two prompts whose rounds earn `rewards`."""
+    rounds = iter(rewards)
     run = tiny.trainer(
-        tmp_path,
-        lambda completions, **kwargs: next(rewards),
-        train_dataset=prompts,
-        max_steps=3,
+        folder,
+        lambda completions, **kwargs: next(rounds),
+        train_dataset=tiny.prompts(2),
+        max_steps=len(rewards),
         value_holdout_ratio=0.0,
         replay_ratio=1.0,
+        **settings,
     )
     batches = recorded(run)
     run.train()
+    return batches
+
+
+def test_prompts_without_a_contrast_teach_a_log_ratio_nothing(tmp_path):
+    batches = trained_on(tmp_path, [[1.0] * 8, [0.0] * 8, [1.0] * 8])
     # Right at once is no news; that it could have been wrong is known from the second round on, whose completions teach
     # nothing themselves: the first round's do, from the buffer.
     assert [bool(batch.present.any()) for batch in batches] == [False, True, True]
@@ -72,15 +78,25 @@ def test_prompts_without_a_contrast_teach_a_log_ratio_nothing(tmp_path):
     assert [len(batch.rewards) for batch in batches[1:]] == [8, 16]
 
 
+def test_a_contrast_of_the_run_lets_every_success_teach(tmp_path):
+    rounds = [[1.0] * 8, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]]
+    by_prompt, by_run = (trained_on(tmp_path / scope, rounds, contrast=scope) for scope in ("prompt", "run"))
+    counts = [[int(batch.trains.sum()) for batch in batches] for batches in (by_prompt, by_run)]
+    # In the second round one prompt succeeds again, and the other fails for the first time. Two groups are replayed: of
+    # the second prompt alone, or of any; the first one's fresh successes teach where the run's contrast is enough.
+    assert counts == [[0, 4 + 4], [0, 4 + 4 + 4]]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("rollout_policy", ["base", "value", "transport"])
-@pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_a_constant_reward_leaves_the_value_where_it_was(tmp_path, rollout_policy, temperature, reward):
+@pytest.mark.parametrize(("reward", "contrast"), [(0.0, "prompt"), (1.0, "prompt"), (1.0, "run")])
+def test_a_constant_reward_leaves_the_value_where_it_was(tmp_path, rollout_policy, temperature, reward, contrast):
     run = tiny.trainer(
         tmp_path,
         lambda completions, **kwargs: [reward] * len(completions),
         rollout_policy=rollout_policy,
         temperature=temperature,
+        contrast=contrast,
         max_steps=4,
     )
     before = tiny.value_state(run)

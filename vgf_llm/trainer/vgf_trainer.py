@@ -285,6 +285,7 @@ class VGFTrainer(CheckpointedTrainer):
             pairs=self.logged == "pairs",
             samplings=(Sampling(),) if self.logged else rollout_samplings(args, model.transport),
             seed=args.seed,
+            contrast=args.contrast,
             entropy_bonus=args.entropy_coef != 0 or args.use_adaptive_entropy,
         )
         known = logged.logged_outcomes(train_dataset, self.objective) if self.logged else PromptOutcomes()

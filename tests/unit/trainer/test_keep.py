@@ -36,9 +36,20 @@ def test_a_prompt_has_a_contrast_once_its_rewards_differed_in_whatever_rounds():
         outcomes.record([5], torch.tensor(rewards))
         assert outcomes.has_contrast([5]) == expected
     assert not outcomes.has_contrast([6])
+    assert outcomes.differ
     again = PromptOutcomes()
     again.load(outcomes.state())
     assert again.has_contrast(torch.tensor([5], dtype=torch.int32))
+
+
+def test_rewards_of_a_run_differ_once_those_of_two_prompts_do():
+    outcomes = PromptOutcomes()
+    seen = []
+    for prompt, rewards in ((5, [1.0, 1.0]), (6, [float("nan")]), (6, [1.0]), (7, [0.0])):
+        outcomes.record([prompt], torch.tensor(rewards))
+        seen.append(outcomes.differ)
+    assert seen == [False, False, False, True]
+    assert not any(outcomes.has_contrast([prompt]) for prompt in (5, 6, 7))
 
 
 @pytest.mark.parametrize(("processes", "whole"), itertools.product((1, 2, 3), (False, True)))

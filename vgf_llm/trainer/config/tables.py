@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "value_pooling": ("mean", "last"),
     "rollout_policy": (None, "base", "value", "transport"),
     "prompt_selection": ("dataset", "unsolved"),
+    "contrast": ("prompt", "run"),
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),
     # "quantized" samples another distribution than the one that is scored.

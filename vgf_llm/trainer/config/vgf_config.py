@@ -141,6 +141,10 @@ class VGFConfig(GRPOConfig):
             `"dataset"` takes the prompts in the order of the data set, shuffled. `"unsolved"` lets earlier outcomes
             choose those of each round: prompts without a completion of reward 1 first, the least tried among them. The
             length of training stays what the epochs make it; rewards have to be 0 or 1.
+        contrast (`str`, *optional*, defaults to `"prompt"`):
+            What has to have had different rewards before a completion teaches a log-ratio value: its `"prompt"`, or the
+            `"run"` so far. Samples of a prompt whose rewards never differ teach the sampler and not the reward;
+            `"run"` takes them all the same, which is faster where few completions are right and the value samples all.
         rollout_fraction (`float`, *optional*, defaults to `1.0`):
             Share of the training steps whose rounds are sampled, to the nearest whole round. In the steps after, the
             value trains on the buffer alone, so that what was found last is learned as well as what was found first.
@@ -249,6 +253,10 @@ class VGFConfig(GRPOConfig):
     prompt_selection: str = field(
         default="dataset",
         metadata={"help": "`dataset` takes prompts in its (shuffled) order, `unsolved` those without a success first."},
+    )
+    contrast: str = field(
+        default="prompt",
+        metadata={"help": "What has to have had different rewards before its completions teach: `prompt`, or `run`."},
     )
     rollout_fraction: float = field(
         default=1.0,

@@ -68,6 +68,8 @@ class Objective:
         seed: Seed of the run, which decides the bootstraps of an ensemble.
         entropy_bonus: Whether the entropy of the model behind the value is measured, for a bonus. Other values have no
             such model.
+        contrast: What has to have had different rewards before a completion teaches a value that needs them: its
+            `"prompt"`, or the `"run"`.
 
     Attributes:
         kind: The loss; `None` as long as no rewards have decided it.
@@ -87,6 +89,7 @@ class Objective:
         samplings: Sequence[Sampling] = (Sampling(),),
         seed: int = 0,
         entropy_bonus: bool = False,
+        contrast: str = "prompt",
     ) -> None:
         value: Any = model.sequence_value if sequence else model.value
         if value_loss != "auto" and value_loss not in value.losses:
@@ -101,6 +104,7 @@ class Objective:
         self.pairs = pairs
         self.samplings = tuple(samplings)
         self.seed = seed
+        self.contrast = contrast
         self.entropy_bonus = entropy_bonus and not sequence and value.needs_logits
         if entropy_bonus and not self.entropy_bonus:
             logger.warning(
@@ -204,9 +208,10 @@ class Objective:
 
     def learns(self, group: RolloutGroup, outcomes: PromptOutcomes) -> list[int]:
         """Places of the completions that the value learns from now."""
-        if self.value.needs_contrast and not outcomes.has_contrast(group.prompt_ids):
-            return []
-        return self.keeps(group)
+        if not self.value.needs_contrast:
+            return self.keeps(group)
+        found = outcomes.differ if self.contrast == "run" else outcomes.has_contrast(group.prompt_ids)
+        return self.keeps(group) if found else []
 
     def reads(self, group: RolloutGroup, outcomes: PromptOutcomes) -> list[int]:
         """Places of the completions that go through the model: those that teach the value, or the policy, something."""

@@ -32,6 +32,11 @@ class PromptOutcomes:
         low, high = self._seen.get(_key(prompt_ids), (0.0, 0.0))
         return low < high
 
+    @property
+    def differ(self) -> bool:
+        """Whether any two completions of the run earned different rewards, of whatever prompts."""
+        return len({reward for seen in self._seen.values() for reward in seen}) > 1
+
     def state(self) -> dict[str, list[float]]:
         """Returns the record, as JSON can hold it."""
         return {key: list(seen) for key, seen in self._seen.items()}
