@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from recipes.embedded_math.problems import NAMES, OBJECTS, PHRASES, Phrase, draw_distinct
+from recipes.embedded_math.problems import MAX_NUMBER, NAMES, OBJECTS, PHRASES, Phrase, draw_distinct
 
-MAX_NUMBER = 99
 NUM_STEPS = (5, 6, 7, 8, 9)
 SHARE_MISTAKEN = 0.25  # of the pairs of a phrase and a thing, those that the base mostly gets wrong
 P_RIGHT, P_RIGHT_MISTAKEN = 0.97, 0.35
@@ -93,7 +92,7 @@ def _draw_chain(rng: random.Random) -> _Chain:
     """
     num_steps = rng.choice(NUM_STEPS)
     while True:
-        value = start = rng.randint(2, 40)
+        value = start = rng.randint(2, 24)
         first = name = rng.choice(NAMES)
         steps: list[_Step] = []
         for phrase in rng.sample(list(PHRASES.values()), len(PHRASES)):

@@ -1,46 +1,67 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""Trains the base model of the harder task from scratch on solutions with slips, in half an hour on one core.
+"""Trains the base of the harder task on long solutions with slips, from the base of `embedded_math`, on one core.
 
 The weights in `recipes/embedded_chains/base` come from
 
-    python -m recipes.embedded_chains.train_base --output_dir recipes/embedded_chains/base
+    python -m recipes.embedded_chains.train_base --output_dir first
+    python -m recipes.embedded_chains.train_base --start first --seed 1 --num_examples 48000 \
+        --output_dir recipes/embedded_chains/base
+
+The words are those of `embedded_math`, whose base knows the arithmetic; from scratch 30,000 examples of this task gave
+a base that solves 2 % of its problems.
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from transformers import HfArgumentParser, LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
-from recipes import small_base
-from recipes.embedded_chains.problems import MAX_NUMBER, make_corpus
-from recipes.embedded_math.tokenizer import build_tokenizer
+from recipes import embedded_math, small_base
+from recipes.embedded_chains.problems import make_corpus
+
+MAX_NEW_TOKENS = 128  # the longest solution has 112 tokens
 
 
 @dataclass
 class TrainBaseArguments(small_base.TrainBaseArguments):
     """Settings of the run; the defaults gave the shipped weights."""
 
-    num_examples: int = field(default=30_000, metadata={"help": "Corpus size; each example is seen once."})
+    start: str = field(
+        default=str(embedded_math.BASE_DIR), metadata={"help": "Folder of the model and tokenizer to start from."}
+    )
+    num_examples: int = field(default=40_000, metadata={"help": "Corpus size; each example is seen once."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak of the cosine schedule."})
     num_threads: int = field(default=1, metadata={"help": "CPU threads; another number rounds differently."})
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """Builds the untrained base, a Llama with 0.9 million parameters, for the vocabulary of `tokenizer`."""
-    # the longest solution has 112 tokens
-    return small_base.build_llama(
-        tokenizer, hidden_size=128, intermediate_size=384, num_hidden_layers=4, max_new_tokens=128
-    )
+def load_start(folder: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """Loads the model and the tokenizer that the training starts from, with this task's length of a solution.
+
+    Example:
+        >>> model, tokenizer = load_start(str(embedded_math.BASE_DIR))
+        >>> model.generation_config.max_new_tokens
+        128
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.max_new_tokens = MAX_NEW_TOKENS
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def main(args: TrainBaseArguments) -> None:
     """Trains the base and writes it with its tokenizer to `args.output_dir`."""
     torch.set_num_threads(args.num_threads)
     set_seed(args.seed)
-    tokenizer = build_tokenizer(corpus=make_corpus, max_number=MAX_NUMBER)
-    corpus = make_corpus(args.num_examples, args.seed)
-    pairs = ((row["question"] + "\n", row["answer"]) for row in corpus)
+    model, tokenizer = load_start(args.start)
+    pairs = ((row["question"] + "\n", row["answer"]) for row in make_corpus(args.num_examples, args.seed))
     batches = small_base.make_batches(tokenizer, pairs, args.batch_size, args.seed)
-    small_base.train_and_save(build_model(tokenizer), tokenizer, batches, args)
+    small_base.train_and_save(model, tokenizer, batches, args)
 
 
 if __name__ == "__main__":

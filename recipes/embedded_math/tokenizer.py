@@ -6,9 +6,7 @@ decoded text has the exact `<<12*2=24>>24` and `#### 24` of the problems.
 """
 
 import re
-from collections.abc import Callable
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from recipes.embedded_math.problems import MAX_NUMBER, make_corpus
@@ -22,16 +20,11 @@ _CHAT_TEMPLATE = (
 _NUM_TEXTS = 1000  # every word of the templates occurs dozens of times in so many
 
 
-def build_tokenizer(
-    max_length: int = 256, *, corpus: Callable[[int], Dataset] = make_corpus, max_number: int = MAX_NUMBER
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(max_length: int = 256) -> PreTrainedTokenizerFast:
     """Builds the tokenizer, which puts `<s>` in front of a text and, in its chat template, a newline after a question.
 
     Args:
         max_length: The context length of the model it is for, in tokens.
-        corpus: Gives as many texts as it is asked for, in the columns `question` and `answer`; their words are the
-            vocabulary.
-        max_number: The largest number that is one token.
 
     Returns:
         A tokenizer with left padding and a chat template.
@@ -41,8 +34,8 @@ def build_tokenizer(
         >>> tokenizer.decode(tokenizer("Ann has <<4*3=12>>12 pens.").input_ids, skip_special_tokens=True)
         'Ann has <<4*3=12>>12 pens.'
     """
-    texts = (f"{row['question']}\n{row['answer']}" for row in corpus(_NUM_TEXTS))
-    numbers = {str(number) for number in range(max_number + 1)}
+    texts = (f"{row['question']}\n{row['answer']}" for row in make_corpus(_NUM_TEXTS))
+    numbers = {str(number) for number in range(MAX_NUMBER + 1)}
     pieces = {piece for text in texts for piece in re.findall(_PIECES, text)} | numbers
     words = sorted(pieces - numbers)
     return build_word_tokenizer([*sorted(numbers, key=int), *words], _PIECES, _CHAT_TEMPLATE, max_length)

@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipes import embedded_math
 from recipes.embedded_chains import BASE_DIR, make_corpus, make_problems
 from recipes.embedded_chains.problems import (
     MAX_NUMBER,
@@ -20,7 +22,7 @@ from recipes.embedded_chains.problems import (
     _draw_chain,
     p_right,
 )
-from recipes.embedded_chains.train_base import TrainBaseArguments, build_model, main
+from recipes.embedded_chains.train_base import MAX_NEW_TOKENS, TrainBaseArguments, load_start, main
 from recipes.embedded_math.problems import OBJECTS, PHRASES, SPLITS
 from recipes.embedded_math.tokenizer import build_tokenizer
 from tests.unit.recipes.test_embedded_math import ANNOTATION, OPERATIONS, final_number, read_steps
@@ -103,20 +105,20 @@ def test_splits_share_no_question_and_seeds_are_reproducible() -> None:
 
 
 def test_every_text_is_known_to_the_tokenizer_and_fits(corpus: Dataset) -> None:
-    tokenizer = build_tokenizer(corpus=make_corpus, max_number=MAX_NUMBER)
+    tokenizer = build_tokenizer()
     for row in corpus.select(range(300)):
         prompt = tokenizer(row["question"] + "\n").input_ids
         answer = tokenizer(row["answer"], add_special_tokens=False).input_ids
         assert tokenizer.unk_token_id not in prompt + answer
-        assert len(answer) < 116 and len(prompt) + 128 <= tokenizer.model_max_length
+        assert len(answer) < 116 and len(prompt) + MAX_NEW_TOKENS <= tokenizer.model_max_length
         assert tokenizer.decode(answer) == row["answer"]
 
 
 def test_the_base_ships_small_and_loads() -> None:
     assert sum(path.stat().st_size for path in BASE_DIR.iterdir()) < 5e6
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE_DIR), AutoTokenizer.from_pretrained(BASE_DIR)
-    assert model.config.vocab_size == len(tokenizer) == len(build_tokenizer(corpus=make_corpus, max_number=MAX_NUMBER))
-    assert model.generation_config.max_new_tokens == 128
+    assert model.config.vocab_size == len(tokenizer) == len(build_tokenizer())
+    assert model.generation_config.max_new_tokens == MAX_NEW_TOKENS
     prompt = make_problems(1, seed=0, split="test")["question"][0] + "\n"
     ids = tokenizer(prompt, return_tensors="pt")
     text = tokenizer.decode(model.generate(**ids, do_sample=False)[0, ids["input_ids"].shape[1] :], True)
@@ -127,5 +129,7 @@ def test_the_base_ships_small_and_loads() -> None:
 def test_the_script_trains_and_saves(tmp_path: Path) -> None:
     main(TrainBaseArguments(output_dir=str(tmp_path), num_examples=8, batch_size=4, warmup_steps=1))
     trained = AutoModelForCausalLM.from_pretrained(tmp_path)
-    shape = build_model(AutoTokenizer.from_pretrained(tmp_path))
-    assert trained.num_parameters() == shape.num_parameters() < 1_000_000
+    start, _ = load_start(str(embedded_math.BASE_DIR))
+    assert trained.num_parameters() == start.num_parameters() < 1_000_000
+    assert not torch.equal(trained.lm_head.weight, start.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == build_tokenizer().get_vocab()
