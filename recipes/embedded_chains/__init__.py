@@ -1,5 +1,5 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
-"""A harder task than `embedded_math`: chains of five to nine steps, and a small base model that solves one in six."""
+"""A harder task than `embedded_math`: chains of five to nine steps, and a small base model that solves one in seven."""
 
 from pathlib import Path
 

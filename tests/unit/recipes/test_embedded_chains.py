@@ -129,7 +129,7 @@ def test_the_base_ships_small_and_loads() -> None:
 def test_the_script_trains_and_saves(tmp_path: Path) -> None:
     main(TrainBaseArguments(output_dir=str(tmp_path), num_examples=8, batch_size=4, warmup_steps=1))
     trained = AutoModelForCausalLM.from_pretrained(tmp_path)
-    start, _ = load_start(str(embedded_math.BASE_DIR))
+    start = load_start(str(embedded_math.BASE_DIR))
     assert trained.num_parameters() == start.num_parameters() < 1_000_000
     assert not torch.equal(trained.lm_head.weight, start.lm_head.weight)
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == build_tokenizer().get_vocab()
