@@ -63,10 +63,13 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # a frozen policy: its LoRA adapter as value, heads on its features, a model of the value's own
     "log_ratio": (16, {"replay_ratio": 0.75}),
     "vocab": (8, {"value_parametrization": "vocab", "gradient_accumulation_steps": 2}),
-    # prompts chosen by outcomes, successes alone, and a last step without sampling
+    # prompts chosen by outcomes, successes alone with a bonus of their entropy, and a last step without sampling
     "unsolved": (
         16,
         {
+            "entropy_coef": 0.5,
+            "use_adaptive_entropy": True,
+            "entropy_target": 9.0,
             "prompt_selection": "unsolved",
             "reward_funcs": tiny.mostly_high,
             "value_loss": "likelihood",

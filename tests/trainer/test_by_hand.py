@@ -99,6 +99,29 @@ def test_the_likelihood_is_of_the_distribution_that_drew_each_row(tmp_path):
     assert abs(float(plain - of_value)) > 0.05  # the candidates make a difference
 
 
+@pytest.mark.parametrize("backbone", ["lora", "copy"])
+def test_the_entropy_bonus_is_the_mean_over_the_tokens_that_are_read(tmp_path, backbone):
+    run = shaken(tmp_path, value_loss="likelihood", entropy_coef=0.3, value_backbone=backbone)
+    group = RolloutGroup([5, 6], [[7, 8, 2], [9, 2], [10, 11]], [1.0, 0.0, 1.0], samplers=[0, 0, 1])
+    batch = run._collate([Row(group, 0), Row(group, 2)], num_groups=1, absent=[Row(group, 1)])
+    loss, measured = run.objective(run.model, run.vgf_model, batch, 0.3)
+    model = run.vgf_model if backbone == "lora" else None
+    entropies = []
+    for row in (0, 2):
+        completion = group.completion_ids[row].tolist()
+        if model is None:
+            with torch.no_grad():
+                logits = run.vgf_model.value_model(torch.tensor([[5, 6, *completion]])).logits[0, 1:-1]
+        else:
+            logits = logits_of(model, "value", [5, 6], completion)
+        every = (logits / TEMPERATURE).softmax(dim=-1)
+        entropies += (-every * every.log()).sum(dim=-1).tolist()
+    assert len(entropies) == 5  # the row that stands in has no part
+    assert measured["entropy"].tolist() == pytest.approx([sum(entropies), 5])
+    assert measured["policy_loss"] == measured["value/loss"]
+    assert float((measured["policy_loss"] - loss).detach()) == pytest.approx(0.3 * sum(entropies) / 5, rel=1e-5)
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_log_ratios_are_at_the_temperature_of_sampling(tmp_path, told):
     def given(prompts, trainer):
@@ -175,7 +198,7 @@ def test_which_completions_teach_the_value_and_which_the_policy_alone(tmp_path):
     assert found["likelihood"] == [([0], [0]), ([0, 1], [])]  # successes, of prompts with a contrast
     assert found["pairwise"] == [([0, 1], [0, 1]), ([], [])]  # a tie has nothing to compare
     objective.set_kind("likelihood")
-    share = PassShare([(mixed, 0), (mixed, 1), (mixed, 2), (tied, 0)], 2.0, 4.0)
+    share = PassShare([(mixed, 0), (mixed, 1), (mixed, 2), (tied, 0)], 2.0, 4.0, 9.0)
     batch = run._batch_of([share], None)
     assert batch.trains.tolist() == [True, False, False, False] and batch.present.all()
 

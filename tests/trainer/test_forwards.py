@@ -55,7 +55,7 @@ def test_micro_steps_run_the_same_forwards_on_every_process(kind, whole_groups, 
         model = model_of(kind)
         if checkpointed:
             model.gradient_checkpointing_enable()
-        counted, objective = Counted(model), Objective(model, value_loss=kind)
+        counted, objective = Counted(model), Objective(model, value_loss=kind, entropy_bonus=True)
         rounds = ValueRounds(groups_per_round=3, steps_per_round=2, replay_ratio=0.0, num_processes=2)
         rounds.begin(groups(with_reference=kind == "pairwise"))
         counts = []
@@ -71,7 +71,7 @@ def test_micro_steps_run_the_same_forwards_on_every_process(kind, whole_groups, 
                 with_reference=kind == "pairwise",
             )
             counted.count = 0
-            loss, _ = objective(model, model, batch)
+            loss, _ = objective(model, model, batch, 0.1)
             forwards = counted.count
             loss.backward()
             counts.append((forwards, counted.count))

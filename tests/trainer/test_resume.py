@@ -104,6 +104,10 @@ CASES = {
         7,
         {"prompt_selection": "unsolved", "reward_funcs": tiny.mostly_high, "value_loss": "likelihood"},
     ),
+    "adaptive-entropy": (
+        4,
+        {"entropy_coef": 0.1, "use_adaptive_entropy": True, "entropy_target": 3.45, "entropy_coef_delta": 0.02},
+    ),
     "several-passes": (5, {"num_iterations": 2, "save_steps": 5}),
     "evaluation": (7, {"eval_strategy": "steps", "eval_steps": 3}),
     "log-ratio-sampled-itself": (3, {"value_parametrization": "log_ratio", "rollout_policy": "value"}),
@@ -268,6 +272,27 @@ def test_changed_settings_are_named(tmp_path, caplog):
     for text in ("learning_rate from 0.01 to 0.02", "num_iterations from 1 to 2", "max_steps from 10 to 6"):
         assert text in named[0]
     assert "logging_steps" not in named[0]
+
+
+def test_secrets_are_not_in_a_checkpoint_and_may_change(tmp_path, caplog):
+    folder = tiny.saved_llama(tmp_path / "model")
+
+    def run(token, **settings):
+        kwargs = {"token": token, "dtype": "float32", "revision": "main"}
+        server = f"http://me:{token}@host/"
+        given = {"save_strategy": "steps", "save_steps": 1, "vllm_server_base_url": server, **settings}
+        return tiny.trainer(tmp_path / "run", model=folder, model_init_kwargs=kwargs, **given)
+
+    run("first-secret", max_steps=1).train()
+    run("second-secret", max_steps=2).train(resume_from_checkpoint=True)
+    (warned,) = [record.getMessage() for record in caplog.records if "was saved" in record.getMessage()]
+    assert "max_steps from 1 to 2" in warned and "model_init_kwargs" not in warned
+    for step in (1, 2):
+        path = tmp_path / "run" / f"checkpoint-{step}" / STATE_NAME
+        kept = json.loads(path.read_text(encoding="utf-8"))["settings"]["model_init_kwargs"]
+        assert kept == {"token": "<masked>", "dtype": "float32", "revision": "main"}
+    texts = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".json", ".md", ".jinja")]
+    assert len(texts) > 10 and not [path for path in texts if "-secret" in path.read_text(encoding="utf-8")]
 
 
 def policy_logits(model):

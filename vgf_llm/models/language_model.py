@@ -278,6 +278,7 @@ def chosen_logps(
     contexts: Tensor | None = None,
     samplings: Sequence[Sampling] = (Sampling(),),
     sampler: Tensor | None = None,
+    entropy: bool = False,
 ) -> Tensor:
     """Log-probabilities `[..., K]` of chosen tokens, in float32, without holding the logits of all states at once.
 
@@ -292,28 +293,38 @@ def chosen_logps(
             repetition penalty.
         samplings: How tokens were drawn; the result is normalised over what they keep.
         sampler: `[B]`, which of `samplings` drew each row; the first where left out.
+        entropy: Whether a last column, `[..., K + 1]`, is the entropy, in nats, over all tokens at the temperature of
+            the row's sampling.
     """
     states, chosen = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1, ids.shape[-1])
     rows = [0] * hidden.shape[0] if sampler is None else sampler.tolist()
     steps = hidden.shape[1] if hidden.dim() > 2 else 1
     plain = all(samplings[row].is_plain for row in rows)
 
-    def logps(part: Tensor, tokens: Tensor, first: int) -> Tensor:
+    def reduced(part: Tensor, tokens: Tensor, first: int) -> Tensor:
         logits = logits_of_states(model, part)
-        tokens = tokens.to(logits.device)
+        found = logps(logits, tokens.to(logits.device), first)
+        if not entropy:
+            return found
+        heat = [samplings[rows[state // steps]].temperature for state in range(first, first + len(part))]
+        every = (logits / logits.new_tensor(heat).unsqueeze(-1)).log_softmax(dim=-1)
+        # A token that a model excludes adds 0, not 0 times infinity.
+        return torch.cat([found, -(every.exp() * every.clamp(min=-1e4)).sum(dim=-1, keepdim=True)], dim=-1)
+
+    def logps(logits: Tensor, tokens: Tensor, first: int) -> Tensor:
         if plain:
             return logits.gather(-1, tokens) - logits.logsumexp(dim=-1, keepdim=True)
         result = []
-        for start, end, row in _runs(first, len(part), steps):
+        for start, end, row in _runs(first, len(logits), steps):
             places = slice(start - first, end - first)
             before = None if contexts is None else _before(contexts[row], start - row * steps, end - row * steps, steps)
             result.append(sampled_logps(logits[places], tokens[places], samplings[rows[row]], before))
         return torch.cat(result)
 
     parts = [
-        checkpoint(logps, *part, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(reduced, *part, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled() and states.shape[0] > STATES_AT_A_TIME
-        else logps(*part)
+        else reduced(*part)
         for part in zip(
             states.split(STATES_AT_A_TIME),
             chosen.split(STATES_AT_A_TIME),
@@ -321,7 +332,7 @@ def chosen_logps(
             strict=True,
         )
     ]
-    return torch.cat(parts).view(ids.shape)
+    return torch.cat(parts).view(*ids.shape[:-1], ids.shape[-1] + entropy)
 
 
 def _runs(first: int, count: int, steps: int) -> Iterator[tuple[int, int, int]]:

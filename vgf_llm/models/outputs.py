@@ -33,12 +33,15 @@ class VGFModelOutput:
             `None` unless candidates were given or asked for.
         sequence_values: `[B, H]`, the members' values of whole responses; `None` unless asked for.
         candidates: The reference's candidates; `None` unless asked for.
+        entropies: `[B, T]`, entropies in nats of the model behind a log-ratio value, over all tokens at the temperature
+            of sampling; `None` unless asked for.
     """
 
     scores: Tensor | None
     policy_logps: Tensor | None = None
     sequence_values: Tensor | None = None
     candidates: Candidates | None = None
+    entropies: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -111,15 +111,19 @@ class Rows:
 
     def logps(self, model: nn.Module, states: Tensor) -> Tensor:
         """`[B, T]`, log-probabilities of the responses from states `[B, T, D]`, under what drew each row."""
-        found = chosen_logps(
+        return self.logps_and_entropies(model, states, entropy=False).squeeze(-1)
+
+    def logps_and_entropies(self, model: nn.Module, states: Tensor, *, entropy: bool = True) -> Tensor:
+        """`[B, T, 2]`: `logps`, and the entropy of the distribution that each token is from; `[B, T, 1]` without."""
+        return chosen_logps(
             model,
             states,
             self.tokens.unsqueeze(-1),
             contexts=self.input_ids.masked_fill(self.attention_mask == 0, -1),
             samplings=self.samplings,
             sampler=self.sampler,
+            entropy=entropy,
         )
-        return found.squeeze(-1)
 
 
 class ValuedPolicy(nn.Module):
@@ -372,13 +376,16 @@ class ValuedPolicy(nn.Module):
             return rows.states(self.ref_model)
         return self._policy_states(rows, None)
 
-    def _token_scores(self, states: Tensor, rows: Rows, ref: Tensor | None) -> Tensor:
+    def _token_scores(
+        self, states: Tensor, rows: Rows, ref: Tensor | None, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         if self.value.needs_logits:
             if ref is None:
                 ref = self._ref_logps(rows)
-            return rows.logps(self.value_model or self.policy, states) - ref
+            found = rows.logps_and_entropies(self.value_model or self.policy, states, entropy=entropy)
+            return found[..., 0] - ref, found[..., 1] if entropy else None
         features = StateFeatures(hidden=states, embedding=output_weight(self.policy).detach())
-        return self.value.scores(features, rows.tokens.unsqueeze(-1)).squeeze(-1)
+        return self.value.scores(features, rows.tokens.unsqueeze(-1)).squeeze(-1), None
 
     @torch.no_grad()
     def ref_logps(
@@ -414,6 +421,7 @@ class ValuedPolicy(nn.Module):
         group_size: int | Sequence[int] = 1,
         samplings: Sequence[Sampling] = PLAIN,
         sampler: Tensor | None = None,
+        entropy: bool = False,
     ) -> VGFModelOutput:
         """Scores every response token, and on request the policy's log-probabilities of candidates.
 
@@ -430,6 +438,7 @@ class ValuedPolicy(nn.Module):
             candidate_ids: `[B, T, K]`, tokens whose log-probabilities under the policy are wanted.
             response_mask: `[B, P + T]`, 1 on response tokens: the sequence value is asked for whole responses,
                 instead of the token-level value for scores.
+            entropy: Whether a log-ratio value's model is asked for the entropy of its next-token distributions too.
 
         Returns:
             A `VGFModelOutput`.
@@ -439,7 +448,7 @@ class ValuedPolicy(nn.Module):
         """
         if candidates is not None and candidate_ids is not None:
             raise ValueError("`candidate_ids` and `candidates` exclude each other; pass one of them.")
-        scores = values = policy_states = states = found = None
+        scores = entropies = values = policy_states = states = found = None
         rows = Rows(input_ids, attention_mask, num_tokens, group_size, samplings, sampler)
         if candidates is not None or candidate_ids is not None:
             policy_states = self._policy_states(rows, self.policy_adapter)
@@ -448,7 +457,7 @@ class ValuedPolicy(nn.Module):
                 states = self._value_states(rows)
             else:
                 states = policy_states.detach()
-            scores = self._token_scores(states, rows, ref_logps)
+            scores, entropies = self._token_scores(states, rows, ref_logps, entropy)
         elif self.sequence_value is not None:
             values = self.sequence_value.from_ids(input_ids, attention_mask, response_mask)
         if candidates is not None:
@@ -456,8 +465,9 @@ class ValuedPolicy(nn.Module):
             found = self._candidates(rows, *candidates, clean)
             candidate_ids = found.ids
         if policy_states is None or candidate_ids is None:
-            return VGFModelOutput(scores, sequence_values=values)
-        return VGFModelOutput(scores, chosen_logps(self.policy, policy_states, candidate_ids), values, found)
+            return VGFModelOutput(scores, sequence_values=values, entropies=entropies)
+        logps = chosen_logps(self.policy, policy_states, candidate_ids)
+        return VGFModelOutput(scores, logps, values, found, entropies)
 
     @torch.no_grad()
     def score(
@@ -483,7 +493,7 @@ class ValuedPolicy(nn.Module):
             A `VGFScore`.
         """
         rows = Rows(input_ids, attention_mask, completion_mask.shape[1], group_size, samplings, sampler)
-        scores = self._token_scores(self._value_states(rows), rows, ref_logps)
+        scores, _ = self._token_scores(self._value_states(rows), rows, ref_logps)
         return VGFScore(self.value.sequence_values(scores, completion_mask), scores)
 
     @torch.no_grad()

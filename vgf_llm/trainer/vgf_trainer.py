@@ -42,6 +42,7 @@ from vgf_llm.trainer.choose.prompts import (
 )
 from vgf_llm.trainer.choose.schedule import Schedule, UnsolvedFirst
 from vgf_llm.trainer.config import VGFConfig, fit_round, settings_dict
+from vgf_llm.trainer.fit.entropy import EntropyControl
 from vgf_llm.trainer.fit.micro_batch import MicroBatch, Row, collate
 from vgf_llm.trainer.fit.objective import Objective
 from vgf_llm.trainer.keep.buffer import RolloutGroup, pack, unpack
@@ -273,6 +274,8 @@ class VGFTrainer(CheckpointedTrainer):
         self.log_completions = args.log_completions
         self.log_unique_prompts = args.log_unique_prompts
         self.num_completions_to_print = args.num_completions_to_print
+        self.entropy_coef, self.use_adaptive_entropy = args.entropy_coef, args.use_adaptive_entropy
+        self.entropy_control = EntropyControl(args)
         runner = self.reward_runner
         self.reward_funcs, self.reward_func_names = runner.reward_funcs, runner.reward_func_names
         self.reward_weights, self.reward_processing_classes = runner.reward_weights, runner.reward_processing_classes
@@ -291,6 +294,7 @@ class VGFTrainer(CheckpointedTrainer):
             pairs=self.logged == "pairs",
             samplings=(Sampling(),) if self.logged else rollout_samplings(args, model.transport),
             seed=args.seed,
+            entropy_bonus=args.entropy_coef != 0 or args.use_adaptive_entropy,
         )
         known = logged.logged_outcomes(train_dataset, self.objective) if self.logged else PromptOutcomes()
         self._known_outcomes = known.state()
@@ -684,6 +688,7 @@ class VGFTrainer(CheckpointedTrainer):
             rows,
             num_groups=share.num_groups,
             num_rows=share.num_rows,
+            num_read_tokens=share.num_read_tokens,
             scores=scores,
             trains=[index in learned[id(group)] for group, index in rows],
             with_reference=self.objective.reads_reference,
@@ -731,6 +736,7 @@ class VGFTrainer(CheckpointedTrainer):
             own,
             num_groups=len(groups) / count,
             num_rows=sum(map(len, groups)) / count,
+            num_read_tokens=sum(len(ids) for group in groups for ids in group.completion_ids) / count,
             with_reference=self.objective.reads_reference,
             absent=[Row(groups[0], 0)] * (most - len(own)),
             num_tokens=max(len(ids) for group in groups for ids in group.completion_ids),
@@ -788,13 +794,27 @@ class VGFTrainer(CheckpointedTrainer):
         mode, objective, weight = "train", self.objective, 1.0
         if self._evaluating is not None:
             mode, objective, weight = "eval", objective.resolved(inputs.group_rewards), inputs.num_rows
+        coef = self.entropy_control.applied(self.entropy_coef)
         with self.accelerator.autocast():
-            loss, measured = objective(model, self.vgf_model, inputs)
+            loss, measured = objective(model, self.vgf_model, inputs, coef)
+        if "entropy" in measured:
+            self._control_entropy(mode, *self.accelerator.reduce(measured.pop("entropy")).tolist())
         if mode == "eval":  # in the place of transformers' mean, which takes prompts for rows and so cuts a batch
             measured["loss"] = loss.detach()
         for name, value in measured.items():
             self.metrics.add(mode, name, self.accelerator.reduce(value, reduction="mean").item(), weight)
         return loss
+
+    def _control_entropy(self, mode: str, total: float, count: float) -> None:
+        """Logs the entropy of a micro-batch of all processes; after an optimizer step its coefficient moves."""
+        if count:
+            self.metrics.add(mode, "entropy", total / count, count)
+        if mode == "eval":
+            return
+        self.entropy_control.add(total, count)
+        if self.accelerator.sync_gradients:
+            self.entropy_coef = self.entropy_control.step(self.entropy_coef)
+            self.metrics.add(mode, "entropy_coef", self.entropy_coef)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the optimizer, with `value_learning_rate` for the value's parameters if that is set."""
@@ -830,6 +850,8 @@ class VGFTrainer(CheckpointedTrainer):
         self._rounds_without_reward = 0
         self._pass = self._lookahead = None
         self.gate = ValueGate()
+        if self.use_adaptive_entropy:
+            self.entropy_coef, self.entropy_control = self.args.entropy_coef, EntropyControl(self.args)
         self.rounds.restart()
         self.rounds.outcomes.load(self._known_outcomes)
         self.metrics.restart("train")
@@ -911,6 +933,7 @@ class VGFTrainer(CheckpointedTrainer):
             "value_loss": self.objective.kind,
             "prompts": None if prompts is None else prompts.state(),
             "rounds_without_reward": self._rounds_without_reward,
+            "entropy": [self.entropy_coef, self.entropy_control.last],
         }
 
     def round_tensors(self) -> dict[str, Tensor]:
@@ -935,4 +958,6 @@ class VGFTrainer(CheckpointedTrainer):
             self.schedule.prompts.load(state["prompts"])
         self._step = state["step"]
         self._rounds_without_reward = state["rounds_without_reward"]
+        if self.use_adaptive_entropy:
+            self.entropy_coef, self.entropy_control.last = state["entropy"]
         self._pass = None

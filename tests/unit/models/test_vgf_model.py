@@ -1,6 +1,7 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """`VGFModel`: what trains, what is refused, scores, gradients and candidates."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.layouts import EOS, LAYOUTS, PAD, VOCAB, prompts, shake, tiny_model, 
 from vgf_llm.functional import candidate_set
 from vgf_llm.generation import mask_after_eos
 from vgf_llm.models import language_model
-from vgf_llm.models.language_model import chosen_logps, logits_of_states, output_width
+from vgf_llm.models.language_model import chosen_logps, logits_of_states, output_weight, output_width
 from vgf_llm.models.sampling import Sampling
 from vgf_llm.models.value import build_value
 from vgf_llm.vgf_model import VGFModel
@@ -271,6 +272,37 @@ def test_log_probabilities_a_few_states_at_a_time_are_those_of_all(trains: bool,
         torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), hidden)[0], wanted)
         with torch.no_grad():
             torch.testing.assert_close(chosen_logps(policy, hidden, ids), expected)
+
+
+def test_entropies_and_their_gradients_are_those_of_the_formula(monkeypatch: Any) -> None:
+    policy = tiny_model("llama").requires_grad_(False)
+    hidden, ids = torch.randn(2, 5, output_width(policy), requires_grad=True), torch.randint(VOCAB, (2, 5, 1))
+    samplings, temperatures = (Sampling(0.5, top_k=3), Sampling(2.0)), torch.tensor([2.0, 0.5]).view(2, 1, 1)
+    # H = -sum p log p of the logits z over the temperature t, over all tokens; dH/dz = -p (log p + H) / t.
+    logps = (logits_of_states(policy, hidden.detach()) / temperatures).log_softmax(dim=-1)
+    expected = -(logps.exp() * logps).sum(dim=-1)
+    slopes = -logps.exp() * (logps + expected.unsqueeze(-1)) / temperatures
+    weights = torch.randn(2, 5)
+    wanted = (weights.unsqueeze(-1) * slopes) @ output_weight(policy)
+    sampler = torch.tensor([1, 0])
+    plain = chosen_logps(policy, hidden, ids, samplings=samplings, sampler=sampler)
+    for count in (1, 3, 256):
+        monkeypatch.setattr(language_model, "STATES_AT_A_TIME", count)
+        found = chosen_logps(policy, hidden, ids, samplings=samplings, sampler=sampler, entropy=True)
+        torch.testing.assert_close(found[..., :1], plain)
+        torch.testing.assert_close(found[..., 1], expected)
+        (gradient,) = torch.autograd.grad((found[..., 1] * weights).sum(), hidden)
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_a_token_that_the_model_excludes_leaves_its_entropy_finite(monkeypatch: Any) -> None:
+    policy = tiny_model("llama").requires_grad_(False)
+    excluded = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
+    monkeypatch.setattr(language_model, "logits_of_states", lambda model, states: states)
+    found = chosen_logps(policy, excluded.unsqueeze(0), torch.zeros(1, 1, 1, dtype=torch.long), entropy=True)
+    assert found[0, 0].tolist() == pytest.approx([-math.log(2), math.log(2)])
+    (gradient,) = torch.autograd.grad(found[..., 1].sum(), excluded)
+    assert gradient.tolist() == [[0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from trl import GRPOConfig, RLOOConfig, TrlParser
 from vgf_llm import TransportConfig
 from vgf_llm._compat import TRL_SPECIFIER, check_trl_version
 from vgf_llm.trainer.config import VGFParser
-from vgf_llm.trainer.config.tables import CHOICES, IGNORED, RANGES, REMOVED
+from vgf_llm.trainer.config.tables import CHOICES, ENTROPY, IGNORED, RANGES, REMOVED
 from vgf_llm.trainer.config.vgf_config import VGFConfig
 
 CPU = {"output_dir": "out", "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -69,7 +69,7 @@ def test_own_settings_are_few_documented_and_checked():
 
 def test_tables_name_settings_that_exist():
     known = fields(VGFConfig).keys() | fields(RLOOConfig).keys()
-    assert IGNORED.keys() <= known
+    assert IGNORED.keys() | ENTROPY.keys() <= known and not IGNORED.keys() & ENTROPY.keys()
     assert RANGES.keys() | CHOICES.keys() <= known
     assert not REMOVED.keys() & known
     assert not known & fields(TransportConfig).keys()
@@ -106,6 +106,21 @@ def test_every_policy_gradient_setting_is_accepted(name):
     assert getattr(args, name, default) == default
     if name in fields(GRPOConfig):
         assert notes(lambda: config(**{name: default}))[1] == ""
+
+
+@pytest.mark.parametrize("name", sorted(ENTROPY))
+def test_the_entropy_bonus_is_kept_for_a_policy_and_dropped_for_heads(name):
+    default = fields(GRPOConfig)[name].default
+    value = not default if isinstance(default, bool) else 0.125
+    args, text = notes(lambda: config(**{name: value}))
+    assert getattr(args, name) == value and "dropped" not in text
+    assert f"`{name}`={value!r}: the entropy bonus is of the model behind the value" in text
+    args, text = notes(lambda: config(**{name: value}, value_parametrization="vocab"))
+    assert getattr(args, name) == default and f"dropped: `{name}`={value!r} (a head is no policy" in text
+    assert notes(lambda: config(**{name: default}))[1] == ""
+    if not isinstance(default, bool):
+        with pytest.raises(ValueError, match=f"`{name}` must be a number"):
+            config(**{name: NAN})
 
 
 @pytest.mark.parametrize("rate", [1e-6, 1.5e-6, 2e-5, 5e-5])

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from vgf_llm.command_line import did_you_mean
 from vgf_llm.functional._checks import shown
 from vgf_llm.trainer.config.fields import check_field
-from vgf_llm.trainer.config.tables import FIXED_SAMPLING, IGNORED, SAMPLING
+from vgf_llm.trainer.config.tables import ENTROPY, FIXED_SAMPLING, IGNORED, SAMPLING
 
 # Arguments of `generate` beside those of `GenerationConfig` that `generation_kwargs` may hold.
 _GENERATE_ARGUMENTS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "tokenizer"}
@@ -32,20 +32,32 @@ def changed(value: Any, default: Any) -> bool:
 def drop_ignored(config: Any) -> list[str]:
     """Sets policy-gradient settings back to TRL's defaults; returns what to say about those that were changed."""
     given: dict[str, Any] = config.__dict__.pop("_foreign", {})
+    # The model behind a log-ratio value is a policy, which has an entropy.
+    ignored = IGNORED if config.value_parametrization == "log_ratio" else {**IGNORED, **ENTROPY}
+    acting: list[str] = []
     if isinstance(config.scale_rewards, bool):  # TRL's names for them
         config.scale_rewards = "group" if config.scale_rewards else "none"
     for item in dataclasses.fields(config):
-        if item.name in IGNORED:
-            if changed(getattr(config, item.name), item.default):
-                given[item.name] = getattr(config, item.name)
+        value = getattr(config, item.name)
+        if item.name in ignored:
+            if changed(value, item.default):
+                given[item.name] = value
             setattr(config, item.name, item.default)
-    if not given:
-        return []
-    by_reason: dict[str, list[str]] = {}
-    for name, value in given.items():
-        by_reason.setdefault(IGNORED[name], []).append(f"`{name}`={shown(value)}")
-    reasons = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-    return [f"Settings of policy gradients have no meaning here and were dropped: {reasons}."]
+        elif item.name in ENTROPY and changed(value, item.default):
+            acting.append(f"`{item.name}`={shown(value)}")
+    notes: list[str] = []
+    if given:
+        by_reason: dict[str, list[str]] = {}
+        for name, value in given.items():
+            by_reason.setdefault(ignored[name], []).append(f"`{name}`={shown(value)}")
+        reasons = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
+        notes.append(f"Settings of policy gradients have no meaning here and were dropped: {reasons}.")
+    if acting:
+        notes.append(
+            f"{', '.join(acting)}: the entropy bonus is of the model behind the value, which trains, not of the frozen "
+            "policy; `min_entropy` of `transport` leaves certain tokens alone."
+        )
+    return notes
 
 
 def refuse_features(config: Any) -> None:

@@ -69,6 +69,10 @@ RANGES: dict[str, Range] = {
     "vllm_gpu_memory_utilization": Range(0, 1, open_low=True),
     "vllm_max_model_length": _OPTIONAL_COUNT,
     "vllm_tensor_parallel_size": _COUNT,
+    # The entropy bonus.
+    **dict.fromkeys(("entropy_coef", "entropy_coef_min", "entropy_coef_max"), Range(-1000, 1000)),
+    "entropy_coef_delta": Range(0, 1000),
+    "entropy_target": Range(0),
     # transformers' own, where it has no check or an obscure one.
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
@@ -92,7 +96,6 @@ RANGES: dict[str, Range] = {
 
 _RATIO = "the value's losses have no importance ratio"
 _LOSS = "`value_loss` chooses the loss"
-_ENTROPY = "there is no entropy bonus; `min_entropy` of `transport` leaves certain tokens alone"
 _REFERENCE = "the reference is the base model, and stays"
 
 # Settings of TRL's GRPOConfig and RLOOConfig that have no meaning here, and why.
@@ -109,12 +112,18 @@ IGNORED: dict[str, str] = {
     "reward_clip_range": "rewards are not clipped; clip them in the reward function",
     "multi_objective_aggregation": "the value learns the weighted sum of the rewards (`reward_weights`)",
     **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), _REFERENCE),
-    **dict.fromkeys(("top_entropy_quantile", "entropy_coef", "use_adaptive_entropy", "entropy_coef_min"), _ENTROPY),
-    **dict.fromkeys(("entropy_coef_max", "entropy_coef_delta", "entropy_target"), _ENTROPY),
+    "top_entropy_quantile": "the losses are of all tokens; `min_entropy` of `transport` leaves certain tokens alone",
     "router_aux_loss_coef": "the value's losses have no term for the load of experts",
     "cast_lm_head_to_fp32": "log-probabilities come from the model's own logits",
     "max_tool_calling_iterations": "no tools are called; a `rollout_func` can run an environment",
     "log_completions_hub_repo": "completions are logged to `report_to`",
+}
+
+_HEAD = "a head is no policy that has an entropy; `min_entropy` of `transport` leaves certain tokens alone"
+# Settings of TRL's entropy bonus, and why values that are no policy ignore them.
+ENTROPY: dict[str, str] = {
+    **dict.fromkeys(("entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max"), _HEAD),
+    **dict.fromkeys(("entropy_coef_delta", "entropy_target"), _HEAD),
 }
 
 # Keywords that are gone, and what to write instead.

@@ -114,6 +114,12 @@ def best_response_loss(logps: Tensor, values: Tensor, batch: MicroBatch) -> Tens
     return torch.where(best, nll, torch.zeros_like(nll)).sum() / batch.num_groups
 
 
+def read_tokens(values: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """The sum of `[R, T]` over the tokens of the completions that are read, and the number of these tokens."""
+    mask = batch.completion_mask * batch.present.unsqueeze(-1)
+    return (values * mask).sum(), mask.sum()
+
+
 def mean_over_rows(values: Tensor, batch: MicroBatch) -> Tensor:
     """Mean over completions of the mean of `[R, T]` over the tokens of each."""
     return (masked_mean(values, batch.completion_mask, dim=-1) * batch.present).sum() / batch.num_rows

@@ -47,6 +47,7 @@ class MicroBatch:
         whole: Whether every completion with a reward of the batch's groups is in it.
         num_groups: What a loss divides a sum over groups by: the groups of the pass per micro-batch.
         num_rows: The same for a sum over completions.
+        num_read_tokens: The same for a sum over the tokens of completions that are read.
     """
 
     prompt_ids: Tensor
@@ -65,6 +66,7 @@ class MicroBatch:
     whole: bool
     num_groups: float
     num_rows: float
+    num_read_tokens: float
 
     @property
     def input_ids(self) -> Tensor:
@@ -112,6 +114,7 @@ def collate(
     *,
     num_groups: float | None = None,
     num_rows: float | None = None,
+    num_read_tokens: float | None = None,
     scores: Mapping[int, Tensor] | None = None,
     trains: Sequence[bool] | None = None,
     with_reference: bool = False,
@@ -159,6 +162,8 @@ def collate(
         found = [scores[id(row.group)] for row in rows]
         found += [torch.zeros_like(found[0])] * len(absent)
         group_scores = torch.stack([pad_rows(x, (0, 0, 0, width - len(x))) for x in found]).to(device)
+    if num_read_tokens is None:
+        num_read_tokens = sum(map(len, completions[: len(rows)]))
     runs = [list(run) for _, run in groupby(groups[: len(rows)], key=id)]
     learned = [trains is None or trains[number] for number in range(len(rows))]
     return MicroBatch(
@@ -178,4 +183,5 @@ def collate(
         whole=all(int((~run[0].rewards.isnan()).sum()) <= len(run) for run in runs),
         num_groups=len(runs) if num_groups is None else num_groups,
         num_rows=len(rows) if num_rows is None else num_rows,
+        num_read_tokens=num_read_tokens,
     )

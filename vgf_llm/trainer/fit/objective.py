@@ -66,6 +66,8 @@ class Objective:
         pairs: Whether groups are preference pairs.
         samplings: How the base, the value and the transported policy draw tokens in rounds, in this order.
         seed: Seed of the run, which decides the bootstraps of an ensemble.
+        entropy_bonus: Whether the entropy of the model behind the value is measured, for a bonus. Other values have no
+            such model.
 
     Attributes:
         kind: The loss; `None` as long as no rewards have decided it.
@@ -84,6 +86,7 @@ class Objective:
         pairs: bool = False,
         samplings: Sequence[Sampling] = (Sampling(),),
         seed: int = 0,
+        entropy_bonus: bool = False,
     ) -> None:
         value: Any = model.sequence_value if sequence else model.value
         if value_loss != "auto" and value_loss not in value.losses:
@@ -98,6 +101,13 @@ class Objective:
         self.pairs = pairs
         self.samplings = tuple(samplings)
         self.seed = seed
+        self.entropy_bonus = entropy_bonus and not sequence and value.needs_logits
+        if entropy_bonus and not self.entropy_bonus:
+            logger.warning(
+                "`entropy_coef` does nothing: the value of `model` is of the kind %r, which is no policy that has an "
+                "entropy.",
+                value.parametrization,
+            )
         self.kind: str | None = None
         if value_loss != "auto":
             self.set_kind(value_loss)
@@ -229,17 +239,21 @@ class Objective:
             **kwargs,
         )
 
-    def __call__(self, wrapped: nn.Module, model: ValuedPolicy, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, wrapped: nn.Module, model: ValuedPolicy, batch: MicroBatch, entropy_coef: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the loss of a micro-batch, and what is logged.
 
         Everything with a gradient runs through `wrapped`, the model as training wrapped it; `model` is the one inside.
+        `entropy_coef` times the mean entropy of the tokens that are read is subtracted. Of the entropy the sum over
+        tokens and their number are returned.
         """
         if self.sequence:
             return self._of_whole_responses(wrapped, model, batch)
         distil = self.distill_coef > 0
         transport = model.transport
         options = {"candidates": (transport.top_k_candidates, transport.min_candidate_prob)} if distil else {}
-        output = self._forward(wrapped, batch, **options)
+        output = self._forward(wrapped, batch, entropy=self.entropy_bonus, **options)
         loss = self._value_loss(output.scores, batch)
         measured = {"value/loss": loss.detach()}
         if distil:
@@ -248,6 +262,11 @@ class Objective:
             loss = loss + self.distill_coef * distilled
             measured["distill/loss"] = distilled.detach()
             measured["distill/kl"] = losses.mean_over_rows(moved.kl, batch)
+        if self.entropy_bonus:
+            measured["policy_loss"] = loss.detach()  # TRL's name
+            total, count = losses.read_tokens(output.entropies, batch)
+            loss = loss - entropy_coef * total / (batch.num_read_tokens or 1.0)
+            measured["entropy"] = torch.stack([total.detach(), count])
         return loss, measured
 
     def _value_loss(self, scores: Tensor, batch: MicroBatch) -> Tensor:

@@ -44,11 +44,13 @@ class PassShare:
         rows: Groups with the places of the completions that are read, in order; empty where nothing is left for it.
         num_groups: Groups of the pass per micro-batch, those that teach nothing included.
         num_rows: Completions of the pass per micro-batch, likewise.
+        num_read_tokens: Tokens of the pass per micro-batch, those of the completions that are read alone.
     """
 
     rows: list[tuple[RolloutGroup, int]]
     num_groups: float
     num_rows: float
+    num_read_tokens: float
 
 
 @dataclass(kw_only=True)
@@ -131,10 +133,12 @@ class ValueRounds:
             units = [[(group, row) for row in reads(group)] for group in groups]
             units = [unit for unit in units if unit]
             kinds.append(units if whole_groups else [[row] for unit in units for row in unit])
+        lengths = (len(group.completion_ids[row]) for units in kinds for unit in units for group, row in unit)
+        num_read_tokens = sum(lengths) / parts
 
         def share(part: int) -> PassShare:
             rows = [row for units in kinds for unit in _share(units, part, parts) for row in unit]
-            return PassShare(rows, num_groups, num_rows)
+            return PassShare(rows, num_groups, num_rows, num_read_tokens)
 
         steps = range(self.steps_per_round)
         return [[share(step * self.num_processes + index) for index in range(self.num_processes)] for step in steps]

@@ -45,7 +45,7 @@ from vgf_llm.models.tensor_files import (
     write_tensors,
 )
 from vgf_llm.models.valued_policy import ValuedPolicy
-from vgf_llm.trainer.save.run_record import RunRecord
+from vgf_llm.trainer.save.run_record import RunRecord, masked_settings
 from vgf_llm.trainer.save.sharding import is_zero3, load_deepspeed_shards, whole, whole_state_dict
 from vgf_llm.trainer.save.sigterm import SIGTERM_STATUS, SaveOnSigterm
 
@@ -249,10 +249,10 @@ class CheckpointedTrainer(_BaseTrainer):
     # Resuming
 
     def _result_settings(self) -> dict[str, Any]:
-        """The settings that the result depends on, as JSON gives them back."""
-        settings = {name: item for name, item in self.args.to_dict().items() if not name.startswith(_SHOWN)}
-        settings["num_processes"] = self.accelerator.num_processes
-        return json.loads(json.dumps(settings, default=str))
+        """The settings that the result depends on, as JSON gives them back; secrets are masked, and may change."""
+        settings, _ = masked_settings(self.args)
+        settings = {name: item for name, item in settings.items() if not name.startswith(_SHOWN)}
+        return {**settings, "num_processes": self.accelerator.num_processes}
 
     def _compare_settings(self, saved: Mapping[str, Any], directory: str) -> None:
         """Refuses or names settings and versions that are not those of the interrupted run."""

@@ -35,18 +35,24 @@ class RunRecord(TrainerCallback):
             return
         path = Path(str(args.output_dir)) / RUN_NAME
         earlier = read_json(path)["starts"] if path.is_file() else []
-        hidden = set(_secrets(vars(args)))
+        settings, hidden = masked_settings(args)
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": _masked_command(sys.orig_argv, hidden),
             "resumed_at_step": state.global_step or None,
-            "settings": _masked(json.loads(json.dumps(args.to_dict(), default=str)), hidden),
+            "settings": settings,
             "versions": {"python": sys.version.split()[0], **_versions()},
             "git": git_commit(),
             "world_size": args.world_size,
             "device": args.device.type,
         }
         write_json({"starts": [*earlier, start]}, path)
+
+
+def masked_settings(args: Any) -> tuple[dict[str, Any], set[str]]:
+    """The settings as JSON gives them back, what is secret in them masked; and the secrets."""
+    hidden = set(_secrets(vars(args)))
+    return _masked(json.loads(json.dumps(args.to_dict(), default=str)), hidden), hidden
 
 
 def git_commit() -> dict[str, Any] | None:
