@@ -62,6 +62,7 @@ class CompareRecipe:
 
 RECIPES = {
     "embedded_math": CompareRecipe("embedded_math", RECIPE_DIR / "configs" / "gsm8k_embedded.yaml", 3600),
+    "embedded_chains": CompareRecipe("embedded_chains", RECIPE_DIR / "configs" / "gsm8k_chains.yaml", 3600),
     "embedded_preference": CompareRecipe(
         "embedded_preference", RECIPE_DIR / "configs" / "preference_embedded.yaml", 2000
     ),

@@ -17,9 +17,8 @@ from torch import nn
 
 from eval.loading import identity
 from eval.store import digest
+from recipes import embedded_chains, embedded_math
 from recipes.data import load_math_dataset
-from recipes.embedded_math import BASE_DIR as MATH_BASE_DIR
-from recipes.embedded_math import make_problems
 from recipes.embedded_preference import BASE_DIR as PREFERENCE_BASE_DIR
 from recipes.embedded_preference import PROXY_DIR, gold_reward, make_prompts
 from reward_models.answers import extract_answer, extract_expression
@@ -212,9 +211,17 @@ class TaskEntry:
 
 
 def _embedded_math(options: TaskOptions) -> Task:
-    problems = make_problems(options.num_problems or 500, seed=options.problem_seed, split=options.split)
+    return _word_problems("embedded_math", embedded_math, 54, options)
+
+
+def _embedded_chains(options: TaskOptions) -> Task:
+    return _word_problems("embedded_chains", embedded_chains, 116, options)
+
+
+def _word_problems(name: str, module: Any, max_new_tokens: int, options: TaskOptions) -> Task:
+    problems = module.make_problems(options.num_problems or 500, seed=options.problem_seed, split=options.split)
     problems = problems.map(lambda row: {"prompt": row["question"] + "\n"})
-    return Task("embedded_math", problems, gsm8k_reward, answer_of=extract_answer, max_new_tokens=54)
+    return Task(name, problems, gsm8k_reward, answer_of=extract_answer, max_new_tokens=max_new_tokens)
 
 
 def _embedded_preference(options: TaskOptions) -> Task:
@@ -285,7 +292,13 @@ def _read_prompts(path: Path) -> Dataset:
 
 TASKS: dict[str, TaskEntry] = {
     "embedded_math": TaskEntry(
-        "generated word problems", _embedded_math, ("train", "validation", "test"), MATH_BASE_DIR
+        "generated word problems", _embedded_math, ("train", "validation", "test"), embedded_math.BASE_DIR
+    ),
+    "embedded_chains": TaskEntry(
+        "generated word problems of five to nine steps",
+        _embedded_chains,
+        ("train", "validation", "test"),
+        embedded_chains.BASE_DIR,
     ),
     "embedded_preference": TaskEntry(
         "generated preferences with a gold scorer",

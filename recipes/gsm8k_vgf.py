@@ -5,6 +5,10 @@ Without arguments it runs on generated problems with a base model that ships wit
 
     accelerate launch recipes/gsm8k_vgf.py
 
+On the harder of two embedded tasks, five to nine steps a problem:
+
+    accelerate launch recipes/gsm8k_vgf.py --config recipes/configs/gsm8k_chains.yaml
+
 On GSM8K, from the hub or from a folder with `train.jsonl` and `test.jsonl`:
 
     accelerate launch recipes/gsm8k_vgf.py --config recipes/configs/gsm8k_qwen2.5_0.5b.yaml
@@ -39,8 +43,8 @@ from eval.methods import PlanOptions, abilities, check_methods, plan
 from eval.metrics import paired_difference
 from eval.sampling import Draw, sample
 from eval.tasks import Task, template_switches
+from recipes import embedded_chains, embedded_math
 from recipes.data import load_math_dataset
-from recipes.embedded_math import BASE_DIR, make_problems
 from reward_models.answers import extract_answer
 from reward_models.verifiable import gsm8k_reward, math_reward
 from vgf_llm import PlotCallback, VGFConfig, VGFProgressCallback, VGFTrainer
@@ -48,6 +52,7 @@ from vgf_llm.models.merging import merging_obstacle
 from vgf_llm.trainer.config import VGFParser
 
 EMBEDDED = "embedded"
+EMBEDDED_TASKS = {EMBEDDED: embedded_math, "embedded_chains": embedded_chains}
 CONFIG_DIR = Path(__file__).parent / "configs"
 EMBEDDED_CONFIG = CONFIG_DIR / "gsm8k_embedded.yaml"
 GRPO_REFERENCE = Path(__file__).parent / "embedded_math" / "grpo_reference.json"
@@ -58,7 +63,8 @@ class MathScriptArguments(ScriptArguments):
     """What to train and measure on, beside TRL's script arguments."""
 
     dataset_name: str | None = field(
-        default=EMBEDDED, metadata={"help": "`embedded`, a hub id such as `openai/gsm8k`, or a local folder."}
+        default=EMBEDDED,
+        metadata={"help": "`embedded`, `embedded_chains`, a hub id such as `openai/gsm8k`, or a local folder."},
     )
     num_train_problems: int | None = field(default=None, metadata={"help": "Training problems; all if left out."})
     num_validation_problems: int = field(default=200, metadata={"help": "Problems that choose the budget L."})
@@ -121,7 +127,8 @@ def load_problems(args: MathScriptArguments, seed: int) -> dict[str, Dataset]:
     Raises:
         ValueError: If the dataset is too small for the numbers asked for.
     """
-    if args.dataset_name == EMBEDDED:
+    if args.dataset_name in EMBEDDED_TASKS:
+        make_problems = EMBEDDED_TASKS[args.dataset_name].make_problems
         sizes = {
             "train": args.num_train_problems or 4000,
             "validation": args.num_validation_problems,
@@ -315,7 +322,9 @@ def main(argv: list[str]) -> None:
     console = Console(quiet=os.environ.get("RANK", "0") != "0")  # the first process speaks
     problems = load_problems(args, training_args.seed)
     reward = choose_reward(args.reward, problems["train"]["answer"][0])
-    name = model_args.model_name_or_path or (str(BASE_DIR) if args.dataset_name == EMBEDDED else None)
+    name = model_args.model_name_or_path
+    if name is None and args.dataset_name in EMBEDDED_TASKS:
+        name = str(EMBEDDED_TASKS[args.dataset_name].BASE_DIR)
     if name is None:
         raise ValueError("`--model_name_or_path` is missing: name the base model of this dataset.")
     training_args.model_init_kwargs = {
@@ -370,7 +379,11 @@ def main(argv: list[str]) -> None:
             console.print(f"plain model, one forward per token: vgf export {result_dir} OUT", soft_wrap=True)
         if example is not None:
             # `vgf generate` asks in the tokenizer's chat template, which of the embedded base gives the prompt back.
-            raw = args.dataset_name != EMBEDDED and isinstance(example.prompt, str) and bool(tokenizer.chat_template)
+            raw = (
+                args.dataset_name not in EMBEDDED_TASKS
+                and isinstance(example.prompt, str)
+                and bool(tokenizer.chat_template)
+            )
             show_side_by_side(example, best, result_dir, raw=raw, console=console)
         console.print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
     trainer.accelerator.wait_for_everyone()

@@ -9,8 +9,10 @@ neither greedy decoding nor a majority vote repairs it. A wrong value is carried
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol, TypeVar
 
 from datasets import Dataset
 
@@ -20,6 +22,17 @@ NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 OBJECTS = ("apples", "books", "cards", "coins", "marbles", "pens", "shells", "stickers")
 NUM_STEPS = (2, 3, 4)
 _MAX_REDRAWS = 100
+
+
+class Problem(Protocol):
+    """What a split is drawn of."""
+
+    @property
+    def question(self) -> str:
+        """The text of the problem, without its solution."""
+
+
+P = TypeVar("P", bound=Problem)
 
 
 @dataclass(frozen=True)
@@ -150,16 +163,20 @@ def _split_of(question: str) -> str:
     return {8: "validation", 9: "test"}.get(bucket, "train")
 
 
-def _draw_distinct(n: int, seed: int, split: str) -> tuple[list[_Problem], random.Random]:
-    """Draws `n` problems of a split with distinct questions; returns the generator too, to go on drawing from it."""
+def draw_distinct(n: int, seed: int, split: str, draw: Callable[[random.Random], P]) -> tuple[list[P], random.Random]:
+    """Draws `n` problems of a split with distinct questions; returns the generator too, to go on drawing from it.
+
+    Raises:
+        ValueError: If `n` is below 1 or `split` is unknown.
+    """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}.")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     rng = random.Random(seed)
-    problems: dict[str, _Problem] = {}
+    problems: dict[str, P] = {}
     while len(problems) < n:
-        problem = _draw_problem(rng)
+        problem = draw(rng)
         if _split_of(problem.question) == split:
             problems.setdefault(problem.question, problem)
     return list(problems.values()), rng
@@ -186,7 +203,7 @@ def make_problems(n: int, seed: int = 0, split: str = "train") -> Dataset:
         >>> print(problem["answer"].splitlines()[-1])  # doctest: +ELLIPSIS
         #### ...
     """
-    problems, _ = _draw_distinct(n, seed, split)
+    problems, _ = draw_distinct(n, seed, split, _draw_problem)
     rows = [{"question": p.question, "answer": p.solution([True] * len(p.steps))} for p in problems]
     return Dataset.from_list(rows)
 
@@ -208,7 +225,7 @@ def make_corpus(n: int, seed: int = 0) -> Dataset:
         >>> make_corpus(2, seed=0).column_names
         ['question', 'answer']
     """
-    problems, rng = _draw_distinct(n, seed, "train")
+    problems, rng = draw_distinct(n, seed, "train", _draw_problem)
     rows = []
     for problem in problems:
         rights = [rng.random() < step.phrase.p_right for step in problem.steps]

@@ -272,7 +272,10 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, config: Path, caps
     two = tmp_path / "two.yaml"
     two.write_text(yaml.safe_dump({**TINY, "num_generations": 2}), encoding="utf-8")
     cases = [
-        ({"recipe": "chess"}, "`--recipe` must be one of embedded_math, embedded_preference; got 'chess'"),
+        (
+            {"recipe": "chess"},
+            "`--recipe` must be one of embedded_math, embedded_chains, embedded_preference; got 'chess'",
+        ),
         ({"methods": ["ppo"]}, "`--methods` must be among base, vgf, "),
         ({"num_test": 0}, "`--num_test` must be at least 2, got 0"),
         ({"batch_size": 6}, "must be a multiple of `--num_generations` 4"),
