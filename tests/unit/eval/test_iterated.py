@@ -99,7 +99,7 @@ def test_the_trained_model_can_sample_alone() -> None:
 def test_a_contrast_of_the_run_lets_every_success_teach() -> None:
     made = rounds(Sampler(failing={0}), num_base_generations=0, contrast="run")
     sizes = [sum(set(row["labels"]) != {-100} for row in made.rows(step)) for step in range(4)]
-    # Problem 0 fails in one of the two rounds; from then on all successes teach, with two earlier problems' beside them.
+    # Problem 0 fails in one of the two rounds; from then on all successes teach, two earlier ones beside them.
     assert sizes[2] + sizes[3] >= 6
 
 
