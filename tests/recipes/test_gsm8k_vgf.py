@@ -72,7 +72,7 @@ def test_a_dataset_of_the_users_own_leaves_the_embedded_configuration_out() -> N
 def test_configurations_parse(path: Path) -> None:
     args, training_args, _ = gsm8k_vgf.parse(["--config", str(path), *ON_CPU])
     assert training_args.output_dir == f"outputs/{path.stem}"
-    assert args.dataset_name in (gsm8k_vgf.EMBEDDED, "openai/gsm8k")
+    assert args.dataset_name in (*gsm8k_vgf.EMBEDDED_TASKS, "openai/gsm8k")
     command = shlex.split(path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# "))
     launch = launch_command_parser().parse_args(command[2:])
     assert command[:2] == ["accelerate", "launch"] and launch.training_script == "recipes/gsm8k_vgf.py"
