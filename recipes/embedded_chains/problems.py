@@ -9,11 +9,20 @@ wrong value is carried on, and a chain with slips may still reach the right answ
 
 import hashlib
 import random
-from dataclasses import dataclass
 
 from datasets import Dataset
 
-from recipes.embedded_math.problems import MAX_NUMBER, NAMES, OBJECTS, PHRASES, Phrase, draw_distinct
+from recipes.embedded_math.problems import (
+    MAX_NUMBER,
+    NAMES,
+    OBJECTS,
+    PHRASES,
+    Phrase,
+    Step,
+    WordProblem,
+    apply,
+    draw_distinct,
+)
 
 NUM_STEPS = (5, 6, 7, 8, 9)
 SHARE_MISTAKEN = 0.25  # of the pairs of a phrase and a thing, those that the base mostly gets wrong
@@ -21,41 +30,17 @@ P_RIGHT, P_RIGHT_MISTAKEN = 0.97, 0.35
 P_OFF_BY_TEN = {"+": 0.01, "-": 0.01, "*": 0.06, "/": 0.06}
 
 
-@dataclass(frozen=True)
-class _Step:
-    phrase: Phrase
-    n: int
-    name: str
-    friend: str
-
-    @property
-    def owner(self) -> str:
-        return self.friend if self.phrase.passes_on else self.name
-
-
-@dataclass(frozen=True)
-class _Chain:
-    start: int
-    name: str
-    thing: str
-    steps: tuple[_Step, ...]
-
-    @property
-    def question(self) -> str:
-        sentences = [f"{self.name} has {self.start} {self.thing}."]
-        for step in self.steps:
-            sentences.append(step.phrase.text.format(name=step.name, friend=step.friend, thing=self.thing, n=step.n))
-        sentences.append(f"How many {self.thing} does {self.steps[-1].owner} have now?")
-        return " ".join(sentences)
+class _Chain(WordProblem):
+    """A problem whose solutions may have slips of two kinds in each step."""
 
     def solution(self, rng: random.Random | None = None) -> str:
         """Writes the right solution, or, given a generator, one with the slips of the base's corpus."""
         value, lines = self.start, []
         for step in self.steps:
-            operator, n, exact = step.phrase.right, step.n, _apply(step.phrase.right, value, step.n)
+            operator, n, exact = step.phrase.right, step.n, apply(step.phrase.right, value, step.n)
             off = 0
             if rng is not None:
-                wrong = _apply(step.phrase.wrong, value, n)
+                wrong = apply(step.phrase.wrong, value, n)
                 # After a slip the right operation may have no result, and the count stays where neither has one.
                 if (rng.random() > p_right(step.phrase, self.thing) or exact < 0) and wrong >= 0:
                     operator, exact = step.phrase.wrong, wrong
@@ -63,7 +48,7 @@ class _Chain:
                     operator, n, exact = "+", 0, value
                 off = rng.choice((-10, 10)) if rng.random() < P_OFF_BY_TEN[operator] else 0
             result = exact + off if 0 <= exact + off <= MAX_NUMBER else exact
-            lines.append(f"{step.owner} has <<{value}{operator}{n}={result}>>{result} {self.thing}.")
+            lines.append(self.line(step, f"{value}{operator}{n}", result))
             value = result
         return "\n".join([*lines, f"#### {value}"])
 
@@ -79,12 +64,6 @@ def p_right(phrase: Phrase, thing: str) -> float:
     return P_RIGHT_MISTAKEN if drawn < SHARE_MISTAKEN else P_RIGHT
 
 
-def _apply(operator: str, x: int, n: int) -> int:
-    """Returns `x operator n`, or -1 where that is no whole number from 0 to `MAX_NUMBER`."""
-    result = {"+": x + n, "-": x - n, "*": x * n, "/": x // n if x % n == 0 else -1}[operator]
-    return result if 0 <= result <= MAX_NUMBER else -1
-
-
 def _draw_chain(rng: random.Random) -> _Chain:
     """Draws the length, then step by step a phrase and a number whose right and wrong results differ and are in range.
 
@@ -94,14 +73,14 @@ def _draw_chain(rng: random.Random) -> _Chain:
     while True:
         value = start = rng.randint(2, 24)
         first = name = rng.choice(NAMES)
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for phrase in rng.sample(list(PHRASES.values()), len(PHRASES)):
-            results = {n: (_apply(phrase.right, value, n), _apply(phrase.wrong, value, n)) for n in phrase.numbers}
+            results = {n: (apply(phrase.right, value, n), apply(phrase.wrong, value, n)) for n in phrase.numbers}
             fitting = [n for n, (right, wrong) in results.items() if min(right, wrong) >= 0 and right != wrong]
             if not fitting:
                 continue
             n = rng.choice(fitting)
-            steps.append(_Step(phrase, n, name, rng.choice([other for other in NAMES if other != name])))
+            steps.append(Step(phrase, n, name, rng.choice([other for other in NAMES if other != name])))
             value, name = results[n][0], steps[-1].owner
             if len(steps) == num_steps:
                 return _Chain(start, first, rng.choice(OBJECTS), tuple(steps))

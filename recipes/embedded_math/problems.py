@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from datasets import Dataset
 
@@ -22,17 +22,6 @@ NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 OBJECTS = ("apples", "books", "cards", "coins", "marbles", "pens", "shells", "stickers")
 NUM_STEPS = (2, 3, 4)
 _MAX_REDRAWS = 100
-
-
-class Problem(Protocol):
-    """What a split is drawn of."""
-
-    @property
-    def question(self) -> str:
-        """The text of the problem, without its solution."""
-
-
-P = TypeVar("P", bound=Problem)
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ PHRASES = {
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """A drawn step: its phrase, the number in it, and who owns the count before and after it."""
 
     phrase: Phrase
@@ -91,13 +80,13 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class WordProblem:
     """A start count, the owner of it, the kind of thing, and the steps."""
 
     start: int
     name: str
     thing: str
-    steps: tuple[_Step, ...]
+    steps: tuple[Step, ...]
 
     @property
     def question(self) -> str:
@@ -107,19 +96,30 @@ class _Problem:
         sentences.append(f"How many {self.thing} does {self.steps[-1].owner} have now?")
         return " ".join(sentences)
 
+    def line(self, step: Step, calculation: str, result: int) -> str:
+        """Writes a step of a solution."""
+        return f"{step.owner} has <<{calculation}={result}>>{result} {self.thing}."
+
+
+class _Problem(WordProblem):
+    """A problem whose solutions have one slip or none in each step."""
+
     def solution(self, rights: list[bool]) -> str:
         """Writes the solution in which step i uses its right operation where `rights[i]` holds."""
         value, lines = self.start, []
         for step, right in zip(self.steps, rights, strict=True):
             operator = step.phrase.right if right else step.phrase.wrong
-            result = _apply(operator, value, step.n)
-            lines.append(f"{step.owner} has <<{value}{operator}{step.n}={result}>>{result} {self.thing}.")
+            result = apply(operator, value, step.n)
+            lines.append(self.line(step, f"{value}{operator}{step.n}", result))
             value = result
         return "\n".join([*lines, f"#### {value}"])
 
 
+P = TypeVar("P", bound=WordProblem)
+
+
 @cache
-def _apply(operator: str, x: int, n: int) -> int:
+def apply(operator: str, x: int, n: int) -> int:
     """Returns `x operator n`, or -1 where that is no whole number from 0 to `MAX_NUMBER`."""
     result = {"+": x + n, "-": x - n, "*": x * n, "/": x // n if x % n == 0 else -1}[operator]
     return result if 0 <= result <= MAX_NUMBER else -1
@@ -131,7 +131,7 @@ def _draw_start_and_numbers(phrases: list[Phrase], rng: random.Random) -> tuple[
         start, numbers = rng.randint(2, 24), [rng.choice(phrase.numbers) for phrase in phrases]
         values = [start]  # of all mixes of right and wrong steps, the all-right one in front
         for phrase, n in zip(phrases, numbers, strict=True):
-            values = [_apply(operator, x, n) for operator in (phrase.right, phrase.wrong) for x in values]
+            values = [apply(operator, x, n) for operator in (phrase.right, phrase.wrong) for x in values]
             if -1 in values:
                 break
         else:
@@ -153,7 +153,7 @@ def _draw_problem(rng: random.Random) -> _Problem:
         steps = []
         for phrase, n in zip(phrases, numbers, strict=True):
             friend = rng.choice([other for other in NAMES if other != name])
-            steps.append(_Step(phrase, n, name, friend))
+            steps.append(Step(phrase, n, name, friend))
             name = steps[-1].owner
         return _Problem(start, first, rng.choice(OBJECTS), tuple(steps))
 
