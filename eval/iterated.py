@@ -31,9 +31,8 @@ class Rounds:
 
     As in VGF's trainer, a round takes prompts without a success first, and a part of their completions from the base.
     It trains on its successes, and on earlier ones drawn at `replay_ratio`; the steps after `rollout_fraction` of them
-    train on earlier ones alone. A prompt teaches once it has had a failure and a success,
-    or, with the recipe's `contrast: run`, once the run has. Unlike VGF's trainer, it
-    holds no prompts out.
+    train on earlier ones alone. A prompt teaches once it has had a failure and a success or, with the recipe's
+    `contrast: run`, once the run has. Unlike VGF's trainer, it holds no prompts out.
 
     Args:
         args: The recipe.
@@ -100,8 +99,7 @@ class Rounds:
         return rows or [_without_labels(_row(self.kept.any_group(), 0))]
 
     def _teaches(self, group: RolloutGroup) -> list[int]:
-        outcomes = self.kept.outcomes
-        found = outcomes.differ if self.args.contrast == "run" else outcomes.has_contrast(group.prompt_ids)
+        found = self.kept.outcomes.has_contrast(group.prompt_ids, self.args.contrast)
         return _successes(group) if found else []
 
     def _sample(self, number: int) -> list[RolloutGroup]:

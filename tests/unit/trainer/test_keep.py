@@ -50,6 +50,9 @@ def test_rewards_of_a_run_differ_once_those_of_two_prompts_do():
         seen.append(outcomes.differ)
     assert seen == [False, False, False, True]
     assert not any(outcomes.has_contrast([prompt]) for prompt in (5, 6, 7))
+    again = PromptOutcomes()
+    again.load(outcomes.state())
+    assert again.differ and again.has_contrast([5], "run") and not again.has_contrast([5])
 
 
 @pytest.mark.parametrize(("processes", "whole"), itertools.product((1, 2, 3), (False, True)))

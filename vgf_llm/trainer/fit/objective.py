@@ -208,10 +208,9 @@ class Objective:
 
     def learns(self, group: RolloutGroup, outcomes: PromptOutcomes) -> list[int]:
         """Places of the completions that the value learns from now."""
-        if not self.value.needs_contrast:
-            return self.keeps(group)
-        found = outcomes.differ if self.contrast == "run" else outcomes.has_contrast(group.prompt_ids)
-        return self.keeps(group) if found else []
+        if self.value.needs_contrast and not outcomes.has_contrast(group.prompt_ids, self.contrast):
+            return []
+        return self.keeps(group)
 
     def reads(self, group: RolloutGroup, outcomes: PromptOutcomes) -> list[int]:
         """Places of the completions that go through the model: those that teach the value, or the policy, something."""
