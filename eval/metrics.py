@@ -94,7 +94,7 @@ def difference_over_runs(first: Tensor, second: Tensor, *, confidence: float = 0
         (3.0, 0.52, 5.48)
     """
     found = paired_difference(first, second, confidence=confidence)
-    reach = _student_quantile(confidence, len(first) - 1) * found.standard_error if len(first) > 1 else math.nan
+    reach = student_quantile(confidence, len(first) - 1) * found.standard_error if len(first) > 1 else math.nan
     return Interval(found.mean, found.standard_error, found.mean - reach, found.mean + reach)
 
 
@@ -257,7 +257,7 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _student_quantile(confidence: float, degrees: int) -> float:
+def student_quantile(confidence: float, degrees: int) -> float:
     """The t that Student's variable stays within: with t = sqrt(n) tan(a), a has a density of cos(a)^(n - 1)."""
     count, width = 1_000_000, math.pi / 2_000_000
     mass = ((torch.arange(count, dtype=torch.float64) + 0.5) * width).cos().pow(degrees - 1).cumsum(0)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.continuous_actions import as_far_at_random, check_budgets, check_least, follow
 from recipes.offline_environment import STEP_TIME, Dataset, collect, reset, step
 from recipes.offline_figure import draw
 from recipes.stacked_networks import FlowMatching, StackedMLP
@@ -73,12 +74,9 @@ class Settings:
     eval_horizon: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "test_steps"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise ValueError(f"{name} must be one or more budgets >= 0, got {getattr(self, name)}.")
-        for name in ("num_particles", "updates", "batch_size", "eval_episodes", "eval_horizon", "data_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_budgets(self, "train_steps", "test_steps")
+        sizes = ("num_particles", "updates", "batch_size", "eval_episodes", "eval_horizon", "data_episodes")
+        check_least(self, 1, *sizes)
 
 
 def features(states: Tensor) -> Tensor:
@@ -148,9 +146,7 @@ def _update_critic(
     optimizer.zero_grad()
     loss.sum().backward()
     optimizer.step()
-    with torch.no_grad():
-        for slow, fast in zip(target.parameters(), critic.parameters(), strict=True):
-            slow.lerp_(fast, settings.target_rate)
+    follow(target, critic, settings.target_rate)
 
 
 def _batch(data: Dataset, rows: Tensor) -> Dataset:
@@ -210,9 +206,7 @@ def train_deterministic(data: Dataset, settings: Settings, generator: torch.Gene
             actor_optimizer.zero_grad()
             loss.backward()
             actor_optimizer.step()
-            with torch.no_grad():
-                for slow, fast in zip(slow_actor.parameters(), actor.parameters(), strict=True):
-                    slow.lerp_(fast, 2 * settings.target_rate)
+            follow(slow_actor, actor, 2 * settings.target_rate)
     actor.requires_grad_(False)
     return lambda states, generator: actor(features(states)[None])[0].tanh()
 
@@ -239,9 +233,7 @@ def transport_policy(
         start = reference_actions(behaviour, states, settings.num_particles, generator)
         particles = move(critic, states, start, num_steps, settings)
         if random_direction:
-            distance = torch.linalg.vector_norm(particles - start, dim=-1, keepdim=True)
-            sense = torch.nn.functional.normalize(torch.randn(start.shape, generator=generator), dim=-1)
-            particles = (start + distance * sense).clamp(-1, 1)
+            particles = as_far_at_random(start, particles, generator)
         best = critic_values(critic, states, particles).mean(dim=0).argmax(dim=1)
         return particles[torch.arange(len(states)), best]
 

@@ -25,6 +25,8 @@ from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from eval.store import write_json
+from recipes.continuous_actions import check_budgets, check_least
 from recipes.offline_rl.agents import (
     BASELINES,
     Agent,
@@ -64,24 +66,8 @@ class Plan:
     curve_episodes: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "test_steps"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise ValueError(f"{name} must be one or more budgets >= 0, got {getattr(self, name)}.")
-        for name in ("episodes", "curve_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-
-
-def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
-    """Names of what differs, at any depth."""
-    names: set[str] = set()
-    for name in {*one, *other}:
-        pair = one.get(name), other.get(name)
-        if isinstance(pair[0], dict) and isinstance(pair[1], dict):
-            names |= _differing(*pair)
-        elif pair[0] != pair[1]:
-            names.add(name)
-    return names
+        check_budgets(self, "train_steps", "test_steps")
+        check_least(self, 1, "episodes", "curve_episodes")
 
 
 class Run:
@@ -114,12 +100,13 @@ class Run:
         self.make, self.slots, self._pool = make, slots, None
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.json"
-        meta = json.loads(json.dumps({**meta, "settings": asdict(settings), "plan": asdict(plan)}))
+        meta = json.loads(json.dumps({**meta, **asdict(settings), **asdict(plan)}))
         self.results: dict[str, Any] = {"meta": meta, "success": {}, "curves": {}, "training": {}, "moved": {}}
         if self.path.exists():
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["meta"] != meta:
-                other = ", ".join(sorted(_differing(found["meta"], meta)))
+                names = {*found["meta"], *meta}
+                other = ", ".join(sorted(name for name in names if found["meta"].get(name) != meta.get(name)))
                 raise ValueError(f"{folder} holds a run that differs in {other}; choose another --output_dir.")
             self.results = found
 
@@ -131,9 +118,7 @@ class Run:
 
     def keep(self) -> None:
         """Writes the results, whole or not at all."""
-        part = self.path.with_suffix(f".{os.getpid()}.tmp")
-        part.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        write_json(self.path, self.results)
 
     def generator(self, name: str) -> torch.Generator:
         """Randomness of a method alone, so that it does not depend on which others are run."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recipes.bandit_figure import draw
+from recipes.continuous_actions import check_least
 from recipes.stacked_networks import FlowMatching, StackedMLP
 from vgf_llm.functional import transport
 
@@ -71,9 +72,8 @@ class Settings:
     width: int = 64
 
     def __post_init__(self) -> None:
-        for name, low in (("seeds", 2), ("tuning_seeds", 1), ("num_groups", 2), ("updates", 1), ("num_samples", 2)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}.")
+        check_least(self, 2, "seeds", "num_groups", "num_samples")
+        check_least(self, 1, "tuning_seeds", "updates")
 
 
 @dataclass

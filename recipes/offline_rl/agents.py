@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recipes.continuous_actions import as_far_at_random, check_least, follow
 from recipes.offline_rl.data import Dataset
 from recipes.stacked_networks import FlowMatching, StackedMLP
 from vgf_llm.functional import transport
@@ -64,9 +65,8 @@ class Settings:
     rebrac_critic: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "updates", "batch_size", "width", "flow_steps", "num_particles", "test_particles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        sizes = ("seeds", "updates", "batch_size", "width", "flow_steps", "num_particles", "test_particles")
+        check_least(self, 1, *sizes)
         if not 0 < self.discount < 1 or not 0 < self.target_rate <= 1:
             raise ValueError(f"discount and target_rate must be in (0, 1), got {self.discount} and {self.target_rate}.")
 
@@ -153,12 +153,6 @@ class Critic(nn.Module):
     def one(self, observations: Tensor, actions: Tensor, slow: bool = False) -> Tensor:
         """Both values of one action [S, B, A] at each observation, as [2, S, B]."""
         return self(observations, actions.unsqueeze(2), slow).squeeze(-1)
-
-
-def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
-    """Moves the slow weights towards the fast ones."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
 
 
 class Agent(nn.Module):
@@ -304,9 +298,7 @@ class ValueGradientFlow(WithCritic):
             start = self.behaviour[0].sample(observations, self.settings.test_particles, generator)
             particles = self.move(observations, start, test_steps) if test_steps else start
             if random_direction:
-                length = torch.linalg.vector_norm(particles - start, dim=-1, keepdim=True)
-                sense = nn.functional.normalize(torch.randn(start.shape, generator=generator), dim=-1)
-                particles = (start + length * sense).clamp(-1, 1)
+                particles = as_far_at_random(start, particles, generator)
             with torch.no_grad():
                 return self.best(observations, particles, self.critic(observations, particles).mean(dim=0))
 

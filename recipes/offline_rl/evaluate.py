@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.metrics import student_quantile
 from recipes.offline_rl.agents import Policy
 
 FIRST_START = 10_000
@@ -71,9 +72,5 @@ def interval(rates: list[float]) -> str:
     values = 100 * torch.tensor(rates, dtype=torch.float64)
     if len(rates) == 1:
         return f"{float(values[0]):.0f}"
-    quantile = STUDENT[min(len(rates) - 2, len(STUDENT) - 1)]
-    return f"{float(values.mean()):.0f} ± {quantile * float(values.std()) / len(rates) ** 0.5:.0f}"
-
-
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The 97.5 % quantile for 1 to 9 degrees of freedom; more seeds take the last one, which is too wide."""
+    reach = student_quantile(0.95, len(rates) - 1) * float(values.std()) / len(rates) ** 0.5
+    return f"{float(values.mean()):.0f} ± {reach:.0f}"
