@@ -906,7 +906,7 @@ class VGFTrainer(CheckpointedTrainer):
             "value_loss": self.objective.kind,
             "prompts": None if prompts is None else prompts.state(),
             "rounds_without_reward": self._rounds_without_reward,
-            "entropy": [self.entropy_coef, self.entropy_control.last],
+            "entropy": [self.entropy_coef, self.entropy_control.last] if self.use_adaptive_entropy else None,
         }
 
     def round_tensors(self) -> dict[str, Tensor]:
