@@ -4,13 +4,14 @@
 import threading
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from transformers import TrainerCallback
 
 from tests.trainer import tiny
 from tests.trainer.engines import FakeClient, stand_in
-from tests.trainer.test_resume import ROUNDS, check_same, start
+from tests.trainer.test_resume import ROUNDS, Kill, check_same, start
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 LONG = {**ROUNDS, "max_steps": 6, "save_strategy": "no"}  # rounds of two steps, epochs of four
@@ -72,6 +73,79 @@ def test_resumed_is_uninterrupted(tmp_path, kill):
     check_same(start(tmp_path / "killed", resume=True, **settings), whole)
 
 
+VALUE = {"rollout_policy": "value", "reward_funcs": tiny.mostly_high, "rollout_prefetch": 2, "max_steps": 10}
+VALUE |= {"prompt_selection": "unsolved", "train_dataset": tiny.prompts(40)}  # five rounds of eight prompts, one epoch
+
+
+def watch(run):
+    """The weights of the value at the start of each round, and the prompts that it records."""
+    weights, recorded, prompts = [], [], run.schedule.prompts
+    begin, record = run.rounds.begin, prompts.record
+
+    def watched_begin(groups):
+        weights.append({name: x.clone() for name, x in tiny.value_state(run).items()})
+        begin(groups)
+
+    def watched_record(indices, rewards):
+        recorded.append(list(indices))
+        record(indices, rewards)
+
+    run.rounds.begin, prompts.record = watched_begin, watched_record
+    return weights, recorded
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_rounds_of_the_value_have_weights_and_outcomes_of_the_round_that_asked(tmp_path, mode):
+    run = build(tmp_path, vllm_mode=mode, **VALUE)
+    weights, recorded = watch(run)
+    prompts, known = run.schedule.prompts, []
+    choose, adapters = prompts.choose, []
+
+    def watched_choose(count, waiting):
+        known.append((len(recorded), len(waiting)))
+        return choose(count, waiting)
+
+    def watched_send(state):
+        send(state)
+        adapters.append((run.sampler.sampler.adapter.number, state))
+
+    prompts.choose = watched_choose
+    send, run.sampler.sampler._send = run.sampler.sampler._send, watched_send
+    run.train()
+    assert known == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+    assert sorted(index for chosen in recorded for index in chosen) == list(range(40))
+    numbers, states = zip(*adapters, strict=True)
+    assert numbers == (1, 1, 1, 2, 3)
+    for state, place in zip(states, (0, 0, 0, 1, 2), strict=True):
+        expected = weights[place]
+        assert len(state) == len(expected) > 0
+        assert all(torch.equal(x, y) for x, y in zip(state.values(), expected.values(), strict=True))
+    other = build(tmp_path, vllm_mode=mode, **{**VALUE, "rollout_prefetch": 0})
+    other.train()
+    assert any(not torch.equal(x, tiny.value_state(other)[name]) for name, x in tiny.value_state(run).items())
+
+
+def test_a_resumed_run_samples_again_what_was_asked_for(tmp_path):
+    settings = {**VALUE, "save_strategy": "steps", "save_steps": 3}
+    whole = build(tmp_path / "whole", **settings)
+    _, recorded = watch(whole)
+    whole.train()
+    killed = build(tmp_path / "killed", callbacks=[Kill(4)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = build(tmp_path / "killed", **settings)
+    _, again = watch(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert len(recorded) == 5 and again[:2] == recorded[2:4]  # asked for in the first two rounds, which were kept
+    assert sorted(index for chosen in (*recorded[:2], *again) for index in chosen) == list(range(40))
+
+
+def test_values_that_cannot_be_sampled_ahead_are_refused(tmp_path):
+    settings = {"rollout_policy": "value", "rollout_prefetch": 1, "value_backbone": "copy", "model": tiny.llama()}
+    with pytest.raises(ValueError, match=r"weights that train meanwhile. Set `value_backbone='lora'`"):
+        build(tmp_path, **settings)
+
+
 def spans(events, name):
     return [(e.time_range.start, e.time_range.end, e.thread) for e in events if e.name == name]
 
@@ -80,9 +154,9 @@ def overlap(one, other):
     return sum(max(0.0, min(b, d) - max(a, c)) for a, b, _ in one for c, d, _ in other) / 1e6
 
 
-@pytest.mark.parametrize("depth", [0, 1])
-def test_sampling_overlaps_with_fitting_in_a_profile(tmp_path, depth):
-    run = build(tmp_path, rollout_prefetch=depth, max_steps=4)
+@pytest.mark.parametrize(("depth", "who"), [(0, "base"), (1, "base"), (1, "value")])
+def test_sampling_overlaps_with_fitting_in_a_profile(tmp_path, depth, who):
+    run = build(tmp_path, rollout_prefetch=depth, rollout_policy=who, max_steps=4)
     fitting = threading.Event()
     forward = run.vgf_model.forward
 
@@ -156,7 +230,7 @@ def test_no_round_is_sampled_that_no_step_uses(tmp_path):
     ("settings", "message"),
     [
         ({"rollout_prefetch": 2, "distill_coef": 1.0, "use_vllm": True}, r"`distill_coef` \(1.0\) trains the policy"),
-        ({"rollout_prefetch": 2, "rollout_policy": "transport"}, "`rollout_policy`"),
+        ({"rollout_prefetch": 2, "rollout_policy": "transport", "use_vllm": True}, "`rollout_policy`"),
         ({"rollout_prefetch": 2}, "`use_vllm` is False"),
         ({"rollout_prefetch": 2, "use_vllm": True, "vllm_enable_sleep_mode": True}, "`vllm_enable_sleep_mode=False`"),
         ({"rollout_prefetch": 2, "use_vllm": True, "vllm_tensor_parallel_size": 2}, "wait for each other"),

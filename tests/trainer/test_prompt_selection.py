@@ -31,6 +31,18 @@ def test_all_are_tried_before_failures_are_tried_again():
     assert {*prompts.choose(3)} == {*range(6)} - failed  # then the least tried of all
 
 
+def test_prompts_that_were_asked_for_count_as_tried():
+    prompts, told = UnsolvedFirst(6, seed=0), UnsolvedFirst(6, seed=0)
+    first = prompts.choose(2)
+    second = prompts.choose(2, [first])
+    third = prompts.choose(2, [first, second])
+    assert sorted([*first, *second, *third]) == list(range(6))
+    for chosen in (first, second):
+        told.record(chosen, torch.tensor([FAILED, FAILED]))
+    assert told.choose(2) == third and told.choose(6) == prompts.choose(6, [first, second])
+    assert prompts.choose(2) == first, "nothing was recorded"
+
+
 def test_the_seed_decides_among_equals():
     def order(seed):
         return UnsolvedFirst(50, seed).choose(50)

@@ -198,7 +198,8 @@ def test_colocated_copy(tmp_path, base, eager, monkeypatch):
 
 
 def test_colocated_value(tmp_path, base, eager):
-    run = build(tmp_path, base, rollout_policy="value", vllm_mode="colocate", vllm_max_model_length=64, **CUT)
+    settings = {"vllm_mode": "colocate", "vllm_max_model_length": 64, "rollout_prefetch": 1, **CUT}
+    run = build(tmp_path, base, rollout_policy="value", **settings)
     syncs = []
     run.vllm_generation.sync_weights = lambda: syncs.append(1)
     check_value_rounds(run, lambda: setattr(run.vllm_generation, "temperature", 0.0))
@@ -291,7 +292,7 @@ def test_server_value(tmp_path, base, monkeypatch):
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     with server(base, tmp_path, *LORA, *CANDIDATES) as (port, process):
         settings = {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port, **CUT}
-        run = build(tmp_path, base, rollout_policy="value", **settings)
+        run = build(tmp_path, base, rollout_policy="value", rollout_prefetch=1, **settings)
         check_value_rounds(run, lambda: run.vllm_generation.sampling.update(temperature=1e-4))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             models = [model["id"] for model in json.load(answer)["data"]]

@@ -276,6 +276,7 @@ class VGFTrainer(CheckpointedTrainer):
         self._rounds_without_reward = 0
         self._pass: tuple[int, list[list[PassShare]], dict[int, Tensor] | None] | None = None
         self._lookahead: Lookahead | None = None
+        self._chosen: dict[int, list[int]] = {}  # prompts of rounds whose outcomes are still to come
         self.gate = ValueGate()
         self.objective = Objective(
             model,
@@ -457,18 +458,25 @@ class VGFTrainer(CheckpointedTrainer):
             self.rounds.retire(self.objective.keeps)
         samples = self._step < self._sampled_steps or len(self.rounds.buffer) == 0
         if samples and (starts or not self.rounds.fresh):
-            prompts = self.schedule.prompts
+            index, prompts = self._step // self.schedule.round_steps, self.schedule.prompts
+            groups = self._sample_groups(self._round_rows(inputs, index), "train")
             if prompts is not None:
-                chosen = prompts.choose(self.rounds.groups_per_round)
-                start = self.accelerator.process_index * len(inputs)
-                own = [index for index in chosen for _ in range(self.num_generations)][start : start + len(inputs)]
-                inputs = [self.train_dataset[index] for index in own]
-            groups = self._sample_groups(inputs, "train")
-            if prompts is not None:
-                prompts.record(chosen, torch.stack([group.rewards for group in groups]))
+                prompts.record(self._chosen.pop(index), torch.stack([group.rewards for group in groups]))
                 self.metrics.set("train", "prompts/solved", prompts.solved_fraction)
             self.rounds.begin(groups)
             self._measure_gate(self.rounds.held_out_groups(), "train")
+
+    def _round_rows(self, inputs: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+        """The rows of a round: those that the loader gave, or where outcomes choose, those that they choose now."""
+        prompts = self.schedule.prompts
+        if prompts is None:
+            return inputs
+        if index not in self._chosen:
+            waiting = [self._chosen[each] for each in sorted(self._chosen)]
+            self._chosen[index] = prompts.choose(self.rounds.groups_per_round, waiting)
+        start = self.accelerator.process_index * len(inputs)
+        rows = [row for row in self._chosen[index] for _ in range(self.num_generations)][start : start + len(inputs)]
+        return [self.train_dataset[row] for row in rows]
 
     @property
     def _sampled_steps(self) -> int:
@@ -743,7 +751,8 @@ class VGFTrainer(CheckpointedTrainer):
             inputs = self._lookahead.at(index * every) if index * every < end else None
             if inputs is None:
                 return
-            self.sampler.submit(index, partial(self._request, inputs, "train", index))
+            rows = self._round_rows(inputs, index)
+            self.sampler.submit(index, partial(self._request, rows, "train", index))
 
     # Fitting
 
@@ -826,6 +835,7 @@ class VGFTrainer(CheckpointedTrainer):
         self._step = 0
         self._rounds_without_reward = 0
         self._pass = self._lookahead = None
+        self._chosen = {}
         self.gate = ValueGate()
         if self.use_adaptive_entropy:
             self.entropy_coef, self.entropy_control = self.args.entropy_coef, EntropyControl(self.args)
@@ -905,6 +915,7 @@ class VGFTrainer(CheckpointedTrainer):
             "metrics": self.metrics.state(),
             "value_loss": self.objective.kind,
             "prompts": None if prompts is None else prompts.state(),
+            "chosen": list(self._chosen.items()),
             "rounds_without_reward": self._rounds_without_reward,
             "entropy": [self.entropy_coef, self.entropy_control.last] if self.use_adaptive_entropy else None,
         }
@@ -929,6 +940,7 @@ class VGFTrainer(CheckpointedTrainer):
         self.metrics.load(state["metrics"])
         if self.schedule.prompts is not None:
             self.schedule.prompts.load(state["prompts"])
+        self._chosen = dict(state.get("chosen", ()))
         self._step = state["step"]
         self._rounds_without_reward = state["rounds_without_reward"]
         if self.use_adaptive_entropy:

@@ -272,13 +272,11 @@ BAD_INPUT = [
             ({"vllm_tensor_parallel_size": 2}, r"`vllm_tensor_parallel_size` \(2\) hands rows of several processes"),
         )
     ),
-    ({"rollout_prefetch": 1}, ValueError, "`rollout_policy` comes to 'value', whose samples would be out of date"),
     ({"rollout_prefetch": 1, "rollout_policy": "base"}, ValueError, "`use_vllm` is False"),
     *(
         ({"rollout_prefetch": 1, "rollout_policy": "base", "use_vllm": True, **settings}, ValueError, message)
         for settings, message in (
             ({"distill_coef": 1.0}, "`distill_coef` .1.0. trains the policy meanwhile"),
-            ({"prompt_selection": "unsolved"}, "before the outcomes are known that `prompt_selection='unsolved'`"),
             ({"vllm_enable_sleep_mode": True}, "Set `vllm_enable_sleep_mode=False`"),
             ({"vllm_tensor_parallel_size": 2}, "`vllm_mode='server'` or `vllm_tensor_parallel_size=1`"),
         )

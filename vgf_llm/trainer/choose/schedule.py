@@ -40,10 +40,16 @@ class UnsolvedFirst:
         """Fraction of the prompts that have a completion of reward 1."""
         return self._solved.double().mean().item()
 
-    def choose(self, count: int) -> list[int]:
-        """Returns the indices of the next round's prompts, none twice unless `count` is more than there are."""
-        order = torch.randperm(len(self._tries), generator=counted_generator(self.seed, self._rounds))
-        for key in (self._tries, self._solved.to(torch.int64)):  # the last sort has the last word
+    def choose(self, count: int, waiting: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Returns the indices of a round's prompts, none twice unless `count` is more than there are.
+
+        `waiting` are those of rounds before it whose outcomes are still to come: they count as tried.
+        """
+        rounds, tries = self._rounds + len(waiting), self._tries.clone()
+        for chosen in waiting:
+            tries[torch.tensor(chosen)] += 1
+        order = torch.randperm(len(tries), generator=counted_generator(self.seed, rounds))
+        for key in (tries, self._solved.to(torch.int64)):  # the last sort has the last word
             order = order[torch.sort(key[order], stable=True).indices]
         repeats = -(-count // len(order))
         return order.repeat(repeats)[:count].tolist()

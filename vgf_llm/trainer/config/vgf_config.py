@@ -149,8 +149,9 @@ class VGFConfig(GRPOConfig):
             Share of the training steps whose rounds are sampled, to the nearest whole round. In the steps after, the
             value trains on the buffer alone, so that what was found last is learned as well as what was found first.
         rollout_prefetch (`int`, *optional*, defaults to `0`):
-            Rounds that vLLM samples ahead, in a thread, while the value trains. The base has to sample and the policy
-            has to be frozen, so that the samples are the same ones. `0` samples each round when it is due.
+            Rounds that vLLM samples ahead, in a thread, while the value trains; the policy has to be frozen. The base
+            samples the same completions ahead; the value samples with weights that are as many rounds old, and
+            `prompt_selection="unsolved"` chooses prompts by outcomes that old. `0` samples each round when it is due.
         max_rounds_without_reward (`int`, *optional*, defaults to `100`):
             Rounds in a row that may bring no reward at all before training stops with an error.
 
@@ -467,7 +468,7 @@ class VGFConfig(GRPOConfig):
             )
 
     def _check_engine(self) -> None:
-        """Refuses what vLLM cannot sample, and sampling ahead where the samples would be others."""
+        """Refuses what vLLM cannot sample at all, or not ahead."""
         source = self.samples_from
         if self.use_vllm and source == "transport":
             raise ValueError(
@@ -486,11 +487,6 @@ class VGFConfig(GRPOConfig):
         if ahead == 0:
             return
         start = f"`rollout_prefetch` ({ahead}) samples rounds while the value trains, "
-        if source != "base":
-            raise ValueError(
-                f"{start}but `rollout_policy` comes to {source!r}, whose samples would be out of date. Set "
-                "`rollout_prefetch=0`, or `rollout_policy='base'`."
-            )
         if self.distill_coef > 0:
             raise ValueError(
                 f"{start}but `distill_coef` ({self.distill_coef}) trains the policy meanwhile: the samples would be "
@@ -500,11 +496,6 @@ class VGFConfig(GRPOConfig):
             raise ValueError(
                 f"{start}which takes an engine of its own, but `use_vllm` is False: `generate` runs on the model that "
                 "trains. Set `use_vllm=True`, or `rollout_prefetch=0`."
-            )
-        if self.prompt_selection == "unsolved":
-            raise ValueError(
-                f"{start}before the outcomes are known that `prompt_selection='unsolved'` chooses their prompts by. "
-                "Set `rollout_prefetch=0`, or `prompt_selection='dataset'`."
             )
         if self.vllm_enable_sleep_mode:
             raise ValueError(

@@ -72,7 +72,7 @@ class PrefetchingSampler(Sampler):
         if future is None or asked != request:
             if self._pool is None:
                 return self.sampler(request)
-            future = self._pool.submit(self.sampler, request)
+            future = self._pool.submit(self.sampler.prepare(request))
         with record_function("vgf/wait"):
             return future.result()
 
@@ -83,7 +83,8 @@ class PrefetchingSampler(Sampler):
         request = make()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vgf-rollouts")
-        self._ahead["train", round_index] = request, self._pool.submit(self._sample_ahead, request)
+        future = self._pool.submit(self._sample_ahead, request, self.sampler.prepare(request))
+        self._ahead["train", round_index] = request, future
 
     def close(self) -> None:
         """Waits for the call in progress, which cannot be stopped, and drops the rounds after it."""
@@ -92,9 +93,9 @@ class PrefetchingSampler(Sampler):
         self._pool = None
         self._ahead.clear()
 
-    def _sample_ahead(self, request: Request) -> Samples:
+    def _sample_ahead(self, request: Request, sample: Callable[[], Samples]) -> Samples:
         try:
-            return self.sampler(request)
+            return sample()
         except Exception as error:
             error.add_note(
                 f"This happened in the thread that samples ahead (`rollout_prefetch`), in round {request.step}, with "

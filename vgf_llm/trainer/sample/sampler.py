@@ -1,7 +1,9 @@
 # Copyright 2026 The vgf-llm authors. Licensed under the Apache License, Version 2.0.
 """What every source of completions has in common: it is told who samples each row, and never sees the trainer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -57,6 +59,10 @@ class Sampler:
     def __call__(self, request: Request) -> Samples:
         """Samples a completion for every row of a request."""
         raise NotImplementedError
+
+    def prepare(self, request: Request) -> Callable[[], Samples]:
+        """Returns the call that samples a request with the weights of this moment, whenever it is made."""
+        return partial(self, request)
 
     def close(self) -> None:
         """Ends what runs in the background, if anything does; a call still samples."""

@@ -49,12 +49,8 @@ class ValueAdapter:
         assert self._folder is not None
         return Path(self._folder.name) / VALUE_ADAPTER
 
-    def write(self, keep: bool = True) -> bool:
-        """Writes the adapter if its weights are not those written last, and tells whether it did.
-
-        A process that is not to `keep` it only gives its shards.
-        """
-        state = self.state(keep)
+    def write(self, state: dict[str, Tensor]) -> bool:
+        """Writes what `state` gave, if it is not what was written last, and tells whether it did."""
         known = self._written.keys() == state.keys()
         if known and all(torch.equal(tensor, self._written[name]) for name, tensor in state.items()):
             return False

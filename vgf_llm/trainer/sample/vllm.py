@@ -147,12 +147,13 @@ class VLLMSampler(Sampler):
         if self.samples_value:
             self._check_value()
             self.adapter = ValueAdapter(model, adapter_state) if model.has_value_adapter else None
+            self._check_ahead()
         transport = model.transport
         self.value_arguments = {CANDIDATES_ARGUMENT: [transport.top_k_candidates, transport.min_candidate_prob]}
         self._lora_request: Any = None
         with self._watched():
             self.engine: Any = self._start()
-        self._send_adapter()  # what the engine refuses is found before anything trains
+        self._send_adapter(self._adapter_state())  # what the engine refuses is found before anything trains
 
     @property
     def _in_turns(self) -> dict[str, nn.Module]:
@@ -216,6 +217,18 @@ class VLLMSampler(Sampler):
                 f"Set `value_backbone='lora'`, or `value_backbone='copy'` and `vllm_mode='colocate'`, {fix}."
             )
 
+    def _check_ahead(self) -> None:
+        """Refuses to sample ahead what only the thread that trains may read."""
+        args = self.args
+        shared = args.vllm_mode == "server" and self.accelerator.num_processes > 1
+        if args.rollout_prefetch > 0 and (shared or self.adapter is None):
+            what = "from a server that several processes share" if shared else "by weights that train meanwhile"
+            fix = "`vllm_mode='colocate'`" if shared else "`value_backbone='lora'`"
+            raise ValueError(
+                f"`rollout_prefetch` ({args.rollout_prefetch}) would sample rounds of the value {what}. Set {fix}, or "
+                "`rollout_prefetch=0`."
+            )
+
     def _start(self) -> Any:
         args = self.args
         sampling = {**sampling_settings(args), "generation_kwargs": args.generation_kwargs}
@@ -254,27 +267,35 @@ class VLLMSampler(Sampler):
         )
 
     def sync(self) -> None:
-        """Sends the policy's weights to vLLM where they are not those of its checkpoint, and the value's adapter."""
+        """Brings vLLM up to date: the policy's weights where they train, and the value's adapter."""
+        self._send(self._adapter_state())
+
+    def _send(self, adapter: dict[str, Tensor]) -> None:
         due = self.sends_weights and (self.trains_policy or self._synced_step == -1)
         step = self.step()
         if due and step != self._synced_step:
             with self._watched():
                 self.engine.sync_weights()
             self._synced_step = step
-        self._send_adapter()
+        self._send_adapter(adapter)
 
-    def _send_adapter(self) -> None:
-        """Hands over the value's adapter where its weights are not those that vLLM has. Every process takes part."""
+    def _adapter_state(self) -> dict[str, Tensor]:
+        """Copies the value's adapter as it is now, whole; every process takes part."""
+        keep = self.args.vllm_mode != "server" or self.accelerator.is_main_process
+        return {} if self.adapter is None else self.adapter.state(keep)
+
+    def _send_adapter(self, state: dict[str, Tensor]) -> None:
+        """Hands over an adapter where its weights are not those that vLLM has."""
         adapter, server = self.adapter, self.args.vllm_mode == "server"
         if adapter is None:
             return
-        written = adapter.write(not server or self.accelerator.is_main_process)
+        written = adapter.write(state)
         if server:
             if written:
                 with self._watched():
                     self.engine.load_adapter(adapter)
             adapters = [(adapter.name, adapter.number)]
-            broadcast_object_list(adapters)
+            broadcast_object_list(adapters)  # nothing where one process samples ahead
             self.engine.use_adapter(*adapters[0])
         elif written:
             from vllm.lora.request import LoRARequest
@@ -289,8 +310,15 @@ class VLLMSampler(Sampler):
             engine.add_lora(self._lora_request)
 
     def __call__(self, request: Request) -> Samples:
-        """Samples the rows of a request. Runs in any thread, one call at a time."""
-        self.sync()
+        """Samples the rows of a request."""
+        return self.prepare(request)()
+
+    def prepare(self, request: Request) -> Callable[[], Samples]:
+        """Copies the value's adapter, so that the call may be made in any thread, one at a time."""
+        return partial(self._sample, request, self._adapter_state())
+
+    def _sample(self, request: Request, adapter: dict[str, Tensor]) -> Samples:
+        self._send(adapter)
         engine = self.engine
         with record_function("vgf/sample"), self._watched():
             if isinstance(engine, FrozenServer):
