@@ -279,8 +279,8 @@ def chosen_logps(
 ) -> Tensor:
     """Log-probabilities `[..., K]` of chosen tokens, in float32, without holding the logits of all states at once.
 
-    The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped; a backward pass computes them again. How
-    often the output embedding runs follows from the number of states alone.
+    The logits of `STATES_AT_A_TIME` states are computed, reduced and dropped. A backward pass computes them again, but
+    for the last, with which it begins. How often the output embedding runs follows from the number of states alone.
 
     Args:
         model: A causal language model.
@@ -318,18 +318,15 @@ def chosen_logps(
             result.append(sampled_logps(logits[places], tokens[places], samplings[rows[row]], before))
         return torch.cat(result)
 
-    parts = [
+    firsts = range(0, max(states.shape[0], 1), STATES_AT_A_TIME)
+    parts = zip(states.split(STATES_AT_A_TIME), chosen.split(STATES_AT_A_TIME), firsts, strict=True)
+    found = [
         checkpoint(reduced, *part, use_reentrant=False, preserve_rng_state=False)
-        if torch.is_grad_enabled() and states.shape[0] > STATES_AT_A_TIME
+        if torch.is_grad_enabled() and part[-1] != firsts[-1]
         else reduced(*part)
-        for part in zip(
-            states.split(STATES_AT_A_TIME),
-            chosen.split(STATES_AT_A_TIME),
-            range(0, max(states.shape[0], 1), STATES_AT_A_TIME),
-            strict=True,
-        )
+        for part in parts
     ]
-    return torch.cat(parts).view(*ids.shape[:-1], ids.shape[-1] + entropy)
+    return torch.cat(found).view(*ids.shape[:-1], ids.shape[-1] + entropy)
 
 
 def _runs(first: int, count: int, steps: int) -> Iterator[tuple[int, int, int]]:
