@@ -10,6 +10,8 @@ that was killed goes on where it stopped and the file does not depend on that.
 import importlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,21 +64,30 @@ def find_task(name: str) -> Task:
     return Task(name, dataset, dataset.rsplit("-", 1)[0], int(match[2] or DEFAULT_TASKS[dataset]))
 
 
-def load_package() -> Any:
-    """The package `ogbench`, set to run without a display."""
-    os.environ.setdefault("MUJOCO_GL", "disable")
+@contextmanager
+def _from_extra() -> Iterator[None]:
+    """Says which extra brings what cannot be imported inside; making an environment imports more than the package."""
     try:
-        importlib.import_module("mujoco")
-        return importlib.import_module("ogbench")
+        yield
     except ImportError as error:
         raise ImportError(
             f"the tasks need the extra `ogbench` (MuJoCo and OGBench): {EXTRA}. Missing: {error}"
         ) from error
 
 
+def load_package() -> Any:
+    """The package `ogbench`, set to run without a display."""
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    with _from_extra():
+        importlib.import_module("mujoco")
+        return importlib.import_module("ogbench")
+
+
 def make_environment(task: Task) -> Any:
     """The environment of a task, with its reward."""
-    return load_package().make_env_and_datasets(task.name, env_only=True)
+    package = load_package()
+    with _from_extra():
+        return package.make_env_and_datasets(task.name, env_only=True)
 
 
 def _oracles(environment: Any, task: Task) -> dict[str, Any]:
@@ -168,7 +179,8 @@ class _Generator:
         self.play = task.dataset.endswith("play")
         more = {"mode": "data_collection"} if self.play else {}
         name = f"{task.environment}-v0"
-        self.environment = gymnasium.make(name, terminate_at_goal=False, max_episode_steps=steps, **more)
+        with _from_extra():
+            self.environment = gymnasium.make(name, terminate_at_goal=False, max_episode_steps=steps, **more)
         self.oracles = _oracles(self.environment, task) if self.play else {}
 
     def episode(self, number: int) -> Arrays:

@@ -487,6 +487,16 @@ def test_without_mujoco_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_the_extra_is_named_for_what_an_environment_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str, env_only: bool) -> None:
+        raise ModuleNotFoundError("No module named 'dm_control'")
+
+    monkeypatch.setitem(sys.modules, "mujoco", types.ModuleType("mujoco"))
+    monkeypatch.setitem(sys.modules, "ogbench", types.SimpleNamespace(make_env_and_datasets=make))
+    with pytest.raises(ImportError, match=r"the extra `ogbench` .* Missing: No module named 'dm_control'$"):
+        source.make_environment(find_task(TASK))
+
+
 def test_the_help_names_the_defaults() -> None:
     args = parse(["--env", TASK])
     size = f"{args.settings.updates:,} gradient steps of networks of width {args.settings.width}"
