@@ -304,7 +304,7 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "command",
     [
-        "",
+        "--version",
         "generate",
         "generate model",
         "inspect a b",
@@ -320,6 +320,15 @@ def test_wrong_command_lines_exit_with_two(command: str, capsys: pytest.CaptureF
     assert exit_info.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("vgf") and "error: " in err and "--help` has the options and examples" in err
+
+
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([])
+    out, err = capsys.readouterr()
+    assert (exit_info.value.code, out) == (2, "")
+    listed = {line.split()[0] for line in err.split("commands:")[1].splitlines() if line}
+    assert err.startswith("usage: vgf") and set(COMMANDS) <= listed
 
 
 @pytest.mark.parametrize(
