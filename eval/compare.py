@@ -34,7 +34,7 @@ from eval.store import differences, fingerprint, write_json
 from eval.tasks import TASKS, Task, TaskOptions, load_task
 
 RECIPE_DIR = Path(__file__).parent.parent / "recipes"
-GRPO_REFERENCE = RECIPE_DIR / "embedded_math" / "grpo_reference.json"
+REFERENCE = RECIPE_DIR / "embedded_math" / "reference.json"
 METHODS = (UNTRAINED, *TRAINABLE)
 
 
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
-    parser.add_argument("--write_reference", action="store_true", help="keep GRPO's rows for the math recipe to print")
+    parser.add_argument("--write_reference", action="store_true", help="keep rows for the math recipe to print")
     parser.add_argument("--output_dir", type=Path, required=True)
     return parser.parse_args(argv)
 
@@ -363,7 +363,8 @@ def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
     compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
     compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
     if args.write_reference:
-        write_json(GRPO_REFERENCE, compare_report.grpo_reference(runs, command))
+        kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+        write_json(REFERENCE, kept | compare_report.reference(runs, labels, command))
     return text
 
 
