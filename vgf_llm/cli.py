@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser(commands: Iterable[str]) -> Parser:
     """Returns the parser of `vgf`, which lists all commands and knows the options of those that are named."""
     parser = Parser(prog="vgf", description="Train, inspect, run and serve Value Gradient Flow models.")
+    parser.add_argument("--version", action="version", version=f"vgf-llm {__version__}")
     parser.epilog = "`vgf COMMAND --help` has the options of a command, with examples."
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():

@@ -100,6 +100,9 @@ def test_help_and_version_import_no_models() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "version") == (0, f"vgf-llm {__version__}\n", "")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"vgf-llm {__version__}\n"
 
 
 def test_inspect_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -304,7 +307,7 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "command",
     [
-        "--version",
+        "--nothing",
         "generate",
         "generate model",
         "inspect a b",
