@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import is_matplotlib_available
 
 from eval import compare_measure as measured
 from eval import compare_report
@@ -360,8 +361,9 @@ def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
     text = compare_report.render(runs, labels, comparison.settings, command, comparison.test.score_name)
     path = Path(args.output_dir) / "results.md"
     path.write_text(text, encoding="utf-8")
-    compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
-    compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
+    if is_matplotlib_available():
+        compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
+        compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
     if args.write_reference:
         kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
         write_json(REFERENCE, kept | compare_report.reference(runs, labels, command))
