@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import is_matplotlib_available
 
 from eval import compare_measure as measured
 from eval import compare_report
@@ -34,7 +35,7 @@ from eval.store import differences, fingerprint, write_json
 from eval.tasks import TASKS, Task, TaskOptions, load_task
 
 RECIPE_DIR = Path(__file__).parent.parent / "recipes"
-GRPO_REFERENCE = RECIPE_DIR / "embedded_math" / "grpo_reference.json"
+REFERENCE = RECIPE_DIR / "embedded_math" / "reference.json"
 METHODS = (UNTRAINED, *TRAINABLE)
 
 
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vgf_config", type=Path, help="another YAML file of VGF settings")
     parser.add_argument("--reward_model", help="proxy of embedded_preference; the one that ships with it by default")
     parser.add_argument("--num_threads", type=int, help="CPU threads")
-    parser.add_argument("--write_reference", action="store_true", help="keep GRPO's rows for the math recipe to print")
+    parser.add_argument("--write_reference", action="store_true", help="keep rows for the math recipe to print")
     parser.add_argument("--output_dir", type=Path, required=True)
     return parser.parse_args(argv)
 
@@ -360,10 +361,12 @@ def compare(args: argparse.Namespace, argv: Sequence[str] | None = None) -> str:
     text = compare_report.render(runs, labels, comparison.settings, command, comparison.test.score_name)
     path = Path(args.output_dir) / "results.md"
     path.write_text(text, encoding="utf-8")
-    compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
-    compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
+    if is_matplotlib_available():
+        compare_report.plot(runs, labels, Path(args.output_dir) / "comparison.png", comparison.test.score_name)
+        compare_report.plot_frontier(runs, labels, Path(args.output_dir) / "frontier.png", comparison.test.score_name)
     if args.write_reference:
-        write_json(GRPO_REFERENCE, compare_report.grpo_reference(runs, command))
+        kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+        write_json(REFERENCE, kept | compare_report.reference(runs, labels, command))
     return text
 
 

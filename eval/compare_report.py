@@ -16,6 +16,8 @@ from eval.metrics import difference_over_runs, mean_and_error, paired_difference
 from eval.report import Row
 
 Run = Mapping[str, Any]
+# GRPO, the baseline that the recipe's value is equal to by construction, and the value at L * epsilon = 1.
+REFERENCES = ("grpo", f"iterated_rft{LIMITED}", f"vgf{EXPORTED}")
 
 
 @dataclass(frozen=True)
@@ -357,28 +359,20 @@ def _sweep_table(runs: Sequence[Run], labels: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def grpo_reference(runs: Sequence[Run], command: str) -> dict[str, Any]:
-    """Returns what the math recipe prints beside its own rows.
+def reference(runs: Sequence[Run], labels: Mapping[str, str], command: str) -> dict[str, Any]:
+    """Returns the rows that the math recipe prints beside its own, by their labels.
 
     Raises:
-        ValueError: If GRPO has not been run.
+        ValueError: Without such rows.
     """
-    own = [run for run in chosen_runs(runs) if run["method"] == "grpo"]
-    if not own:
-        raise ValueError("`--write_reference` needs runs of grpo; name it among the methods.")
-    rows = []
-    for run in sorted(own, key=lambda run: run["seed"]):
-        cells = [
-            "{} {:.3f} ± {:.3f}".format(mode, *mean_and_error(torch.tensor(cell["scores"])))
-            for mode, cell in run["rows"]["grpo"].items()
-        ]
-        rows.append(f"seed {run['seed']}: {', '.join(cells)}; {_training_time([run])} s of training")
-    sweep = {
-        f"{run['learning_rate']:g}": dict(zip(("validation_sampled", "standard_error"), run["validation"], strict=True))
-        for run in runs
-        if run["method"] == "grpo" and run["seed"] == min(r["seed"] for r in own)
-    }
-    return {"command": command, "learning_rate": own[0]["learning_rate"], "sweep": sweep, "rows": rows}
+    found: dict[str, Any] = {}
+    for entry in entries(runs):
+        if entry.method in REFERENCES and entry.mode in ("greedy", "sampled", "majority@8"):
+            row = found.setdefault(_label(entry.method, labels), {"seeds": len(entry.runs), "command": command})
+            row[entry.mode] = "{:.3f} ± {:.3f}".format(*mean_and_error(entry.over_seeds))
+    if not found:
+        raise ValueError(f"`--write_reference` needs runs with rows of {'; '.join(REFERENCES)}.")
+    return found
 
 
 def plot(runs: Sequence[Run], labels: Mapping[str, str], path: Path, score_name: str) -> None:

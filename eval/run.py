@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers.utils import is_matplotlib_available
 
 from eval import plots, report
 from eval.loading import LoadedModel, load_model, local_folder
@@ -225,7 +226,7 @@ def write_report(
     meta: dict[str, Any],
     default_steps: int | None = None,
 ) -> None:
-    """Writes `results.json`, `results.md` and the plots.
+    """Writes `results.json`, `results.md` and, where matplotlib is installed, the plots.
 
     Args:
         result: Rows and scores.
@@ -245,6 +246,8 @@ def write_report(
     for label, rows in singles.items():
         sections.append(turn_over_text(result, label, rows))
     report.save(result.rows, directory, meta, score_name=name, sections=sections)
+    if not is_matplotlib_available():
+        return
     steady = ("greedy", "temperature", "majority", "best_of_n", "best_of_m", "best_of_n_proxy", "value_vote")
     baselines = [row for row in result.rows if result.families[row.method] in steady]
     title = f"{task.name}, {meta['problems']} problems"
@@ -315,7 +318,8 @@ def execute(args: argparse.Namespace) -> None:
     """Evaluates, reports and prints the table."""
     result = run(args)
     report.print_table(result.rows, f"{args.task}, {args.split}, seeds {args.seeds}", Console())
-    print(f"results.json, results.md and plots are in {args.output_dir}")
+    shown = "and plots are" if is_matplotlib_available() else "are"
+    print(f"results.json, results.md {shown} in {args.output_dir}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_matplotlib_available
 
 from eval import plots, report, scaling
 from eval.metrics import paired_difference
@@ -272,7 +273,7 @@ def differences(result: scaling.Scaling, choices: list[Choice], n: int) -> str:
 
 
 def show(result: scaling.Scaling, choices: list[Choice], folder: Path, meta: dict[str, Any], n: int) -> None:
-    """Prints and writes the tables, and draws gold and proxy over the budget."""
+    """Prints and writes the tables, and draws gold and proxy over the budget where matplotlib is installed."""
 
     def family(name: str) -> list[report.Row]:
         return [row for row in result.rows if result.families[row.method] == name]
@@ -284,6 +285,9 @@ def show(result: scaling.Scaling, choices: list[Choice], folder: Path, meta: dic
     report.save(result.rows, folder, meta, score_name="gold", sections=[paired, *turns])
     report.print_table(result.rows, f"{meta['test_prompts']} test prompts, seed {meta['seed']}", score_name="gold")
     print("\nPaired differences of gold\n" + paired + "\n" + "".join(turns))
+    print(f"results.json and results.md are in {folder}")
+    if not is_matplotlib_available():
+        return
     for x, name in (("steps", "gold_and_proxy_over_steps"), ("kl", "gold_and_proxy_over_kl")):
         best = {c.budget.title: family(f"{c.budget.title}, best of {n}") for c in choices}
         lines = [result.row(f"best-of-{m}") for m in sorted({n, max(c.matched for c in choices)})]
@@ -317,7 +321,6 @@ def main(argv: list[str]) -> None:
     }
     show(result, choices, folder, meta, args.num_particles)
     print(f"within-prompt pair accuracy of the token-level value, by proxy: {accuracy}")
-    print(f"results.json, results.md and two figures are in {folder}")
     print(f"total: {time.perf_counter() - began:.0f} s on {torch.get_num_threads()} threads")
 
 

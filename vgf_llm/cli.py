@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0, or 1 after an error that was printed to stderr. A wrong command line exits with 2, as argparse does.
+        0, or 1 after an error that was printed to stderr. A wrong command line exits with 2, as argparse does, and so
+        does none, after the help.
 
     Example:
         >>> main(["version"]) == 0
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_parser(argv[:1]).parse_args([argv[0], "--help"])
         return _run(lambda: command.run(list(argv[1:])))
     parser = make_parser(argv[:1])
-    if argv and argv[0] in _RENAMED:
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if argv[0] in _RENAMED:
         parser.error(f"`vgf {argv[0]}` is `vgf {_RENAMED[argv[0]]}` now.")
     args = parser.parse_args(argv)
     return _run(lambda: COMMANDS[args.command].run(args))
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser(commands: Iterable[str]) -> Parser:
     """Returns the parser of `vgf`, which lists all commands and knows the options of those that are named."""
     parser = Parser(prog="vgf", description="Train, inspect, run and serve Value Gradient Flow models.")
+    parser.add_argument("--version", action="version", version=f"vgf-llm {__version__}")
     parser.epilog = "`vgf COMMAND --help` has the options of a command, with examples."
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():

@@ -104,7 +104,7 @@ class Comparison:
         rows = []
         for steps in sorted({*self.budgets, transport_steps}):
             found = self.particles(prompt, steps, num_particles, seed)
-            rows.append((str(steps), fmean(one.value for one in found), fmean(sum(one.kl) for one in found)))
+            rows.append((steps, fmean(one.value for one in found), fmean(sum(one.kl) for one in found)))
         return pd.DataFrame(rows, columns=["L", "value", "KL"])
 
 

@@ -208,8 +208,8 @@ def test_the_embedded_recipe_runs_whole(tmp_path: Path, capsys: pytest.CaptureFi
     assert results["meta"]["L"] == 2
     printed = capsys.readouterr().out
     assert "One transported sample (L=2" in printed
-    if gsm8k_vgf.GRPO_REFERENCE.is_file():
-        assert "TRL's GRPO at equal completions" in printed
+    for name, row in json.loads(gsm8k_vgf.REFERENCE.read_text(encoding="utf-8")).items():
+        assert f"  {name}, mean of {row['seeds']} seeds:\n    greedy {row['greedy']}, " in printed
     model = VGFModel.from_pretrained(tmp_path)
     assert (model.transport.transport_steps, model.value.parametrization) == (2, "log_ratio")
     alone, base = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path, BASE_DIR))

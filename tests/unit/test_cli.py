@@ -100,6 +100,9 @@ def test_help_and_version_import_no_models() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "version") == (0, f"vgf-llm {__version__}\n", "")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"vgf-llm {__version__}\n"
 
 
 def test_inspect_names_the_parts(saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -304,7 +307,7 @@ def test_wrong_folders_are_explained(saved: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "command",
     [
-        "",
+        "--nothing",
         "generate",
         "generate model",
         "inspect a b",
@@ -320,6 +323,15 @@ def test_wrong_command_lines_exit_with_two(command: str, capsys: pytest.CaptureF
     assert exit_info.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("vgf") and "error: " in err and "--help` has the options and examples" in err
+
+
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([])
+    out, err = capsys.readouterr()
+    assert (exit_info.value.code, out) == (2, "")
+    listed = {line.split()[0] for line in err.split("commands:")[1].splitlines() if line}
+    assert err.startswith("usage: vgf") and set(COMMANDS) <= listed
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from eval.sampling import Samples
 from eval.tasks import Task, TaskOptions, load_task
 from vgf_llm.models import VGFModel
 
+ROOT = Path(__file__).parents[3]
 TINY = {
     "num_generations": 4,
     "per_device_train_batch_size": 16,
@@ -240,12 +241,23 @@ def test_a_comparison_is_drawn_and_kept_as_reference(tmp_path: Path) -> None:
     labels = {name: method.label for name, method in TRAINABLE.items()}
     compare_report.plot(RUNS, labels, tmp_path / "plot.png", "accuracy")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    reference = compare_report.grpo_reference(RUNS, "command")
-    assert reference["learning_rate"] == 1e-3
-    assert reference["sweep"]["0.0001"] == {"validation_sampled": 0.2, "standard_error": 0.1}
-    assert reference["rows"][0].startswith("seed 0: greedy 0.500 ±")
-    with pytest.raises(ValueError, match="needs runs of grpo"):
-        compare_report.grpo_reference(RUNS[:2], "command")
+    reference = compare_report.reference(RUNS, labels, "command")
+    # Per problem over seeds .5, 1, 0, 0; nothing of VGF was exported.
+    assert reference == {"GRPO (TRL)": {"seeds": 2, "command": "command", "greedy": "0.375 ± 0.239"}}
+    with pytest.raises(ValueError, match="needs runs with rows of grpo; iterated_rft, likely tokens; vgf, exported"):
+        compare_report.reference(RUNS[:2], labels, "command")
+
+
+def test_the_kept_reference_is_that_of_the_documents() -> None:
+    documented = (ROOT / "docs" / "results_comparison.md").read_text(encoding="utf-8")
+    kept = json.loads(compare.REFERENCE.read_text(encoding="utf-8"))
+    iterated = "iterated rejection-sampling SFT, VGF's schedule, likely tokens"
+    assert list(kept) == ["GRPO (TRL)", iterated, "VGF, exported"]
+    for label, row in kept.items():
+        section = next(part for part in documented.split("\n## ") if f"\n{row['command']}\n" in part)
+        assert f"; seeds {', '.join(map(str, range(row['seeds'])))};" in section
+        for mode in ("greedy", "sampled", "majority@8"):
+            assert f"| {label} | {mode} | {row[mode]} |" in section
 
 
 def arguments(output: Path, config: Path, **options: Any) -> list[str]:

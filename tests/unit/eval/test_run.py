@@ -2,6 +2,7 @@
 """The commands `eval.run`, `eval.tune_budget` and `eval.win_rate` from the command line to their files."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_a_whole_table_with_plots_and_nothing_sampled_twice(
     monkeypatch.setattr(sampling, "_generate", refuse)
     assert run.main(argv) == 0
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == before
+    # The extra `demo` brings no matplotlib: the table is written and printed without plots.
+    (tmp_path / "costs.png").unlink()
+    monkeypatch.setattr(run, "is_matplotlib_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run.main(argv) == 0
+    assert not (tmp_path / "costs.png").exists()
+    assert f"results.json, results.md are in {tmp_path}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_plain_language_model_is_a_baseline(tmp_path: Path) -> None:
