@@ -152,7 +152,7 @@ def _read(name: str, text: str, kind: type) -> Any:
     try:
         return _SWITCHES[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        allowed = ", ".join(_SWITCHES) if kind is bool else kind.__name__
+        allowed = ", ".join(_SWITCHES) if kind is bool else "a whole number" if kind is int else "a number"
         raise ValueError(f"`{name}` takes {allowed}, got {text!r}.") from error
 
 

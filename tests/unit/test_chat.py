@@ -75,7 +75,7 @@ def test_lines_change_settings_by_their_names() -> None:
     for line, message in {
         "/budgte 2": "There is no command /budgte. Did you mean /budget?",
         "/xyzzy": "There is no command /xyzzy. /help lists them.",
-        "/budget two": "`budget` takes float, got 'two'",
+        "/budget two": "`budget` takes a number, got 'two'",
         "/budget -1": "`budget` must be >= 0 and finite, got -1",
         "/budget nan": "`budget` must be >= 0 and finite, got nan",
         "/num_particles 0": "`num_particles` must be an integer >= 1",
