@@ -41,6 +41,10 @@ def test_prompts_that_were_asked_for_count_as_tried():
         told.record(chosen, torch.tensor([FAILED, FAILED]))
     assert told.choose(2) == third and told.choose(6) == prompts.choose(6, [first, second])
     assert prompts.choose(2) == first, "nothing was recorded"
+    few, told = UnsolvedFirst(3, seed=0), UnsolvedFirst(3, seed=0)
+    repeated = few.choose(4)  # more than there are: one prompt twice, and so it is the most tried
+    told.record(repeated, torch.tensor([FAILED] * 4))
+    assert few.choose(3, [repeated])[-1] == repeated[0] and few.choose(3, [repeated]) == told.choose(3)
 
 
 def test_the_seed_decides_among_equals():

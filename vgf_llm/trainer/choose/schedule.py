@@ -45,9 +45,7 @@ class UnsolvedFirst:
 
         `waiting` are those of rounds before it whose outcomes are still to come: they count as tried.
         """
-        rounds, tries = self._rounds + len(waiting), self._tries.clone()
-        for chosen in waiting:
-            tries[torch.tensor(chosen)] += 1
+        rounds, tries = self._rounds + len(waiting), sum(map(self._times, waiting), start=self._tries)
         order = torch.randperm(len(tries), generator=counted_generator(self.seed, rounds))
         for key in (tries, self._solved.to(torch.int64)):  # the last sort has the last word
             order = order[torch.sort(key[order], stable=True).indices]
@@ -68,8 +66,12 @@ class UnsolvedFirst:
             )
         self._rounds += 1
         chosen = torch.tensor(indices, dtype=torch.int64)
-        self._tries.index_add_(0, chosen, torch.ones_like(chosen))
+        self._tries = self._tries + self._times(indices)
         self._solved[chosen[(rewards == 1).any(dim=1).cpu()]] = True
+
+    def _times(self, indices: Sequence[int]) -> Tensor:
+        """How often each prompt stands among `indices`, which repeat some where a round takes more than there are."""
+        return torch.bincount(torch.tensor(indices, dtype=torch.int64), minlength=len(self._tries))
 
     def restart(self) -> None:
         """Forgets all outcomes."""
