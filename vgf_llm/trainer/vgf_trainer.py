@@ -472,8 +472,7 @@ class VGFTrainer(CheckpointedTrainer):
         if prompts is None:
             return inputs
         if index not in self._chosen:
-            waiting = [self._chosen[each] for each in sorted(self._chosen)]
-            self._chosen[index] = prompts.choose(self.rounds.groups_per_round, waiting)
+            self._chosen[index] = prompts.choose(self.rounds.groups_per_round, [*self._chosen.values()])
         start = self.accelerator.process_index * len(inputs)
         rows = [row for row in self._chosen[index] for _ in range(self.num_generations)][start : start + len(inputs)]
         return [self.train_dataset[row] for row in rows]
