@@ -14,7 +14,6 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from benchmarks.harness import hardware, write_json
 from benchmarks.harness import measure as seconds_of
 from eval.baselines import Job, vgf_settings
 from eval.compare import RECIPES
+from eval.compare_measure import CANDIDATE_DEFAULTS, task_sampler
 from eval.methods import PlanOptions, abilities, plan
-from eval.sampling import sample
 from eval.tasks import TaskOptions, load_task
 from vgf_llm import VGFModel, VGFTrainer
 from vgf_llm.trainer.choose.schedule import UnsolvedFirst
@@ -120,13 +119,12 @@ def score(model: VGFModel, tokenizer: Any, num_test: int, seed: int) -> dict[str
     options = PlanOptions(steps=(STEPS,), num_particles=(1,), temperatures=(1.0,))
     transported = plan([f"vgf_{able.spaces[0]}"], able, options)
     exported = VGFModel(model.merge_value()).eval()
-    limits = {name: getattr(exported.policy.generation_config, name) for name in ("top_k", "epsilon_cutoff")}
+    limits = {name: getattr(exported.policy.generation_config, name) for name in CANDIDATE_DEFAULTS}
     of_export = PlanOptions(num_particles=(1, DRAWS), temperatures=(1.0,), sampling=limits)
     plain = plan(["greedy", "temperature"], abilities(exported, test, has_value=False), of_export)
     found = {}
     for name, one, methods in (("exported", exported, plain), (f"L={STEPS}", model, transported)):
-        take = partial(sample, one, tokenizer, test, batch_size=512, pad_token_id=tokenizer.pad_token_id,
-                       cache_implementation="static", disable_compile=True)  # fmt: skip
+        take = task_sampler(one, tokenizer, test)
         for method in methods:
             sampled = method.draw.options.get("do_sample", False)
             gold = take(method.draw, num_samples=DRAWS if sampled else 1, seed=seed).gold

@@ -55,7 +55,7 @@ def validate(problems: Problems, name: str, folder: Path, seed: int) -> dict[str
     model = VGFModel.from_pretrained(folder, **recipe_init_kwargs(problems.vgf_config))
     able = abilities(model, problems.test)
     options = PlanOptions(steps=problems.args.steps, num_particles=(1, 4))
-    sampler = _sampler(model, _tokenizer(folder), problems.validation)
+    sampler = task_sampler(model, _tokenizer(folder), problems.validation)
     methods = plan([f"vgf_{able.spaces[0]}"], able, options)
     steps = choose_steps(sampler, methods, seed=seed)
     found: dict[str, Any] = {"steps": steps}
@@ -143,7 +143,8 @@ def _tokenizer(folder: Path | str) -> Any:
     return AutoTokenizer.from_pretrained(folder, padding_side="left")
 
 
-def _sampler(model: VGFModel, tokenizer: Any, task: Task) -> Callable[..., Samples]:
+def task_sampler(model: VGFModel, tokenizer: Any, task: Task) -> Callable[..., Samples]:
+    """Samples responses to a task as every comparison does, but for what the draw says."""
     options = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": tokenizer.pad_token_id}
     return partial(sample, model, tokenizer, task, batch_size=512, **options)
 
@@ -156,13 +157,13 @@ def _score(problems: Problems, model: VGFModel, folder: Path, seed: int, *, step
     options = PlanOptions(steps=(steps or 0,), num_particles=(1, 4), temperatures=(1.0,))
     methods = [m for m in plan([name], able, options) if m.selection == "single" and m.draw.options.get("do_sample")]
     tokenizer = _tokenizer(folder if folder.is_dir() else problems.recipe.base)
-    row = measure(_sampler(model, tokenizer, task), methods[-1:], seeds=[seed]).rows[0]
+    row = measure(task_sampler(model, tokenizer, task), methods[-1:], seeds=[seed]).rows[0]
     return [row.score, row.standard_error]
 
 
 def _rows(problems: Problems, model: VGFModel, folder: Path | str, modes: dict[str, Method], seed: int) -> Rows:
     """Per-problem scores and costs by mode."""
-    sampler = _sampler(model, _tokenizer(folder), problems.test)
+    sampler = task_sampler(model, _tokenizer(folder), problems.test)
     result = measure(sampler, list(modes.values()), seeds=[seed])
     rows = {}
     for mode, method in modes.items():
